@@ -1,0 +1,316 @@
+"""RewardDance model: a vision-language model whose probability of answering "yes" is the reward."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import ModelOutput, logging
+
+from .configuration_rewarddance import RewardDanceConfig
+from .processing_rewarddance import RewardDanceProcessor
+
+
+logger = logging.get_logger(__name__)
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+@dataclass
+class RewardDanceOutput(ModelOutput):
+    """
+    Output of [`RewardDanceForYesScoring`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            Mean cross-entropy of answers, plus that of rationales where `rationale_labels` is given.
+        logits (`torch.FloatTensor` of shape `(batch_size, 1)`):
+            Log-odds `log P("yes") - log P("no")`, or output of the scalar head of the regressive paradigm.
+        scores (`torch.FloatTensor` of shape `(batch_size,)`):
+            Rewards in `[0, 1]`: `P("yes")` (Eq. 2), or sigmoid of `logits` in the regressive paradigm.
+        answer_log_probs (`torch.FloatTensor` of shape `(batch_size, 2)`, *optional*):
+            `log P("yes")` and `log P("no")` over the whole vocabulary. Generative paradigms only.
+        rationale_loss (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+            Mean cross-entropy over the rationale's tokens of each row, 0 for rows without one.
+        past_key_values (`Cache`, *optional*, returned when `use_cache=True`):
+            Key/value states of the wrapped model.
+    """
+
+    loss: "torch.FloatTensor | None" = None
+    logits: "torch.FloatTensor | None" = None
+    scores: "torch.FloatTensor | None" = None
+    answer_log_probs: "torch.FloatTensor | None" = None
+    rationale_loss: "torch.FloatTensor | None" = None
+    past_key_values: "Any | None" = None
+
+
+class RewardDancePreTrainedModel(PreTrainedModel):
+    """Base of RewardDance models: everything but the score is passed through to the wrapped model."""
+
+    config_class = RewardDanceConfig
+    base_model_prefix = "vlm"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class RewardDanceForYesScoring(RewardDancePreTrainedModel):
+    r"""
+    Vision-language model that judges a generated image or clip by the probability of the token "yes" (Eq. 2 of the
+    [RewardDance paper](https://huggingface.co/papers/2509.08826)).
+
+    `from_pretrained` takes a RewardDance checkpoint or that of any image-text-to-text model of transformers; the
+    latter is a zero-shot judge at once.
+
+    Args:
+        config ([`RewardDanceConfig`]):
+            Configuration with that of wrapped model in `vlm_config`.
+
+    Raises:
+        `ValueError`: If `config.vlm_config` is missing or not that of an image-text-to-text model.
+
+    Example:
+
+    ```python
+    from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor
+
+    model = RewardDanceForYesScoring.from_pretrained("OpenGVLab/InternVL3_5-2B-HF", dtype="auto")
+    processor = RewardDanceProcessor.from_pretrained("OpenGVLab/InternVL3_5-2B-HF")
+    batch = processor(images=[sample], prompts=["a red circle"], references=[reference])
+    model(**batch).scores
+    ```
+    """
+
+    def __init__(self, config: RewardDanceConfig) -> None:
+        super().__init__(config)
+        if type(config.vlm_config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise ValueError(
+                f"`config.vlm_config` is of model type {getattr(config.vlm_config, 'model_type', None)!r}, but "
+                f"`{type(self).__name__}` wraps an image-text-to-text model. Start from a checkpoint that "
+                "`AutoModelForImageTextToText` can load, e.g. `OpenGVLab/InternVL3_5-2B-HF`."
+            )
+        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        if config.paradigm == "regressive":
+            self.score = nn.Linear(config.get_text_config().hidden_size, 1, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """
+        Load a RewardDance checkpoint, or wrap that of a plain vision-language model.
+
+        Answer token IDs that the checkpoint does not know are looked up with its processor. Arguments are those of
+        [`~transformers.PreTrainedModel.from_pretrained`]; fields of [`RewardDanceConfig`] (`paradigm`,
+        `score_normalization`, ...) are accepted too.
+
+        Raises:
+            `ValueError`: If weights are missing in the checkpoint, or it is not that of an image-text-to-text model.
+        """
+        return_loading_info = kwargs.pop("output_loading_info", False)
+        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        # A scalar head is new when the regressive paradigm starts from a plain model; anything else has to be there.
+        missing = sorted(set(loading_info["missing_keys"]) - {"score.weight"})
+        if missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path!r} lacks {len(missing)} weights of its own architecture (first: "
+                f"{missing[:3]}), which would be random numbers. Download it again, or check that `config.json` belongs "
+                "to these weights."
+            )
+        if model.config.paradigm != "regressive" and model.config.yes_token_id is None:
+            try:
+                processor = RewardDanceProcessor.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
+            except (OSError, TypeError) as error:
+                logger.warning(
+                    f"No processor was found in {pretrained_model_name_or_path!r} ({error}). Call "
+                    "`model.check_processor(processor)` before scoring, so that the answer tokens are known."
+                )
+            else:
+                model.check_processor(processor)
+        return (model, loading_info) if return_loading_info else model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.vlm.set_output_embeddings(new_embeddings)
+
+    def check_processor(self, processor: RewardDanceProcessor) -> None:
+        """
+        Make sure that a processor asks for the answers that the model reads; a model that knows none takes them over.
+
+        Args:
+            processor ([`RewardDanceProcessor`]):
+                Processor to be used with this model.
+
+        Raises:
+            `ValueError`: If answer token IDs of model and processor differ.
+        """
+        if self.config.paradigm == "regressive":
+            return
+        got = (processor.yes_token_id, processor.no_token_id)
+        if self.config.yes_token_id is None:
+            self.config.yes_token_id, self.config.no_token_id = got
+        wanted = (self.config.yes_token_id, self.config.no_token_id)
+        if got != wanted:
+            raise ValueError(
+                f"`processor` answers with token IDs {got} (yes, no), but the model reads {wanted}. Load both from the "
+                "same checkpoint."
+            )
+
+    def forward(
+        self,
+        input_ids: "torch.LongTensor | None" = None,
+        attention_mask: "torch.Tensor | None" = None,
+        labels: "torch.Tensor | None" = None,
+        rationale_labels: "torch.LongTensor | None" = None,
+        answer_index: "torch.LongTensor | None" = None,
+        **kwargs: Any,
+    ) -> RewardDanceOutput:
+        r"""
+        Score a batch made by [`RewardDanceProcessor`].
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Token IDs, padded on the left.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 for tokens, 0 for padding.
+            labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+                Target probabilities of "yes" in `[0, 1]`; 0.5 is a tie. Generative paradigms only.
+            rationale_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Token IDs of rationales in place, -100 elsewhere. Logits are computed where they are needed only.
+            answer_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Position that is followed by the answer; required with `rationale_labels`, else the last position.
+            kwargs:
+                Inputs of the wrapped model: `pixel_values`, `past_key_values`, `use_cache`, ...
+
+        Returns:
+            [`RewardDanceOutput`]
+
+        Raises:
+            `ValueError`: If a row ends in padding, or the answer tokens are not known.
+        """
+        kwargs.pop("return_dict", None)
+        kwargs.pop("num_items_in_batch", None)
+        kwargs.setdefault("use_cache", False)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        if rationale_labels is None:
+            self._check_padding(attention_mask)
+        if self.config.paradigm == "regressive":
+            if labels is not None:
+                raise ValueError(
+                    "`labels` was given, but the regressive paradigm has no loss of its own: it compares two samples. "
+                    "Train it with `RewardDanceTrainer`, or apply `bradley_terry_loss` to `logits`."
+                )
+            outputs = self.vlm.base_model(**inputs)
+            logits = (
+                self.score(outputs.last_hidden_state[:, -1]).float() / self.config.score_temperature
+            )  # (batch_size, 1)
+            return RewardDanceOutput(
+                logits=logits, scores=logits[:, 0].sigmoid(), past_key_values=outputs.get("past_key_values")
+            )
+
+        if self.config.yes_token_id is None or self.config.no_token_id is None:
+            raise ValueError(
+                f"`config.yes_token_id` is {self.config.yes_token_id} and `config.no_token_id` is "
+                f"{self.config.no_token_id}, but scoring needs both. Call `model.check_processor(processor)` once."
+            )
+        rationale_loss = None
+        if rationale_labels is None:
+            outputs = self.vlm(**inputs, logits_to_keep=1)
+            answer_logits = outputs.logits[:, -1].float()  # (batch_size, vocab_size)
+        else:
+            outputs, answer_logits, rationale_loss = self._forward_with_rationales(
+                inputs, rationale_labels, answer_index
+            )
+
+        log_probs = (answer_logits / self.config.score_temperature).log_softmax(-1)
+        answers = torch.tensor([self.config.yes_token_id, self.config.no_token_id], device=log_probs.device)
+        answer_log_probs = log_probs.index_select(-1, answers)  # (batch_size, 2)
+        logits = answer_log_probs[:, :1] - answer_log_probs[:, 1:]
+        if self.config.score_normalization == "vocabulary":
+            scores = answer_log_probs[:, 0].exp()  # Eq. 2
+        else:
+            scores = logits[:, 0].sigmoid()
+
+        loss = None
+        if labels is not None:
+            targets = torch.stack([labels, 1 - labels], dim=-1).to(answer_log_probs)
+            loss = -(targets * answer_log_probs).sum(-1).mean()
+            if rationale_loss is not None:
+                loss = loss + rationale_loss.mean()
+        return RewardDanceOutput(
+            loss=loss,
+            logits=logits,
+            scores=scores,
+            answer_log_probs=answer_log_probs,
+            rationale_loss=rationale_loss,
+            past_key_values=outputs.get("past_key_values"),
+        )
+
+    def _forward_with_rationales(
+        self, inputs: "dict[str, Any]", rationale_labels: torch.Tensor, answer_index: "torch.Tensor | None"
+    ) -> "tuple[ModelOutput, torch.Tensor, torch.Tensor]":
+        """Answer logits `(batch_size, vocab_size)` and rationale losses `(batch_size,)` of teacher-forced targets."""
+        if answer_index is None:
+            raise ValueError(
+                "`answer_index` is None, but `rationale_labels` was given: the position before the answer must be known. "
+                "Make batches with `DataCollatorForRewardDance`."
+            )
+        batch_size, length = rationale_labels.shape
+        next_labels = nn.functional.pad(rationale_labels[:, 1:], (0, 1), value=-100)
+        is_answer = torch.zeros(batch_size, length, dtype=torch.bool, device=rationale_labels.device)
+        is_answer[torch.arange(batch_size, device=is_answer.device), answer_index] = True
+        rows, columns = (is_answer | (next_labels != -100)).nonzero(as_tuple=True)
+        with _head_at_positions(self.get_output_embeddings(), rows, columns):
+            outputs = self.vlm(**inputs)
+        logits = outputs.logits[0].float()  # (labelled positions, vocab_size)
+
+        targets = next_labels[rows, columns]
+        token_losses = nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
+        counts = (next_labels != -100).sum(-1).clamp(min=1)
+        rationale_loss = token_losses.new_zeros(batch_size).index_add(0, rows, token_losses) / counts
+        return outputs, logits[is_answer[rows, columns]], rationale_loss
+
+    def _check_padding(self, attention_mask: "torch.Tensor | None") -> None:
+        if attention_mask is None or torch.compiler.is_compiling():
+            return
+        if not attention_mask[:, -1].all():
+            raise ValueError(
+                f"`attention_mask` ends in padding in {int((attention_mask[:, -1] == 0).sum())} of {len(attention_mask)} "
+                f"rows, but `{type(self).__name__}` reads the last position and requires left padding. Set "
+                '`processor.tokenizer.padding_side = "left"`.'
+            )
+
+
+@contextmanager
+def _head_at_positions(head: nn.Module, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
+    """Let the language-model head see the hidden states of some positions only, as one row of a batch."""
+
+    def select(module: nn.Module, arguments: "tuple[torch.Tensor, ...]") -> "tuple[torch.Tensor, ...]":
+        hidden_states, *rest = arguments
+        return (hidden_states[rows, columns][None], *rest)
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+__all__ = ["RewardDanceForYesScoring", "RewardDanceOutput", "RewardDancePreTrainedModel"]

@@ -1,0 +1,623 @@
+"""RewardDance processor: pictures, prompt and criteria become the question that a vision-language model answers."""
+
+import inspect
+import io
+import json
+import os
+import re
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image, ImageOps
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.utils import is_torchvision_available, logging
+
+
+logger = logging.get_logger(__name__)
+
+PROMPT_LAYOUTS = ("images_first", "text_first")
+
+# Task-aware instructions (Section 3.2.1 of the paper).
+CRITERIA = {
+    "text-to-image": (
+        "how well it shows every object, attribute, count and relation of the prompt, then visual quality: structure, "
+        "detail and aesthetics"
+    ),
+    "text-to-video": (
+        "how well it shows every object, attribute, action and relation of the prompt, then motion: smooth, plausible and "
+        "consistent over time, then visual quality"
+    ),
+    "image-to-video": (
+        "how faithful it stays to the given first frame, how well its motion follows the prompt, smooth, plausible and "
+        "consistent over time, then visual quality"
+    ),
+}
+
+# Wording of the question. Saved with a checkpoint: a judge is asked as it was trained, whatever later versions say.
+PROMPT_TEXTS = {
+    "system": "You judge the output of image and video generators.",
+    "condition": "Given first frame: ",
+    "prompt": "Generation prompt: {prompt}",
+    "criteria": "Criteria: {criteria}",
+    "pairwise_question": "Is {noun} 2 better than {noun} 1 by these criteria? Answer yes or no.",
+    "pointwise_question": "Is this a high-quality result by these criteria? Answer yes or no.",
+}
+
+# Splits the spelling of a special token without showing.
+ZERO_WIDTH_SPACE = "\u200b"
+
+
+def load_picture(picture: Any, name: str = "picture") -> Image.Image:
+    """
+    Load a picture and make sure that it can be read.
+
+    Args:
+        picture (`PIL.Image.Image`, `str`, `os.PathLike`, `bytes`, `dict`, `numpy.ndarray` or `torch.Tensor`):
+            Image, path, encoded bytes, `{"bytes": ..., "path": ...}` as in undecoded `datasets`, array of shape
+            `(height, width, 3)` with `uint8` values, or tensor of shape `(3, height, width)` with `uint8` values or
+            floats in `[0, 1]`.
+        name (`str`, *optional*, defaults to `"picture"`):
+            Name of the picture in error messages.
+
+    Returns:
+        `PIL.Image.Image`: RGB image.
+
+    Raises:
+        `ValueError`: If the picture is corrupt, empty or out of range.
+        `TypeError`: If it is none of the above.
+    """
+    if isinstance(picture, dict):
+        picture = picture.get("bytes") or picture.get("path")
+    try:
+        if isinstance(picture, (str, os.PathLike)):
+            picture = Image.open(picture)
+        elif isinstance(picture, bytes):
+            picture = Image.open(io.BytesIO(picture))
+        elif isinstance(picture, (np.ndarray, torch.Tensor)):
+            picture = _picture_from_array(picture, name)
+        if isinstance(picture, Image.Image):
+            picture.load()
+            picture = ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"`{name}` cannot be read as a picture ({error}). Drop or replace it; it may be truncated or no picture at all."
+        ) from error
+    if not isinstance(picture, Image.Image):
+        raise TypeError(
+            f"`{name}` is of type `{type(picture).__name__}`, but must be a PIL image, path, bytes, array or tensor."
+        )
+    if min(picture.size) < 1:
+        raise ValueError(
+            f"`{name}` has size {picture.size}, but must be at least 1 pixel wide and high. Drop or replace it."
+        )
+    return picture
+
+
+def _picture_from_array(array: "np.ndarray | torch.Tensor", name: str) -> Image.Image:
+    if isinstance(array, torch.Tensor):
+        if array.requires_grad:
+            raise ValueError(
+                f"`{name}` requires a gradient, but this path goes through PIL images and would cut it off. Score "
+                "`picture.detach()` instead."
+            )
+        if array.ndim != 3 or array.shape[0] != 3:
+            raise ValueError(
+                f"`{name}` has shape {tuple(array.shape)}, but a tensor must be of shape `(3, height, width)`."
+            )
+        if array.is_floating_point():
+            if not (array.isfinite().all() and array.min() >= 0 and array.max() <= 1):
+                raise ValueError(
+                    f"`{name}` has values from {array.min():.3g} to {array.max():.3g}, but floats must be finite and in "
+                    "`[0, 1]`. Rescale it, e.g. `(picture / 2 + 0.5).clamp(0, 1)` for the output of a VAE."
+                )
+            array = (array.float() * 255).round().to(torch.uint8)
+        array = array.permute(1, 2, 0).cpu().numpy()
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        raise ValueError(
+            f"`{name}` has shape {array.shape} and type {array.dtype}, but an array must be of shape `(height, width, 3)` "
+            "and type uint8."
+        )
+    return Image.fromarray(array)
+
+
+class RewardDanceProcessor(ProcessorMixin):
+    r"""
+    Turn pictures, prompts and criteria into inputs of [`RewardDanceForYesScoring`], with the processor of any
+    vision-language model inside.
+
+    `from_pretrained` takes a RewardDance checkpoint or that of any image-text-to-text model of transformers. No part of
+    it needs torchvision as long as the wrapped model has a PIL image processor.
+
+    Args:
+        image_processor (`BaseImageProcessor`):
+            Image processor of the wrapped model.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Tokenizer of the wrapped model. Set to pad on the left.
+        chat_template (`str`, *optional*, defaults to that of `tokenizer`):
+            Chat template of the wrapped model.
+        vlm_processor_class (`str`):
+            Name of the processor class of the wrapped model, e.g. `"InternVLProcessor"`.
+        vlm_processor_kwargs (`dict`, *optional*):
+            Further arguments of that class, e.g. `{"image_seq_length": 256}`.
+        vlm_images_kwargs (`dict`, *optional*):
+            Arguments for its image processor at each call, e.g. `{"crop_to_patches": False}`, with which InternVL sees
+            an image as 256 tokens without tiles.
+        prompt_layout (`str`, *optional*, defaults to `"images_first"`):
+            `"images_first"` asks as in Figure 3 of the paper; `"text_first"` puts prompt and criteria before images, so
+            that samples of a prompt share a longer prefix.
+        criteria (`dict[str, str]`, *optional*):
+            Criteria by task, in place of or beside the default ones of `"text-to-image"`, `"text-to-video"` and
+            `"image-to-video"` (Section 3.2.1).
+        prompt_texts (`dict[str, str]`, *optional*):
+            Wording of the question, in place of the default one.
+        yes_word (`str`, *optional*, defaults to `"yes"`):
+            Answer for a better sample. Must be a single token at the start of the assistant's turn.
+        no_word (`str`, *optional*, defaults to `"no"`):
+            Answer for a sample that is not better.
+
+    Raises:
+        `ValueError`: If there is no chat template, an argument has none of the values above, or an answer word is not
+            a single token of its own.
+
+    Example:
+
+    ```python
+    processor = RewardDanceProcessor.from_pretrained("OpenGVLab/InternVL3_5-2B-HF")
+    batch = processor(images=[sample], prompts=["a red circle"], references=[reference])
+    ```
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: "str | dict[str, str] | None" = None,
+        vlm_processor_class: "str | None" = None,
+        vlm_processor_kwargs: "dict[str, Any] | None" = None,
+        vlm_images_kwargs: "dict[str, Any] | None" = None,
+        prompt_layout: str = "images_first",
+        criteria: "dict[str, str] | None" = None,
+        prompt_texts: "dict[str, str] | None" = None,
+        yes_word: str = "yes",
+        no_word: str = "no",
+    ) -> None:
+        chat_template = chat_template or tokenizer.chat_template
+        if isinstance(chat_template, dict):
+            chat_template = chat_template["default"]
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        if not isinstance(chat_template, str):
+            raise ValueError(
+                f"`chat_template` is None and `{vlm_processor_class}` has none, but the judge is asked in a chat. Pass "
+                "`chat_template=`, or start from an instruction-tuned checkpoint."
+            )
+        if not hasattr(transformers, str(vlm_processor_class)):
+            raise ValueError(
+                f"`vlm_processor_class` is {vlm_processor_class!r}, but must be the name of a processor class of "
+                "transformers, e.g. 'InternVLProcessor'. Load the processor with `from_pretrained`, which finds it."
+            )
+        if prompt_layout not in PROMPT_LAYOUTS:
+            raise ValueError(f"`prompt_layout` is {prompt_layout!r}, but must be one of {PROMPT_LAYOUTS}.")
+        unknown = sorted(set(prompt_texts or {}) - set(PROMPT_TEXTS))
+        if unknown:
+            raise ValueError(f"`prompt_texts` has the keys {unknown}, but only {sorted(PROMPT_TEXTS)} are used.")
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.vlm_processor_class = vlm_processor_class
+        self.vlm_processor_kwargs = vlm_processor_kwargs or {}
+        self.vlm_images_kwargs = vlm_images_kwargs or {}
+        self.prompt_layout = prompt_layout
+        self.criteria = {**CRITERIA, **(criteria or {})}
+        self.prompt_texts = {**PROMPT_TEXTS, **(prompt_texts or {})}
+        self.yes_word = yes_word
+        self.no_word = no_word
+
+        self._read_assistant_turn()
+        self.yes_token_id = self._find_answer_token("yes_word", yes_word)
+        self.no_token_id = self._find_answer_token("no_word", no_word)
+        if self.yes_token_id == self.no_token_id:
+            raise ValueError(
+                f"`yes_word` {yes_word!r} and `no_word` {no_word!r} both become token ID {self.yes_token_id}, but must be "
+                "two different tokens. Choose other words."
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, backend: "str | None" = None, **kwargs: Any
+    ) -> "RewardDanceProcessor":
+        """
+        Load the processor of a RewardDance checkpoint, or wrap that of a plain vision-language model.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Repository ID on the Hub or local folder.
+            backend (`str`, *optional*):
+                Image processor to use: `"pil"` or `"torchvision"`, whose pixels differ slightly. Defaults to the one
+                that the RewardDance checkpoint was saved with, and to `"pil"` for other checkpoints.
+            kwargs:
+                Arguments of this class, in place of saved ones, and `revision`, `token`, `cache_dir`, ... of the Hub.
+
+        Returns:
+            [`RewardDanceProcessor`]
+        """
+        settings = {
+            name: kwargs.pop(name) for name in list(inspect.signature(cls.__init__).parameters) if name in kwargs
+        }
+        saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "vlm_processor_class" not in saved:
+            saved = cls._wrap_saved(saved, pretrained_model_name_or_path, **kwargs)
+        if backend is None:
+            backend = saved.get("image_backend", "pil")
+            if backend == "torchvision" and not is_torchvision_available():
+                backend = "pil"
+                logger.warning(
+                    f"{str(pretrained_model_name_or_path)!r} was trained with the torchvision image processor, but torchvision "
+                    "is not installed: its PIL counterpart is used, and scores may differ slightly. Install torchvision, or "
+                    'pass `backend="pil"` to silence this.'
+                )
+        names = inspect.signature(cls.__init__).parameters
+        return cls(
+            image_processor=AutoImageProcessor.from_pretrained(
+                pretrained_model_name_or_path, backend=backend, **kwargs
+            ),
+            tokenizer=AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            **{
+                **{k: v for k, v in saved.items() if k in names and k not in ("image_processor", "tokenizer")},
+                **settings,
+            },
+        )
+
+    @staticmethod
+    def _wrap_saved(saved: "dict[str, Any]", path: Any, **kwargs: Any) -> "dict[str, Any]":
+        """Settings for the checkpoint of a plain vision-language model."""
+        processor_class = saved.get("processor_class")
+        if processor_class is None:  # older repositories name it by model type only
+            from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+            model_type = AutoConfig.from_pretrained(path, **kwargs).model_type
+            processor_class = PROCESSOR_MAPPING_NAMES.get(model_type)
+            if processor_class is None:
+                raise ValueError(
+                    f"{str(path)!r} is a {model_type!r} checkpoint without a processor, but a judge needs that of a "
+                    "vision-language model. Start from one, e.g. `OpenGVLab/InternVL3_5-2B-HF`."
+                )
+        parts = ("processor_class", "auto_map", "chat_template")
+        return {
+            "vlm_processor_class": processor_class,
+            "vlm_processor_kwargs": {
+                k: v
+                for k, v in saved.items()
+                if k not in parts and not k.endswith(("processor", "extractor", "tokenizer"))
+            },
+            "chat_template": saved.get("chat_template"),
+        }
+
+    @cached_property
+    def vlm_processor(self) -> ProcessorMixin:
+        """Processor of the wrapped model, without video and audio parts."""
+        processor_class = _image_only(getattr(transformers, self.vlm_processor_class))
+        accepted = inspect.signature(processor_class.__init__).parameters
+        return processor_class(
+            image_processor=self.image_processor,
+            tokenizer=self.tokenizer,
+            chat_template=self.chat_template,
+            **{k: v for k, v in self.vlm_processor_kwargs.items() if k in accepted},
+        )
+
+    def __getstate__(self) -> "dict[str, Any]":
+        # The wrapped processor's class is made at run time and cannot be pickled; it is made again when needed.
+        return {k: v for k, v in self.__dict__.items() if k != "vlm_processor"}
+
+    def to_dict(self) -> "dict[str, Any]":
+        self.__dict__.pop("vlm_processor", None)
+        # transformers saves PIL image processors under the name of their torchvision counterparts.
+        is_pil = type(self.image_processor).__name__.endswith("Pil")
+        return {**super().to_dict(), "image_backend": "pil" if is_pil else "torchvision"}
+
+    def __call__(
+        self,
+        images: "list[Any]",
+        prompts: "list[str]",
+        references: "list[Any] | None" = None,
+        conditions: "list[Any] | None" = None,
+        task: "str | list[str]" = "text-to-image",
+        criteria: "str | list[str | None] | None" = None,
+    ) -> BatchFeature:
+        r"""
+        Make a batch of questions: is each sample better than its reference (pairwise), or is it good (pointwise)?
+
+        Args:
+            images (`list`):
+                Samples to be judged: anything that [`load_picture`] takes, or a list of those as frames of a clip.
+            prompts (`list[str]`):
+                Prompts that the samples were generated from. Plain data: no text can add special tokens or images.
+            references (`list`, *optional*):
+                Samples to compare with, image 1 of the question. Without them the pointwise question is asked.
+            conditions (`list`, *optional*):
+                First frames that were given to an image-to-video generator.
+            task (`str` or `list[str]`, *optional*, defaults to `"text-to-image"`):
+                Task whose criteria are used, for all rows or one each.
+            criteria (`str` or `list`, *optional*):
+                Criteria in place of those of `task`, for all rows or one each.
+
+        Returns:
+            [`~transformers.BatchFeature`]: Tensors for [`RewardDanceForYesScoring`], padded on the left.
+
+        Raises:
+            `ValueError`: If lists differ in length, a picture cannot be read, or `task` has no criteria.
+            `TypeError`: If a prompt is not a string.
+        """
+        count = len(images)
+        columns = {"prompts": prompts, "references": references, "conditions": conditions}
+        for name, column in columns.items():
+            if column is not None and (isinstance(column, str) or len(column) != count):
+                got = "one string" if isinstance(column, str) else f"{len(column)} entries"
+                raise ValueError(
+                    f"`{name}` has {got} for {count} images, but must be a list with one entry per image."
+                )
+        if count == 0:
+            raise ValueError("`images` is empty, but must hold at least one sample.")
+        tasks = [task] * count if isinstance(task, str) else task
+        all_criteria = [criteria] * count if criteria is None or isinstance(criteria, str) else criteria
+
+        texts, pictures = [], []
+        for i in range(count):
+            sample = _load_frames(images[i], f"images[{i}]")
+            reference = None if references is None else _load_frames(references[i], f"references[{i}]")
+            condition = None if conditions is None or conditions[i] is None else conditions[i]
+            condition = None if condition is None else load_picture(condition, f"conditions[{i}]")
+            if not isinstance(prompts[i], str):
+                raise TypeError(f"`prompts[{i}]` is of type `{type(prompts[i]).__name__}`, but must be a string.")
+            texts.append(
+                self._question(
+                    prompts[i],
+                    num_reference_frames=0 if reference is None else len(reference),
+                    num_sample_frames=len(sample),
+                    has_condition=condition is not None,
+                    task=tasks[i],
+                    criteria=all_criteria[i],
+                )
+            )
+            pictures.append([condition] * (condition is not None) + (reference or []) + sample)
+
+        bos_token = self.tokenizer.bos_token
+        batch = self.vlm_processor(
+            images=pictures,
+            text=texts,
+            padding=True,
+            return_tensors="pt",
+            # A chat template writes the first token itself; the tokenizer must not write it again.
+            **({"add_special_tokens": False} if bos_token and texts[0].startswith(bos_token) else {}),
+            **({"images_kwargs": self.vlm_images_kwargs} if self.vlm_images_kwargs else {}),
+        )
+        return batch
+
+    def append_answers(
+        self, batch: BatchFeature, answers: "list[bool]", rationales: "list[str | None]"
+    ) -> BatchFeature:
+        r"""
+        Append answers and rationales as training targets ("decision first", Section 3.2.1).
+
+        Args:
+            batch ([`~transformers.BatchFeature`]):
+                Questions, as made by calling the processor.
+            answers (`list[bool]`):
+                Whether the answer is "yes", for each row.
+            rationales (`list[str]`):
+                Reasons that follow the answer, or None for rows without any.
+
+        Returns:
+            [`~transformers.BatchFeature`]: The batch with longer `input_ids`, and with `rationale_labels` and
+            `answer_index`.
+        """
+        targets = [self._target_ids(*target) for target in zip(answers, rationales, strict=True)]
+        batch_size, question_length = batch["input_ids"].shape
+        length = max(map(len, targets))
+        ids = torch.full((batch_size, length), self.tokenizer.pad_token_id)
+        mask = torch.zeros(batch_size, length, dtype=batch["attention_mask"].dtype)
+        for i, target in enumerate(targets):
+            ids[i, : len(target)] = torch.tensor(target)
+            mask[i, : len(target)] = 1
+        labels = torch.where(mask.bool(), ids, -100)
+        labels[:, 0] = -100  # the answer itself has its own loss
+
+        batch["input_ids"] = torch.cat([batch["input_ids"], ids], dim=1)
+        batch["attention_mask"] = torch.cat([batch["attention_mask"], mask], dim=1)
+        for name in ("mm_token_type_ids", "token_type_ids"):  # 0 is text in every model that has them
+            if name in batch:
+                batch[name] = torch.nn.functional.pad(batch[name], (0, length))
+        batch["rationale_labels"] = torch.nn.functional.pad(labels, (question_length, 0), value=-100)
+        batch["answer_index"] = torch.full((batch_size,), question_length - 1)
+        return batch
+
+    def plain_text(self, text: str, name: str = "text") -> str:
+        """
+        Make sure that text from users stays text: spellings of special tokens and image placeholders are split by a
+        zero-width space.
+
+        Args:
+            text (`str`):
+                Text from users.
+            name (`str`, *optional*, defaults to `"text"`):
+                Name of the text in error messages.
+
+        Returns:
+            `str`: Text in which the tokenizer finds no special token.
+
+        Raises:
+            `ValueError`: If a special token remains, which no known tokenizer does.
+        """
+        pattern, token_ids = self._control_tokens
+        # Splitting one token may uncover another that overlaps with it.
+        while match := pattern.search(text):
+            text = text[: match.start() + 1] + ZERO_WIDTH_SPACE + text[match.start() + 1 :]
+        found = token_ids.intersection(self._encode(text))
+        if found:
+            raise ValueError(
+                f"`{name}` contains the special tokens {self.tokenizer.convert_ids_to_tokens(sorted(found))}, which cannot be "
+                "written as plain text. Remove them."
+            )
+        return text
+
+    @cached_property
+    def _control_tokens(self) -> "tuple[re.Pattern[str], set[int]]":
+        """Spellings and IDs of tokens that text from users must not contain."""
+        spellings = {token for token in self.tokenizer.get_added_vocab() if len(token) > 1 and token.strip(" \n\t▁")}
+        spellings |= {token for token in self.tokenizer.all_special_tokens if len(token) > 1}
+        placeholders = [
+            getattr(self.vlm_processor, f"{name}_token", None) for name in ("image", "video", "boi", "audio")
+        ]
+        spellings |= {str(token) for token in placeholders if token}
+        pattern = "|".join(re.escape(token) for token in sorted(spellings, key=len, reverse=True))
+        return re.compile(pattern or r"(?!)"), set(self.tokenizer.convert_tokens_to_ids(sorted(spellings)))
+
+    def _question(
+        self,
+        prompt: str,
+        num_reference_frames: int,
+        num_sample_frames: int,
+        has_condition: bool,
+        task: str,
+        criteria: "str | None",
+    ) -> str:
+        """Text of one chat, with the wrapped model's placeholder for each picture."""
+        if criteria is None:
+            if task not in self.criteria:
+                raise ValueError(
+                    f"`task` is {task!r}, but the processor has criteria for {sorted(self.criteria)} only. Pass `criteria=`."
+                )
+            criteria = self.criteria[task]
+        texts = self.prompt_texts
+        noun = "video" if task.endswith("video") or num_sample_frames > 1 else "image"
+        pairwise = num_reference_frames > 0
+        # JSON quotes the prompt and escapes its quotes and line breaks: its end cannot be faked.
+        quoted = json.dumps(self.plain_text(prompt, "prompt"), ensure_ascii=False)
+        statement = texts["prompt"].format(prompt=quoted)
+        if texts["criteria"]:
+            statement += "\n" + texts["criteria"].format(criteria=self.plain_text(criteria, "criteria"))
+        question = texts["pairwise_question" if pairwise else "pointwise_question"].format(noun=noun)
+
+        media: list[tuple[str, int]] = [(texts["condition"], 1)] if has_condition else []
+        label = noun.capitalize()
+        media += [(f"{label} 1", num_reference_frames), (f"{label} 2", num_sample_frames)] if pairwise else []
+        media += [] if pairwise else [(label, num_sample_frames)]
+        content: list[dict[str, str]] = []
+        for name, num_frames in media:
+            for frame in range(1, num_frames + 1):
+                head = (
+                    name
+                    if name == texts["condition"]
+                    else f"{name}: "
+                    if num_frames == 1
+                    else f"{name}, frame {frame}: "
+                )
+                content += [{"type": "text", "text": ("\n" if content else "") + head}, {"type": "image"}]
+        if self.prompt_layout == "images_first":
+            content = [*content, {"type": "text", "text": f"\n{statement}\n{question}"}]
+        else:
+            content = [{"type": "text", "text": f"{statement}\n"}, *content, {"type": "text", "text": f"\n{question}"}]
+        return self._chat(content)
+
+    def _chat(self, content: "list[dict[str, str]]", answer: "str | None" = None) -> str:
+        messages = [{"role": "user", "content": content}]
+        if self.prompt_texts["system"]:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.prompt_texts["system"]}]})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            return self.apply_chat_template(messages)
+        return self.apply_chat_template(messages, add_generation_prompt=True) + self._answer_lead
+
+    def _read_assistant_turn(self) -> None:
+        """
+        Find how the chat template begins and ends the assistant's turn, so that the answer stands where the model would
+        write it: "Assistant:" is followed by " yes", and some templates open and close an empty thought before it.
+        """
+        content = [{"type": "text", "text": "?"}]
+        self._answer_lead = ""
+        opened, answered = self._chat(content), self._chat(content, answer=self.yes_word)
+        lead, _, end = answered.removeprefix(opened).partition(self.yes_word)
+        if not answered.startswith(opened) or self.yes_word not in answered[len(opened) :]:
+            lead, end = "", self.tokenizer.eos_token or ""
+        self._answer_lead = lead.removesuffix(" ")
+        self._answer_space = " " if lead.endswith(" ") else ""
+        self._answer_end = end
+        self._opened_turn = self._chat(content)
+        self._opened_turn_ids = self._encode(self._opened_turn)
+
+    def _encode(self, text: str) -> "list[int]":
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _find_answer_token(self, name: str, word: str) -> int:
+        ids = self._encode(self._opened_turn + self._answer_space + word)
+        num_opened = len(self._opened_turn_ids)
+        if ids[:num_opened] != self._opened_turn_ids or len(ids) != num_opened + 1:
+            raise ValueError(
+                f"`{name}` is {word!r}, which becomes the tokens {self.tokenizer.convert_ids_to_tokens(ids[num_opened:])} at "
+                "the start of the assistant's turn, but must be a single token. Choose another word, e.g. 'Yes' or 'No'."
+            )
+        if ids[-1] == self.tokenizer.unk_token_id:
+            raise ValueError(f"`{name}` is {word!r}, which the tokenizer does not know. Choose another word.")
+        return ids[-1]
+
+    def _target_ids(self, answer: bool, rationale: "str | None") -> "list[int]":
+        text = self._opened_turn + self._answer_space + (self.yes_word if answer else self.no_word)
+        if rationale:
+            text += "\n" + self.plain_text(rationale, "rationale") + self._answer_end
+        return self._encode(text)[len(self._opened_turn_ids) :]
+
+
+def _load_frames(media: Any, name: str) -> "list[Image.Image]":
+    """A picture as one frame, a clip as a list of frames."""
+    is_clip = isinstance(media, (list, tuple)) or getattr(media, "ndim", 3) == 4
+    if not is_clip:
+        return [load_picture(media, name)]
+    if len(media) == 0:
+        raise ValueError(f"`{name}` is a clip without frames, but must have at least one.")
+    return [load_picture(frame, f"{name}[{i}]") for i, frame in enumerate(media)]
+
+
+class _DropVideoAndAudio(ProcessorMixin):
+    """Stands behind a processor class in the order of inheritance and drops the parts that are not for images."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        parts = {
+            **dict(zip(self._all_parts, args, strict=False)),
+            **{k: kwargs.pop(k) for k in self._all_parts if k in kwargs},
+        }
+        for name in self._all_parts:
+            if name not in ("image_processor", "tokenizer"):
+                setattr(self, name, None)
+        super().__init__(image_processor=parts["image_processor"], tokenizer=parts["tokenizer"], **kwargs)
+
+
+def _image_only(processor_class: type) -> type:
+    """
+    Subclass of a processor class of transformers that has no video and audio parts.
+
+    Without torchvision no video processor can be built. A processor's parts are the arguments of its `__init__`, and
+    every `__init__` ends in that of the next class in the order of inheritance, which is where unwanted ones are dropped.
+    """
+    all_parts = processor_class.get_attributes()
+    dropped = [name for name in all_parts if name not in ("image_processor", "tokenizer")]
+    if not dropped:
+        return processor_class
+    signature = inspect.signature(processor_class.__init__)
+
+    def __init__(self: Any, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+        parts = {"image_processor": image_processor, "tokenizer": tokenizer, **dict.fromkeys(dropped)}
+        processor_class.__init__(self, **parts, **kwargs)
+
+    __init__.__signature__ = signature.replace(
+        parameters=[parameter for name, parameter in signature.parameters.items() if name not in dropped]
+    )
+    return type(
+        processor_class.__name__,
+        (processor_class, _DropVideoAndAudio),
+        {"__init__": __init__, "_all_parts": all_parts},
+    )
+
+
+__all__ = ["RewardDanceProcessor", "load_picture"]

@@ -1,0 +1,304 @@
+"""
+Preference rows whose truth is known: the better picture shows strictly more of the caption, or is drawn better.
+
+A judge that only asks "does this picture match?" can order a right and a wrong picture. Graded rows, where one broken fact
+beats two, need both pictures compared. Quality rows, where both pictures show the same, need the criteria read.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .oracle import check_facts
+from .scenes import (
+    ALL_COMPOSITIONS,
+    COLORS,
+    COMPARISONS,
+    HELD_OUT_COMPOSITIONS,
+    IN_DOMAIN,
+    KINDS,
+    NUMBERS,
+    OPPOSITES,
+    OUT_OF_DOMAIN,
+    POSITIONS,
+    SHAPES,
+    TRAINING_COMPOSITIONS,
+    Nuisance,
+    PlacedObject,
+    Scene,
+    SceneObject,
+    canonical_caption,
+    caption_paraphrases,
+    draw_objects,
+    place_objects,
+    render_scene,
+    sample_scene,
+)
+
+
+SPLITS = ("train", "id", "ood")
+CATEGORIES = ("color", "shape", "count", "relation", "size", "binding", "graded", "quality")
+
+# What rows ask: the chosen picture is right and the rejected one wrong, both are wrong, or both are equally right.
+QUESTION_SHARES = {"alignment": 0.65, "graded": 0.2, "quality": 0.15}
+KIND_SHARES = {"single": 0.2, "count": 0.2, "binding": 0.2, "relation": 0.2, "size": 0.2}
+# In half of the graded rows the rejected picture has the chosen one's mistake and another, in the others it has two of its own.
+GRADED_SHARED_SHARE = 0.5
+# Among the ways to break a scene, those that are asked of no other kind are preferred to another color or shape.
+OWN_EDIT_SHARE = 0.5
+
+ALIGNMENT_CRITERIA = "what the picture shows"
+QUALITY_CRITERIA = "image quality"
+# How the rejected picture of a quality row is drawn, by the word that its rationale uses.
+DEGRADATIONS: dict[str, dict[str, Any]] = {
+    "noisy": {"noise": (0.12, 0.16)},
+    "blurred": {"blur": (1.1, 1.3)},
+    "coarse": {"resolution": (0.42, 0.48)},
+}
+SHARP = "clear"
+
+_OWN_EDITS = {"single": (), "count": ("number",), "binding": ("swap",), "relation": ("relation",), "size": ("size",)}
+_EDIT_CATEGORIES = {"number": "count", "swap": "binding", "relation": "relation", "size": "size"}
+
+
+class ShapesPreferences(Dataset):
+    """
+    Preference rows about colored shapes, made when they are asked for.
+
+    A row holds `prompt` (`str`), `chosen` and `rejected` (`PIL.Image.Image`), `task` (`"text-to-image"`), `criteria` (`str`),
+    `rationale` (a `dict` with the texts that follow the verdicts `"yes"` and `"no"`) and `category` (one of `CATEGORIES`).
+    The verdict is about the second image, so after `"yes"` the rejected picture is image 1 and the chosen one image 2.
+
+    Args:
+        num_rows (`int`):
+            Number of rows.
+        split (`str`, *optional*, defaults to `"train"`):
+            `"train"`; `"id"` for other rows of the same kind; `"ood"` for pairs of color and shape, paraphrases and drawing
+            conditions that no training row has.
+        seed (`int`, *optional*, defaults to `0`):
+            Rows depend on it, on the split and on their index, and on nothing else.
+        size (`int`, *optional*, defaults to `32`):
+            Side of the pictures in pixels.
+
+    Raises:
+        `TypeError`: If a number is no integer.
+        `ValueError`: If a number is out of range or the split is unknown.
+
+    Example:
+    ```python
+    >>> dataset = ShapesPreferences(40_000, split="train")
+    >>> sorted(dataset[0])
+    ['category', 'chosen', 'criteria', 'prompt', 'rationale', 'rejected', 'task']
+    ```
+    """
+
+    def __init__(self, num_rows: int, split: str = "train", seed: int = 0, size: int = 32) -> None:
+        _check_arguments(num_rows, seed, size)
+        if split not in SPLITS:
+            raise ValueError(f"`split` is {split!r}, but must be one of {SPLITS}. Choose one of them.")
+        self.num_rows = num_rows
+        self.split = split
+        self.seed = seed
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = _row_rng("preferences", self.seed, self.split, _check_index(index, self.num_rows))
+        return make_preference(rng, self.split, self.size)
+
+
+class ShapesCaptions(Dataset):
+    """
+    Pictures of true scenes with captions, for teaching a model to see before it judges.
+
+    A row holds `caption` (`str`) and `image` (`PIL.Image.Image`). Only compositions, paraphrases and drawing conditions of the
+    training split are used.
+
+    Args:
+        num_rows (`int`):
+            Number of rows.
+        seed (`int`, *optional*, defaults to `0`):
+            Rows depend on it and on their index, and on nothing else.
+        size (`int`, *optional*, defaults to `32`):
+            Side of the pictures in pixels.
+
+    Raises:
+        `TypeError`: If a number is no integer.
+        `ValueError`: If a number is out of range.
+    """
+
+    def __init__(self, num_rows: int, seed: int = 0, size: int = 32) -> None:
+        _check_arguments(num_rows, seed, size)
+        self.num_rows = num_rows
+        self.seed = seed
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = _row_rng("captions", self.seed, "train", _check_index(index, self.num_rows))
+        scene = sample_scene(rng, rng.choice(KINDS))
+        image = render_scene(scene, rng, IN_DOMAIN, self.size)
+        return {"caption": rng.choice(caption_paraphrases(scene)), "image": image}
+
+
+def _check_arguments(num_rows: int, seed: int, size: int) -> None:
+    for name, value, least in (("num_rows", num_rows, 0), ("seed", seed, 0), ("size", size, 16)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"`{name}` is {value!r}, but must be an integer. Pass an `int`.")
+        if value < least:
+            raise ValueError(f"`{name}` is {value}, but must be {least} or more. Pass a larger number.")
+
+
+def _check_index(index: int, num_rows: int) -> int:
+    if not -num_rows <= index < num_rows:
+        raise IndexError(f"`index` is {index}, but the dataset has {num_rows} rows. Pass an index in their range.")
+    return int(index) % num_rows
+
+
+def _row_rng(name: str, seed: int, split: str, index: int) -> random.Random:
+    # A string seed is hashed by SHA-512: the same in every process, and unrelated for neighboring rows.
+    return random.Random(f"{name}/{split}/{seed}/{index}")
+
+
+def _draw_key(rng: random.Random, shares: dict[str, float]) -> str:
+    return rng.choices(list(shares), list(shares.values()))[0]
+
+
+def make_preference(rng: random.Random, split: str, size: int = 32) -> dict[str, Any]:
+    """
+    Make one preference row.
+
+    Args:
+        rng (`random.Random`):
+            Source of every choice.
+        split (`str`):
+            One of `SPLITS`.
+        size (`int`, *optional*, defaults to `32`):
+            Side of the pictures in pixels.
+
+    Returns:
+        `dict[str, Any]`: A row as [`ShapesPreferences`] describes it.
+    """
+    nuisance = OUT_OF_DOMAIN if split == "ood" else IN_DOMAIN
+    compositions = ALL_COMPOSITIONS if split == "ood" else TRAINING_COMPOSITIONS
+    scene = _sample_prompt_scene(rng, _draw_key(rng, KIND_SHARES), split)
+    question = _draw_key(rng, QUESTION_SHARES)
+    prompt = rng.choice(caption_paraphrases(scene, split))
+    if question == "quality":
+        return _quality_row(scene, prompt, rng, nuisance, size)
+    # Random edits can cancel each other or touch held-out compositions: draw until the counted facts are as wanted.
+    while True:
+        chosen, rejected, category = _edit_pair(scene, question, rng)
+        if not (chosen.compositions | rejected.compositions) <= set(compositions):
+            continue
+        placed = [place_objects(shown, rng, nuisance) for shown in (chosen, rejected)]
+        broken = [_count_broken(scene, objects) for objects in placed]
+        if broken[0] == (question == "graded") and broken[0] < broken[1] <= broken[0] + (2 if category == "binding" else 1):
+            break
+    images = [draw_objects(objects, rng, nuisance, size) for objects in placed]
+    captions = [canonical_caption(shown) for shown in (chosen, rejected)]
+    return _make_row(prompt, images, captions, ALIGNMENT_CRITERIA, category)
+
+
+def _quality_row(scene: Scene, prompt: str, rng: random.Random, nuisance: Nuisance, size: int) -> dict[str, Any]:
+    defect = rng.choice(list(DEGRADATIONS))
+    images = [
+        render_scene(scene, rng, conditions, size) for conditions in (nuisance, replace(nuisance, **DEGRADATIONS[defect]))
+    ]
+    caption = canonical_caption(scene)
+    return _make_row(prompt, images, [f"{caption}, {SHARP}", f"{caption}, {defect}"], QUALITY_CRITERIA, "quality")
+
+
+def _make_row(
+    prompt: str, images: Sequence[Image.Image], captions: Sequence[str], criteria: str, category: str
+) -> dict[str, Any]:
+    """Build a row from the chosen and the rejected picture and what each shows, in this order."""
+    chosen, rejected = captions
+    return {
+        "prompt": prompt,
+        "chosen": images[0],
+        "rejected": images[1],
+        "task": "text-to-image",
+        "criteria": criteria,
+        "rationale": {
+            "yes": f"Image 1: {rejected}. Image 2: {chosen}.",
+            "no": f"Image 1: {chosen}. Image 2: {rejected}.",
+        },
+        "category": category,
+    }
+
+
+def _sample_prompt_scene(rng: random.Random, kind: str, split: str) -> Scene:
+    if split != "ood":
+        return sample_scene(rng, kind, TRAINING_COMPOSITIONS)
+    while True:
+        scene = sample_scene(rng, kind, ALL_COMPOSITIONS)
+        if scene.compositions & HELD_OUT_COMPOSITIONS:
+            return scene
+
+
+def _count_broken(scene: Scene, objects: Sequence[PlacedObject]) -> int:
+    return sum(not holds for holds in check_facts(scene, objects).values())
+
+
+# ---- edits that break facts ----
+
+
+def _edit_pair(scene: Scene, question: str, rng: random.Random) -> tuple[Scene, Scene, str]:
+    """Scenes of the chosen and the rejected picture, and the row's category."""
+    edit = _draw_edit(scene, rng)
+    edited = _apply_edit(scene, edit, rng)
+    if question == "alignment":
+        return scene, edited, _EDIT_CATEGORIES.get(edit, edit.split()[0])
+    start = edited if rng.random() < GRADED_SHARED_SHARE else _apply_edit(scene, _draw_edit(scene, rng), rng)
+    return edited, _apply_edit(start, _draw_edit(scene, rng), rng), "graded"
+
+
+def _draw_edit(scene: Scene, rng: random.Random) -> str:
+    own = _OWN_EDITS[scene.kind]
+    if own and rng.random() < OWN_EDIT_SHARE:
+        return rng.choice(own)
+    different = len(set(scene.objects))
+    return f"{rng.choice(('color', 'shape'))} {rng.randint(1, different)}"
+
+
+def _apply_edit(scene: Scene, edit: str, rng: random.Random) -> Scene:
+    """The scene with one thing changed; unchanged where the change makes no valid scene."""
+    objects = list(scene.objects)
+    if edit == "number":
+        numbers = [number for number in range(1, len(NUMBERS) + 1) if number != len(objects)]
+        return replace(scene, objects=(objects[0],) * rng.choice(numbers))
+    if edit == "relation":
+        others = [position for position in POSITIONS if position != scene.relation]
+        return replace(scene, relation=rng.choice([OPPOSITES[scene.relation], rng.choice(others)]))
+    if edit == "size":
+        if scene.relation in COMPARISONS:
+            return replace(scene, relation=OPPOSITES[scene.relation])
+        return replace(scene, objects=(replace(objects[0], size=OPPOSITES[objects[0].size]),))
+    if edit == "swap":
+        first, second = objects
+        objects = [replace(first, color=second.color), replace(second, color=first.color)]
+    else:
+        attribute, number = edit.split()
+        changed = _change_attribute(objects[int(number) - 1], attribute, rng)
+        objects = [changed] * len(objects) if scene.kind == "count" else objects
+        objects[int(number) - 1] = changed
+    if scene.kind != "count" and len(set(objects)) < len(objects):
+        return scene
+    return replace(scene, objects=tuple(objects))
+
+
+def _change_attribute(item: SceneObject, attribute: str, rng: random.Random) -> SceneObject:
+    values = COLORS if attribute == "color" else SHAPES
+    current = getattr(item, attribute)
+    return replace(item, **{attribute: rng.choice([value for value in values if value != current])})

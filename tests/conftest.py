@@ -1,0 +1,34 @@
+"""Fixtures shared by all tests: no network, one thread per test process, tiny models built once per process."""
+
+import os
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from tiny_vlms import FAMILIES, save_tiny_vlm  # noqa: E402
+
+
+torch.set_num_threads(1)
+transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def vlm_folder(tmp_path_factory):
+    """Function that gives the folder of a family's tiny plain checkpoint. Read only: tests never write there."""
+    folders = {}
+
+    def folder(family: str):
+        if family not in folders:
+            folders[family] = save_tiny_vlm(family, tmp_path_factory.mktemp(family))
+        return folders[family]
+
+    return folder
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request):
+    return request.param
