@@ -71,17 +71,18 @@ def load_picture(picture: Any, name: str = "picture") -> Image.Image:
     """
     if isinstance(picture, dict):
         picture = picture.get("bytes") or picture.get("path")
+    if isinstance(picture, (np.ndarray, torch.Tensor)):
+        picture = _picture_from_array(picture, name)
     try:
         if isinstance(picture, (str, os.PathLike)):
             picture = Image.open(picture)
         elif isinstance(picture, bytes):
             picture = Image.open(io.BytesIO(picture))
-        elif isinstance(picture, (np.ndarray, torch.Tensor)):
-            picture = _picture_from_array(picture, name)
         if isinstance(picture, Image.Image):
             picture.load()
+            mode = picture.mode
             picture = ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"`{name}` cannot be read as a picture ({error}). Drop or replace it; it may be truncated or no picture at all."
         ) from error
@@ -89,11 +90,39 @@ def load_picture(picture: Any, name: str = "picture") -> Image.Image:
         raise TypeError(
             f"`{name}` is of type `{type(picture).__name__}`, but must be a PIL image, path, bytes, array or tensor."
         )
+    if mode[0] in "IF":
+        raise ValueError(
+            f"`{name}` has mode {mode!r}, but values beyond 8 bits would be cut off. Scale it to 8 bits a channel first."
+        )
     if min(picture.size) < 1:
         raise ValueError(
             f"`{name}` has size {picture.size}, but must be at least 1 pixel wide and high. Drop or replace it."
         )
     return picture
+
+
+def load_frames(media: Any, name: str = "media") -> "list[Image.Image]":
+    """
+    Load a picture as one frame, or a clip as a list of frames.
+
+    Args:
+        media (picture, `list` of pictures, or `torch.Tensor` of shape `(frames, 3, height, width)`):
+            Anything that [`load_picture`] takes, or several of them.
+        name (`str`, *optional*, defaults to `"media"`):
+            Name in error messages.
+
+    Returns:
+        `list[PIL.Image.Image]`: RGB images.
+
+    Raises:
+        `ValueError`: If a clip has no frames or a picture cannot be read.
+    """
+    is_clip = isinstance(media, (list, tuple)) or getattr(media, "ndim", 3) == 4
+    if not is_clip:
+        return [load_picture(media, name)]
+    if len(media) == 0:
+        raise ValueError(f"`{name}` is a clip without frames, but must have at least one.")
+    return [load_picture(frame, f"{name}[{i}]") for i, frame in enumerate(media)]
 
 
 def _picture_from_array(array: "np.ndarray | torch.Tensor", name: str) -> Image.Image:
@@ -107,7 +136,7 @@ def _picture_from_array(array: "np.ndarray | torch.Tensor", name: str) -> Image.
             raise ValueError(
                 f"`{name}` has shape {tuple(array.shape)}, but a tensor must be of shape `(3, height, width)`."
             )
-        if array.is_floating_point():
+        if array.is_floating_point() and array.numel() > 0:
             if not (array.isfinite().all() and array.min() >= 0 and array.max() <= 1):
                 raise ValueError(
                     f"`{name}` has values from {array.min():.3g} to {array.max():.3g}, but floats must be finite and in "
@@ -365,8 +394,8 @@ class RewardDanceProcessor(ProcessorMixin):
 
         texts, pictures = [], []
         for i in range(count):
-            sample = _load_frames(images[i], f"images[{i}]")
-            reference = None if references is None else _load_frames(references[i], f"references[{i}]")
+            sample = load_frames(images[i], f"images[{i}]")
+            reference = None if references is None else load_frames(references[i], f"references[{i}]")
             condition = None if conditions is None or conditions[i] is None else conditions[i]
             condition = None if condition is None else load_picture(condition, f"conditions[{i}]")
             if not isinstance(prompts[i], str):
@@ -569,16 +598,6 @@ class RewardDanceProcessor(ProcessorMixin):
         return self._encode(text)[len(self._opened_turn_ids) :]
 
 
-def _load_frames(media: Any, name: str) -> "list[Image.Image]":
-    """A picture as one frame, a clip as a list of frames."""
-    is_clip = isinstance(media, (list, tuple)) or getattr(media, "ndim", 3) == 4
-    if not is_clip:
-        return [load_picture(media, name)]
-    if len(media) == 0:
-        raise ValueError(f"`{name}` is a clip without frames, but must have at least one.")
-    return [load_picture(frame, f"{name}[{i}]") for i, frame in enumerate(media)]
-
-
 class _DropVideoAndAudio(ProcessorMixin):
     """Stands behind a processor class in the order of inheritance and drops the parts that are not for images."""
 
@@ -620,4 +639,4 @@ def _image_only(processor_class: type) -> type:
     )
 
 
-__all__ = ["RewardDanceProcessor", "load_picture"]
+__all__ = ["RewardDanceProcessor", "load_frames", "load_picture"]

@@ -1,8 +1,8 @@
 """
 An exact verifier: which facts of a caption does a picture show?
 
-It reads pixels only. Pixels are given to the nearest color of the world as mixtures of that color and the ground, so that
-blurred edges count by their share; connected ones make an object, whose shape is the best of three fitted templates.
+It reads pixels only. A pixel is taken as a mixture of the ground and the nearest color of the world, so that blurred
+edges count by their share. Connected pixels make an object, whose shape is the best of three fitted templates.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
 Preference rows whose truth is known: the better picture shows strictly more of the caption, or is drawn better.
 
-A judge that only asks "does this picture match?" can order a right and a wrong picture. Graded rows, where one broken fact
-beats two, need both pictures compared. Quality rows, where both pictures show the same, need the criteria read.
+A judge that only asks "does this picture match?" can order a right and a wrong picture. Graded rows, where one broken
+fact beats two, need both pictures compared; in quality rows both pictures show the same and only the drawing differs.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ CATEGORIES = ("color", "shape", "count", "relation", "size", "binding", "graded"
 # What rows ask: the chosen picture is right and the rejected one wrong, both are wrong, or both are equally right.
 QUESTION_SHARES = {"alignment": 0.65, "graded": 0.2, "quality": 0.15}
 KIND_SHARES = {"single": 0.2, "count": 0.2, "binding": 0.2, "relation": 0.2, "size": 0.2}
-# In half of the graded rows the rejected picture has the chosen one's mistake and another, in the others it has two of its own.
+# In this share of graded rows the rejected picture has the chosen one's mistake and another, else two of its own.
 GRADED_SHARED_SHARE = 0.5
-# Among the ways to break a scene, those that are asked of no other kind are preferred to another color or shape.
+# How often a scene is broken in what its kind alone says (number, binding, relation, size), not in a color or shape.
 OWN_EDIT_SHARE = 0.5
 
 ALIGNMENT_CRITERIA = "what the picture shows"
@@ -71,16 +71,17 @@ class ShapesPreferences(Dataset):
     """
     Preference rows about colored shapes, made when they are asked for.
 
-    A row holds `prompt` (`str`), `chosen` and `rejected` (`PIL.Image.Image`), `task` (`"text-to-image"`), `criteria` (`str`),
-    `rationale` (a `dict` with the texts that follow the verdicts `"yes"` and `"no"`) and `category` (one of `CATEGORIES`).
+    A row holds `prompt` (`str`), `chosen` and `rejected` (`PIL.Image.Image`), `task` (`"text-to-image"`), `criteria`
+    (`str`), `rationale` (a `dict` with the texts that follow the verdicts `"yes"` and `"no"`) and `category` (one of
+    `CATEGORIES`).
     The verdict is about the second image, so after `"yes"` the rejected picture is image 1 and the chosen one image 2.
 
     Args:
         num_rows (`int`):
             Number of rows.
         split (`str`, *optional*, defaults to `"train"`):
-            `"train"`; `"id"` for other rows of the same kind; `"ood"` for pairs of color and shape, paraphrases and drawing
-            conditions that no training row has.
+            `"train"`; `"id"` for other rows of the same kind; `"ood"` for pairs of color and shape, paraphrases and
+            drawing conditions that no training row has.
         seed (`int`, *optional*, defaults to `0`):
             Rows depend on it, on the split and on their index, and on nothing else.
         size (`int`, *optional*, defaults to `32`):
@@ -119,8 +120,8 @@ class ShapesCaptions(Dataset):
     """
     Pictures of true scenes with captions, for teaching a model to see before it judges.
 
-    A row holds `caption` (`str`) and `image` (`PIL.Image.Image`). Only compositions, paraphrases and drawing conditions of the
-    training split are used.
+    A row holds `caption` (`str`) and `image` (`PIL.Image.Image`). Only compositions, paraphrases and drawing
+    conditions of the training split are used.
 
     Args:
         num_rows (`int`):
@@ -203,7 +204,9 @@ def make_preference(rng: random.Random, split: str, size: int = 32) -> dict[str,
             continue
         placed = [place_objects(shown, rng, nuisance) for shown in (chosen, rejected)]
         broken = [_count_broken(scene, objects) for objects in placed]
-        if broken[0] == (question == "graded") and broken[0] < broken[1] <= broken[0] + (2 if category == "binding" else 1):
+        if broken[0] == (question == "graded") and broken[0] < broken[1] <= broken[0] + (
+            2 if category == "binding" else 1
+        ):
             break
     images = [draw_objects(objects, rng, nuisance, size) for objects in placed]
     captions = [canonical_caption(shown) for shown in (chosen, rejected)]
@@ -213,7 +216,8 @@ def make_preference(rng: random.Random, split: str, size: int = 32) -> dict[str,
 def _quality_row(scene: Scene, prompt: str, rng: random.Random, nuisance: Nuisance, size: int) -> dict[str, Any]:
     defect = rng.choice(list(DEGRADATIONS))
     images = [
-        render_scene(scene, rng, conditions, size) for conditions in (nuisance, replace(nuisance, **DEGRADATIONS[defect]))
+        render_scene(scene, rng, conditions, size)
+        for conditions in (nuisance, replace(nuisance, **DEGRADATIONS[defect]))
     ]
     caption = canonical_caption(scene)
     return _make_row(prompt, images, [f"{caption}, {SHARP}", f"{caption}, {defect}"], QUALITY_CRITERIA, "quality")

@@ -1,8 +1,8 @@
 """
 Scenes of colored shapes: what they may show, how they are described, how they are drawn.
 
-A [`Scene`] says what a picture must show; [`place_objects`] chooses where, [`draw_objects`] paints it. Every random choice
-comes from the `random.Random` that the caller gives, so a picture is the same in every process.
+A [`Scene`] says what a picture must show; [`place_objects`] chooses where, [`draw_objects`] paints it. Every random
+choice comes from the `random.Random` that the caller gives, so a picture is the same in every process.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ class Scene:
 
     Args:
         kind (`str`):
-            `"single"` (one object), `"count"` (one to four objects that look alike), `"binding"` (two objects that differ),
-            `"relation"` (two objects and where the first lies) or `"size"` (one object with a size, or two objects and which
-            is larger).
+            `"single"` (one object), `"count"` (one to four objects that look alike), `"binding"` (two objects that
+            differ), `"relation"` (two objects and where the first lies) or `"size"` (one object with a size, or two
+            objects and which is larger).
         objects (`tuple[SceneObject, ...]`):
             The objects, in the order in which a caption names them.
         relation (`str`, *optional*):
@@ -134,8 +134,8 @@ class Scene:
         sized = [item.size is not None for item in self.objects]
         if sized != [self.kind == "size" and len(self.objects) == 1] * len(sized):
             raise ValueError(
-                f"`objects` has the sizes {[item.size for item in self.objects]}, but a size is given in a 'size' scene of "
-                f"one object and nowhere else. Add or remove `size`."
+                f"`objects` has the sizes {[item.size for item in self.objects]}, but a size is given in a 'size' "
+                "scene of one object and nowhere else. Add or remove `size`."
             )
 
     @property
@@ -186,7 +186,7 @@ class Nuisance:
         noise (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.03)`):
             Standard deviation of the noise on each pixel's channel.
         blur (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.4)`):
-            Standard deviation of the blur in pixels of a picture of side 32; larger pictures are blurred in proportion.
+            Standard deviation of the blur in pixels of a picture of side 32; larger ones are blurred in proportion.
         resolution (`tuple[float, float]`, *optional*, defaults to `(0.9, 1.0)`):
             Share of the side at which the picture is drawn before it is enlarged.
     """
@@ -225,11 +225,17 @@ _FIELD_WORDS: dict[str, dict[str, str]] = {
     "number": {number: number for number in NUMBERS},
     "size": {size: size for size in SIZES},
     "position": {position: position for position in POSITIONS},
-    "toward": {"to the left of": "left of", "to the right of": "right of", "just above": "above", "just below": "below"},
+    "toward": {
+        "to the left of": "left of",
+        "to the right of": "right of",
+        "just above": "above",
+        "just below": "below",
+    },
     "beside": {"on its left": "left of", "on its right": "right of", "above it": "above", "below it": "below"},
     "comparison": {comparison: comparison for comparison in COMPARISONS},
     "comparative": {"larger": "larger than", "smaller": "smaller than"},
 }
+_RELATION_FIELDS = ("position", "toward", "beside", "comparison", "comparative")
 _A = "a {color_a} {shape_a}"
 _B = "a {color_b} {shape_b}"
 _ALIKE = "{color_a} {shape_a}{plural}"
@@ -294,8 +300,10 @@ def _fill_template(template: str, scene: Scene) -> str:
     if scene.objects[0].size is not None:
         fields["size"] = scene.objects[0].size
     if scene.relation is not None:
-        for field in ("position", "toward", "beside", "comparison", "comparative"):
-            fields.update({field: words for words, meant in _FIELD_WORDS[field].items() if meant == scene.relation})
+        for field in _RELATION_FIELDS:
+            fields[field] = next(
+                (words for words, meant in _FIELD_WORDS[field].items() if meant == scene.relation), ""
+            )
     return template.format(**fields)
 
 
@@ -307,8 +315,8 @@ def caption_paraphrases(scene: Scene, split: str = "train") -> tuple[str, ...]:
         scene (`Scene`):
             The scene to describe.
         split (`str`, *optional*, defaults to `"train"`):
-            `"train"` or `"id"` for the training paraphrases, of which the first is the canonical caption; `"ood"` for those
-            that are never seen in training.
+            `"train"` or `"id"` for the training paraphrases, of which the first is the canonical caption; `"ood"` for
+            those that are never seen in training.
 
     Returns:
         `tuple[str, ...]`: The captions.
@@ -385,12 +393,8 @@ def _scene_from_fields(group: str, fields: dict[str, str]) -> Scene:
         objects.append(SceneObject(fields["color_b"], fields["shape_b"]))
     if "number" in fields:
         objects *= NUMBERS.index(fields["number"]) + 1
-    relation = next((_FIELD_WORDS[field][fields[field]] for field in fields if _names_relation(field)), None)
+    relation = next((_FIELD_WORDS[field][fields[field]] for field in _RELATION_FIELDS if field in fields), None)
     return Scene("size" if group == "comparison" else group, tuple(objects), relation)
-
-
-def _names_relation(field: str) -> bool:
-    return field in ("position", "toward", "beside", "comparison", "comparative")
 
 
 def caption_words() -> list[str]:
@@ -410,7 +414,9 @@ def caption_words() -> list[str]:
 # ---- sampling ----
 
 
-def sample_scene(rng: random.Random, kind: str, compositions: Sequence[tuple[str, str]] = TRAINING_COMPOSITIONS) -> Scene:
+def sample_scene(
+    rng: random.Random, kind: str, compositions: Sequence[tuple[str, str]] = TRAINING_COMPOSITIONS
+) -> Scene:
     """
     Draw a scene.
 

@@ -1,0 +1,1 @@
+"""Preference rows and their way into batches."""

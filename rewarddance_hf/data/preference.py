@@ -1,0 +1,161 @@
+"""The one row schema of the package: a prompt, a preferred and a rejected picture or clip."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import datasets
+import torch
+
+
+REQUIRED_COLUMNS = ("prompt", "chosen", "rejected")
+OPTIONAL_COLUMNS = ("task", "condition", "criteria", "rationale", "margin", "tie")
+
+# What public datasets call the same things, for error messages.
+COMMON_NAMES = {
+    "prompt": ("caption", "text", "instruction", "prompt_text"),
+    "chosen": ("image_win", "preferred", "path1", "image1", "jpg_0"),
+    "rejected": ("image_lose", "path2", "image2", "jpg_1"),
+}
+
+
+def check_columns(column_names: Iterable[str], name: str = "dataset") -> None:
+    """
+    Make sure that a dataset has the columns of a preference row.
+
+    Args:
+        column_names (`Iterable[str]`):
+            Columns that the dataset has.
+        name (`str`, *optional*, defaults to `"dataset"`):
+            Name of the dataset in error messages.
+
+    Raises:
+        `ValueError`: If a required column is missing.
+    """
+    found = list(column_names)
+    missing = [column for column in REQUIRED_COLUMNS if column not in found]
+    if not missing:
+        return
+    renames = {
+        other: column for column in missing for other in COMMON_NAMES[column] if other in found and other not in missing
+    }
+    hint = f", e.g. `dataset.rename_columns({renames})`" if renames else ""
+    raise ValueError(
+        f"`{name}` lacks the columns {missing}; it has {found}. A preference row needs `prompt` (text), `chosen` and "
+        f"`rejected` (pictures, or lists of pictures as clips). Rename or add columns{hint}."
+    )
+
+
+def check_row(row: Mapping[str, Any], name: str = "row") -> None:
+    """
+    Make sure that a row can be used, before any picture is decoded.
+
+    Args:
+        row (`Mapping`):
+            Preference row: `prompt` (`str`), `chosen` and `rejected` (pictures, or lists of pictures as frames of a
+            clip), and optionally `task` (`str`), `condition` (picture), `criteria` (`str`), `rationale` (`str` with
+            `{chosen}` and `{rejected}` in place of "Image 1" and "Image 2", or `{"yes": str, "no": str}` with one
+            text for each verdict), `margin` (`float`), `tie` (`bool`).
+        name (`str`, *optional*, defaults to `"row"`):
+            Name of the row in error messages.
+
+    Raises:
+        `ValueError`: If a column is missing or empty.
+        `TypeError`: If a value is of the wrong type.
+    """
+    check_columns(row, name)
+    _check_type(row, "prompt", str, name)
+    for column in ("task", "criteria"):
+        if row.get(column) is not None:
+            _check_type(row, column, str, name)
+    for column in ("chosen", "rejected"):
+        if row[column] is None:
+            raise ValueError(f"`{column}` of {name} is None, but must be a picture or a list of pictures. Drop the row.")
+    if row.get("rationale") is not None:
+        _check_type(row, "rationale", (str, Mapping), name)
+        if isinstance(row["rationale"], Mapping) and not {"yes", "no"} <= set(row["rationale"]):
+            raise ValueError(
+                f"`rationale` of {name} has the keys {sorted(row['rationale'])}, but needs 'yes' and 'no': the text that "
+                "follows each verdict."
+            )
+
+
+def _check_type(row: Mapping[str, Any], column: str, wanted: type | tuple[type, ...], name: str) -> None:
+    if not isinstance(row[column], wanted):
+        names = " or ".join(t.__name__ for t in (wanted if isinstance(wanted, tuple) else (wanted,)))
+        raise TypeError(f"`{column}` of {name} is {row[column]!r} of type `{type(row[column]).__name__}`, but must be {names}.")
+
+
+def rationale_text(row: Mapping[str, Any], chosen_second: bool) -> str | None:
+    """
+    Rationale of a row for the order in which its pictures are shown.
+
+    Args:
+        row (`Mapping`):
+            Preference row.
+        chosen_second (`bool`):
+            Whether the chosen picture is image 2, so that the verdict is "yes".
+
+    Returns:
+        `str` or `None`: Text that follows the verdict, or None if the row has none.
+    """
+    rationale = row.get("rationale")
+    if isinstance(rationale, Mapping):
+        rationale = rationale["yes" if chosen_second else "no"]
+    elif rationale is not None:
+        chosen, rejected = ("Image 2", "Image 1") if chosen_second else ("Image 1", "Image 2")
+        rationale = rationale.replace("{chosen}", chosen).replace("{rejected}", rejected)
+    return rationale or None
+
+
+class PreferenceRows(torch.utils.data.Dataset):
+    """
+    Map-style view of a preference dataset for a data loader: every row knows its index, unused columns are not read,
+    and pictures of a [`~datasets.Dataset`] stay encoded until the collator, which can name the row of a corrupt one.
+
+    Args:
+        dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
+            Preference rows.
+        name (`str`, *optional*, defaults to `"dataset"`):
+            Name of the dataset in error messages.
+
+    Raises:
+        `ValueError`: If the dataset is empty or lacks a column.
+    """
+
+    def __init__(self, dataset: Any, name: str = "dataset") -> None:
+        if len(dataset) == 0:
+            raise ValueError(f"`{name}` is empty, but must have at least one row. Check its split and filters.")
+        if isinstance(dataset, datasets.Dataset):
+            check_columns(dataset.column_names, name)
+            dataset = dataset.select_columns([c for c in dataset.column_names if c in REQUIRED_COLUMNS + OPTIONAL_COLUMNS])
+            dataset = keep_pictures_encoded(dataset)
+        else:
+            check_row(dataset[0], f"{name}[0]")
+        self.dataset = dataset
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[int(index)], "row": f"{self.name}[{index}]"}
+
+
+def keep_pictures_encoded(dataset: Any) -> Any:
+    """
+    Turn off the decoding of picture columns.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+            Dataset with any features.
+
+    Returns:
+        The same dataset with `{"bytes": ..., "path": ...}` in place of pictures.
+    """
+    encoded = datasets.Image(decode=False)
+    for column, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(column, encoded)
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            dataset = dataset.cast_column(column, datasets.List(encoded))
+    return dataset

@@ -1,0 +1,1 @@
+"""Training of judges on preference rows."""

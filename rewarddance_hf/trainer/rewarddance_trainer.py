@@ -1,0 +1,394 @@
+"""Trainer of judges: `transformers.Trainer` with the names and habits of TRL."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers.utils import logging
+
+from ..data.collator import DataCollatorForRewardDance
+from ..data.preference import (
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    PreferenceRows,
+    check_columns,
+    keep_pictures_encoded,
+)
+from ..import_utils import require_extra
+from ..models import RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
+from .losses import answer_cross_entropy, bradley_terry_loss, pointwise_loss
+from .model_card import training_card
+from .training_args import RewardDanceTrainingArguments
+
+
+logger = logging.get_logger(__name__)
+
+
+class RewardDanceTrainer(Trainer):
+    r"""
+    Train a [`RewardDanceForYesScoring`] judge on preference rows (Section 3.2.3 of the
+    [RewardDance paper](https://huggingface.co/papers/2509.08826)).
+
+    Args:
+        model (`str` or [`RewardDanceForYesScoring`]):
+            Judge or plain vision-language model to start from: repository ID, folder, or a loaded judge.
+        args ([`RewardDanceTrainingArguments`], *optional*):
+            Arguments of the run. Defaults to those with `output_dir="rewarddance_output"`.
+        train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or `torch.utils.data.Dataset`, *optional*):
+            Preference rows, see [`~rewarddance_hf.data.preference.check_row`].
+        eval_dataset (the same, or a `dict` of them by name, *optional*):
+            Held-out preference rows. Each is judged in one fixed order of its pictures.
+        processing_class ([`RewardDanceProcessor`], *optional*):
+            Processor of the judge. Loaded from `model` if not given.
+        data_collator ([`DataCollatorForRewardDance`], *optional*):
+            Collator in place of the one that follows from `args`.
+        compute_metrics (`Callable`, *optional*):
+            Metrics in place of `accuracy`, `margin`, `mean_reward`, `min_reward` and `max_reward`. `predictions` are the
+            log-odds that the chosen sample is better, of shape `(rows,)`, and scores, of shape `(rows, 1 or 2)`.
+        callbacks (`list`, *optional*):
+            Callbacks beside the default ones.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler.
+        peft_config (`peft.PeftConfig`, *optional*):
+            Adapter to train in place of the whole model. Its `task_type` must be None.
+
+    Raises:
+        `ValueError`: If a dataset is empty or lacks a column, or model, processor and arguments do not fit together.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from rewarddance_hf import RewardDanceTrainer, RewardDanceTrainingArguments
+
+    trainer = RewardDanceTrainer(
+        model="OpenGVLab/InternVL3_5-2B-HF",
+        args=RewardDanceTrainingArguments(output_dir="my-judge"),
+        train_dataset=load_dataset("data-is-better-together/open-image-preferences-v1-binarized", split="train"),
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["rewarddance", "reward-model", "visual-preference"]
+
+    def __init__(
+        self,
+        model: str | RewardDanceForYesScoring,
+        args: RewardDanceTrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: RewardDanceProcessor | None = None,
+        data_collator: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args or RewardDanceTrainingArguments(output_dir="rewarddance_output")
+        if isinstance(model, str):
+            init_kwargs = dict(args.model_init_kwargs or {})
+            model = RewardDanceForYesScoring.from_pretrained(model, paradigm=args.paradigm, **init_kwargs)
+        elif args.model_init_kwargs is not None:
+            raise ValueError("`model_init_kwargs` was given, but `model` is loaded already. Drop one of the two.")
+        if not isinstance(model, RewardDanceForYesScoring):
+            raise TypeError(
+                f"`model` is a `{type(model).__name__}`, but must be a `RewardDanceForYesScoring` or a path. Load it with "
+                "`RewardDanceForYesScoring.from_pretrained(...)`, which wraps any image-text-to-text model."
+            )
+        if model.config.paradigm != args.paradigm:
+            raise ValueError(
+                f"`args.paradigm` is {args.paradigm!r}, but the model's is {model.config.paradigm!r}. Load the model with "
+                f"`paradigm={args.paradigm!r}`, or pass its path as `model`."
+            )
+        if processing_class is None:
+            processing_class = RewardDanceProcessor.from_pretrained(model.config._name_or_path)
+        model.check_processor(processing_class)
+        if model.config.score_temperature != 1.0:
+            logger.warning(
+                f"`score_temperature` of the model is {model.config.score_temperature:.3g} and is set to 1 for training. Fit "
+                "it again afterwards with `RewardDanceEvaluator.calibrate`."
+            )
+            model.config.score_temperature = 1.0
+        if args.disable_dropout:
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        _freeze_unused_parameters(model)
+        model.add_model_tags(self._tag_names)
+        if peft_config is not None:
+            model = _add_adapter(model, peft_config, args)
+
+        if data_collator is None:
+            data_collator = DataCollatorForRewardDance(
+                processing_class, args.paradigm, with_rationales=args.rationale is not None, seed=args.seed
+            )
+        # Evaluation asks for the verdict only, and keeps its order whatever the epoch.
+        self._eval_collator = DataCollatorForRewardDance(processing_class, args.paradigm, seed=args.seed)
+        train_dataset = _prepare_dataset(train_dataset, "train_dataset")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: _prepare_dataset(dataset, f"eval_dataset[{name!r}]") for name, dataset in eval_dataset.items()
+            }
+        else:
+            eval_dataset = _prepare_dataset(eval_dataset, "eval_dataset")
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = True  # which layers of a vision tower are used depends on the model
+        # A dispatched batch is sliced along the first dimension, which is not that of rows in `pixel_values`.
+        args.accelerator_config.dispatch_batches = False
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics or _compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **kwargs,
+        )
+        self.label_names = ["labels"]
+        self.can_return_loss = True
+        # `compute_loss` gives means over rows, which have to be divided by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = False
+        self._records: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        if hasattr(data_collator, "set_epoch"):
+            self.add_callback(_SetCollatorEpoch(data_collator))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        inputs = dict(inputs)
+        labels, margin = inputs.pop("labels"), inputs.pop("margin", None)
+        outputs: RewardDanceOutput = model(**inputs)
+        logits, scores = outputs.logits[:, 0], outputs.scores
+        if self.args.paradigm == "pairwise":
+            loss = answer_cross_entropy(outputs.answer_log_probs, labels, margin)
+            if outputs.rationale_loss is not None:
+                loss = loss + self.args.rationale_weight * outputs.rationale_loss.mean()
+            preferences = torch.where(labels < 0.5, -logits, logits)
+            scores = scores[:, None]
+        else:
+            chosen, rejected = logits.chunk(2)
+            if self.args.paradigm == "regressive":
+                loss = bradley_terry_loss(chosen, rejected, labels, margin)
+            else:
+                log_probs = outputs.answer_log_probs.chunk(2)
+                answers = (chosen, log_probs[0]), (rejected, log_probs[1])
+                loss = pointwise_loss(*answers, labels, self.args.answer_weight, margin)
+            preferences = chosen - rejected
+            scores = torch.stack(scores.chunk(2), dim=-1)
+        if model.training:
+            self._records.append((preferences.detach(), scores.detach(), labels))
+        return (loss, {"preferences": preferences, "scores": scores}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, Any, Any]:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        _check_finite(loss, "evaluation", self.state.global_step)
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, (outputs["preferences"], outputs["scores"]), inputs["labels"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._records and "loss" in logs:
+            preferences, scores, labels = (torch.cat(column) for column in zip(*self._records, strict=True))
+            self._records.clear()
+            _check_finite(preferences, "training", self.state.global_step)
+            summary = _summarize(preferences, scores, labels)
+            logs.update(_metrics(self.accelerator.gather(summary[None])))
+        super().log(logs, start_time)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = _prepare_dataset(eval_dataset, "eval_dataset")
+            # With persistent workers the loader of an earlier evaluation would be used again, with its dataset.
+            getattr(self, "_eval_dataloaders", {}).pop("eval", None)
+        with self._collator(self._eval_collator):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        with self._collator(self._eval_collator):
+            return super().get_test_dataloader(_prepare_dataset(test_dataset, "test_dataset"))
+
+    @contextmanager
+    def _collator(self, collator: Callable) -> Iterator[None]:
+        train_collator, self.data_collator = self.data_collator, collator
+        try:
+            yield
+        finally:
+            self.data_collator = train_collator
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Resuming reads weights with `load_state_dict`, under the names of the running model. `save_pretrained` writes
+        # the names of the original checkpoint, which differ for many VLMs and would then load nothing.
+        # See https://github.com/huggingface/transformers/issues/43701; to be removed when it is fixed at our floor.
+        saved = self.accelerator.unwrap_model(self.model)
+        if not isinstance(saved, PreTrainedModel):
+            super()._save_checkpoint(model, trial)
+            return
+        saved.save_pretrained = functools.partial(saved.save_pretrained, save_original_format=False)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            del saved.save_pretrained
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        if self.args.should_save and not isinstance(model, PreTrainedModel):
+            # The folder of an adapter holds no configuration, but the judge's paradigm and answer tokens are needed.
+            model.get_base_model().config.save_pretrained(output_dir or self.args.output_dir)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        missing = set(load_result.missing_keys) - set(getattr(model, "all_tied_weights_keys", {}))
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint lacks {len(missing)} weights of the model (first: {sorted(missing)[:3]}) and has "
+                f"{len(load_result.unexpected_keys)} unknown ones (first: {sorted(load_result.unexpected_keys)[:3]}). Resume "
+                "from a checkpoint that this trainer wrote for the same model, adapter and paradigm."
+            )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write a draft of the model card, filled from this run, into `args.output_dir`."""
+        if self.is_world_process_zero():
+            card = training_card(
+                self.accelerator.unwrap_model(self.model),
+                self.args,
+                self.state,
+                model_name=kwargs.get("model_name") or self.hub_model_id or Path(self.args.output_dir).name,
+                tags=self._tag_names,
+            )
+            (Path(self.args.output_dir) / "README.md").write_text(card, encoding="utf-8")
+
+
+class _SetCollatorEpoch(TrainerCallback):
+    """
+    Tell the collator which epoch begins.
+
+    The data loader's own `set_epoch` does not reach a collator, nor the dataset when there are several processes.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+        self.next_epoch = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.next_epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.collator.set_epoch(self.next_epoch)
+        self.next_epoch += 1
+
+
+def _add_adapter(model: RewardDanceForYesScoring, peft_config: Any, args: RewardDanceTrainingArguments) -> nn.Module:
+    require_extra("train", "peft")
+    from peft import get_peft_model
+
+    if peft_config.task_type is not None:
+        raise ValueError(
+            f"`peft_config.task_type` is {peft_config.task_type!r}, but must be None: a judge is no language model to PEFT. "
+            "Leave it out (in YAML: `lora_task_type: null`)."
+        )
+    if args.paradigm == "regressive" and "score" not in (peft_config.modules_to_save or []):
+        peft_config.modules_to_save = [*(peft_config.modules_to_save or []), "score"]  # the head is new
+    model = get_peft_model(model, peft_config)
+    if args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    return model
+
+
+def _freeze_unused_parameters(model: RewardDanceForYesScoring) -> None:
+    """
+    Freeze what would never get a gradient, at which DDP with gradient checkpointing and resuming with FSDP2 fail: the
+    language-model head under a scalar head, and what follows the vision layer that LLaVA-like models read.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.paradigm == "regressive" and head is not None and head.weight is not embeddings.weight:
+        head.requires_grad_(False)
+    layer = getattr(model.config.vlm_config, "vision_feature_layer", None)
+    tower = getattr(model.vlm.base_model, "vision_tower", None)
+    layers = getattr(getattr(tower, "encoder", None), "layers", None)
+    if isinstance(layer, int) and layers is not None:
+        num_used = layer if layer >= 0 else len(layers) + 1 + layer  # hidden state 0 is the input of the first layer
+        for unused in layers[num_used:]:
+            unused.requires_grad_(False)
+        if getattr(tower, "post_layernorm", None) is not None:
+            tower.post_layernorm.requires_grad_(False)
+
+
+def _prepare_dataset(dataset: Any, name: str) -> Any:
+    if dataset is None or isinstance(dataset, PreferenceRows):
+        return dataset
+    if isinstance(dataset, datasets.IterableDataset):
+        if dataset.column_names is not None:
+            check_columns(dataset.column_names, name)
+            wanted = [column for column in dataset.column_names if column in REQUIRED_COLUMNS + OPTIONAL_COLUMNS]
+            dataset = dataset.select_columns(wanted)
+        dataset = keep_pictures_encoded(dataset)
+        return dataset.map(lambda row, index: {"row": f"{name}[{index}]"}, with_indices=True)
+    if hasattr(dataset, "__getitem__"):
+        return PreferenceRows(dataset, name)
+    return dataset  # a torch `IterableDataset`; the collator checks its rows
+
+
+def _summarize(preferences: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sums, counts and extremes from which metrics of any number of batches and processes follow."""
+    decided = labels != 0.5
+    correct = (preferences > 0).double() + 0.5 * (preferences == 0).double()
+    scores = scores.double()
+    return torch.stack(
+        [
+            decided.sum().double(),
+            (correct * decided).sum(),
+            (preferences.double() * decided).sum(),
+            torch.tensor(scores.numel(), dtype=torch.double, device=scores.device),
+            scores.sum(),
+            scores.min(),
+            scores.max(),
+        ]
+    ).float()
+
+
+def _metrics(summaries: torch.Tensor) -> dict[str, float]:
+    decided, correct, preference, count, score = summaries[:, :5].sum(0).tolist()
+    metrics = {"mean_reward": score / count, "min_reward": summaries[:, 5].min().item()}
+    metrics["max_reward"] = summaries[:, 6].max().item()
+    if decided > 0:
+        metrics.update(accuracy=correct / decided, margin=preference / decided)
+    return metrics
+
+
+def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    preferences, scores = (torch.as_tensor(array) for array in prediction.predictions)
+    return _metrics(_summarize(preferences, scores, torch.as_tensor(prediction.label_ids))[None])
+
+
+def _check_finite(values: torch.Tensor, mode: str, step: int) -> None:
+    if not values.isfinite().all():
+        raise ValueError(
+            f"{mode.capitalize()} gave NaN or infinite values by step {step}. Checkpoints already written are not affected: "
+            "resume from the last one with a smaller `learning_rate`, or in float32 if this was fp16."
+        )

@@ -1,0 +1,129 @@
+"""Arguments of a training run of a judge."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ..models.configuration_rewarddance import PARADIGMS
+
+
+RATIONALES = ("decision_first",)
+
+
+@dataclass
+class RewardDanceTrainingArguments(TrainingArguments):
+    r"""
+    Arguments of [`RewardDanceTrainer`]: what a run is told. What the checkpoint remembers is [`RewardDanceConfig`].
+
+    Only the arguments that are specific to judges are listed. For all others see [`~transformers.TrainingArguments`].
+
+    Parameters:
+        > Parameters that control the model
+
+        paradigm (`str`, *optional*, defaults to `"pairwise"`):
+            Training variant (Section 3.2.3 of the [paper](https://huggingface.co/papers/2509.08826)): `"pairwise"`,
+            `"pointwise"` or `"regressive"`.
+        model_init_kwargs (`dict[str, Any]`, *optional*):
+            Keyword arguments for [`RewardDanceForYesScoring.from_pretrained`], used when `model` is a string.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to disable dropout in the model.
+
+        > Parameters that control the training
+
+        rationale (`str`, *optional*):
+            `"decision_first"` trains on the answer, then the row's rationale (chain of thought, Section 3.2.1).
+            Pairwise only. Without it rationales in the rows are not used.
+        rationale_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the rationale's cross-entropy beside that of the answer.
+        answer_weight (`float`, *optional*, defaults to `0.1`):
+            Weight of the answer's cross-entropy beside the Bradley-Terry loss of the pointwise paradigm.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~transformers.TrainingArguments`]:
+    > - `logging_steps`: Defaults to `10` instead of `500`.
+    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
+    > - `bf16`: Defaults to `True` on an accelerator that supports it if `fp16` is not set, instead of `False`.
+    > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
+    > - `remove_unused_columns`: Defaults to `False` instead of `True`; the trainer selects the columns itself.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    # Parameters whose default values are overridden from TrainingArguments
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    logging_steps: float = field(
+        default=10,
+        metadata={
+            "help": "Log every X updates steps. Should be an integer or a float in range `[0,1)`. If smaller than 1, "
+            "will be interpreted as ratio of total training steps."
+        },
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Enable gradient checkpointing to trade compute for memory. If not set, it defaults to `True`."
+        },
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to use bf16 (mixed) precision instead of 32-bit. If not set, it defaults to `True` on an "
+            "accelerator that supports it if `fp16` is not set."
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Leave it at `False`: the trainer selects the columns that it needs."}
+    )
+
+    # Parameters that control the model
+    paradigm: str = field(
+        default="pairwise",
+        metadata={"help": "Training variant.", "choices": list(PARADIGMS)},
+    )
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keyword arguments for `RewardDanceForYesScoring.from_pretrained`, used when `model` is a string."
+        },
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Whether to disable dropout in the model."})
+
+    # Parameters that control the training
+    rationale: str | None = field(
+        default=None,
+        metadata={
+            "help": "'decision_first' trains on the answer, then the row's rationale. Pairwise only.",
+            "choices": list(RATIONALES),
+        },
+    )
+    rationale_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the rationale's cross-entropy beside that of the answer."}
+    )
+    answer_weight: float = field(
+        default=0.1,
+        metadata={
+            "help": "Weight of the answer's cross-entropy beside the Bradley-Terry loss of the pointwise paradigm."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = (
+                not self.fp16 and not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            )
+        # transformers 5.23 renamed the argument and warns about the old name, which its floor does not have yet.
+        renamed = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
+        if getattr(self, renamed) is None:
+            setattr(self, renamed, True if self.gradient_checkpointing is None else self.gradient_checkpointing)
+        super().__post_init__()
+        if self.paradigm not in PARADIGMS:
+            raise ValueError(f"`paradigm` is {self.paradigm!r}, but must be one of {PARADIGMS}.")
+        if self.rationale is not None and self.rationale not in RATIONALES:
+            raise ValueError(f"`rationale` is {self.rationale!r}, but must be None or one of {RATIONALES}.")
+        if self.rationale is not None and self.paradigm != "pairwise":
+            raise ValueError(
+                f"`rationale` is {self.rationale!r}, but the {self.paradigm} paradigm has no rationales. Set "
+                "`paradigm='pairwise'`, or leave `rationale` out."
+            )
