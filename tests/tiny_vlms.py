@@ -9,7 +9,7 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rewarddance_hf.models.processing_rewarddance import _image_only
+from rewarddance_hf.models.processing_rewarddance import image_only_processor
 
 
 CORPUS = [
@@ -76,7 +76,7 @@ def tiny_tokenizer(specials: list[str], pad: str, eos: str, bos: str | None = No
 
 
 def image_only(name: str) -> type:
-    return _image_only(getattr(hf, name))
+    return image_only_processor(getattr(hf, name))
 
 
 def internvl():
@@ -170,6 +170,7 @@ def qwen3_vl():
         text_config={
             **_text_ids(tokenizer),
             **TEXT,
+            "num_hidden_layers": 3,  # what vision layers add after the last layer reaches no answer
             "head_dim": 16,
             "rope_parameters": {
                 "rope_type": "default",

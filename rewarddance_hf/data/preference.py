@@ -36,7 +36,10 @@ def check_columns(column_names: Iterable[str], name: str = "dataset") -> None:
     if not missing:
         return
     renames = {
-        other: column for column in missing for other in COMMON_NAMES[column] if other in found and other not in missing
+        other: column
+        for column in missing
+        for other in COMMON_NAMES[column]
+        if other in found and other not in missing
     }
     hint = f", e.g. `dataset.rename_columns({renames})`" if renames else ""
     raise ValueError(
@@ -69,7 +72,9 @@ def check_row(row: Mapping[str, Any], name: str = "row") -> None:
             _check_type(row, column, str, name)
     for column in ("chosen", "rejected"):
         if row[column] is None:
-            raise ValueError(f"`{column}` of {name} is None, but must be a picture or a list of pictures. Drop the row.")
+            raise ValueError(
+                f"`{column}` of {name} is None, but must be a picture or a list of pictures. Drop the row."
+            )
     if row.get("rationale") is not None:
         _check_type(row, "rationale", (str, Mapping), name)
         if isinstance(row["rationale"], Mapping) and not {"yes", "no"} <= set(row["rationale"]):
@@ -82,7 +87,9 @@ def check_row(row: Mapping[str, Any], name: str = "row") -> None:
 def _check_type(row: Mapping[str, Any], column: str, wanted: type | tuple[type, ...], name: str) -> None:
     if not isinstance(row[column], wanted):
         names = " or ".join(t.__name__ for t in (wanted if isinstance(wanted, tuple) else (wanted,)))
-        raise TypeError(f"`{column}` of {name} is {row[column]!r} of type `{type(row[column]).__name__}`, but must be {names}.")
+        raise TypeError(
+            f"`{column}` of {name} is {row[column]!r} of type `{type(row[column]).__name__}`, but must be {names}."
+        )
 
 
 def rationale_text(row: Mapping[str, Any], chosen_second: bool) -> str | None:
@@ -127,7 +134,9 @@ class PreferenceRows(torch.utils.data.Dataset):
             raise ValueError(f"`{name}` is empty, but must have at least one row. Check its split and filters.")
         if isinstance(dataset, datasets.Dataset):
             check_columns(dataset.column_names, name)
-            dataset = dataset.select_columns([c for c in dataset.column_names if c in REQUIRED_COLUMNS + OPTIONAL_COLUMNS])
+            dataset = dataset.select_columns(
+                [c for c in dataset.column_names if c in REQUIRED_COLUMNS + OPTIONAL_COLUMNS]
+            )
             dataset = keep_pictures_encoded(dataset)
         else:
             check_row(dataset[0], f"{name}[0]")

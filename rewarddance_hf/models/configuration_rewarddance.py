@@ -64,7 +64,7 @@ class RewardDanceConfig(PretrainedConfig):
             raise ValueError(
                 f"`score_normalization` is {score_normalization!r}, but must be one of {SCORE_NORMALIZATIONS}."
             )
-        if not score_temperature > 0:
+        if not 0 < score_temperature < float("inf"):
             raise ValueError(
                 f"`score_temperature` is {score_temperature!r}, but must be a positive number. `1.0` leaves scores as they are."
             )

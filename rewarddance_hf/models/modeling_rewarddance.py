@@ -118,12 +118,16 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
         model, loading_info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
-        # A scalar head is new when the regressive paradigm starts from a plain model; anything else has to be there.
-        missing = sorted(set(loading_info["missing_keys"]) - {"score.weight"})
+        missing = set(loading_info["missing_keys"])
+        if "score.weight" in missing:
+            # The scalar head is new when the regressive paradigm starts from a model of another kind.
+            saved, _ = RewardDanceConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
+            if saved.get("paradigm") != "regressive":
+                missing.remove("score.weight")
         if missing:
             raise ValueError(
                 f"{pretrained_model_name_or_path!r} lacks {len(missing)} weights of its own architecture (first: "
-                f"{missing[:3]}), which would be random numbers. Download it again, or check that `config.json` belongs "
+                f"{sorted(missing)[:3]}), which would be random numbers. Download it again, or check that `config.json` belongs "
                 "to these weights."
             )
         if model.config.paradigm != "regressive" and model.config.yes_token_id is None:
@@ -209,13 +213,20 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
         kwargs.pop("num_items_in_batch", None)
         kwargs.setdefault("use_cache", False)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        if rationale_labels is None:
-            self._check_padding(attention_mask)
+        if (rationale_labels is None) != (answer_index is None):
+            given, other = (
+                ("rationale_labels", "answer_index") if answer_index is None else ("answer_index", "rationale_labels")
+            )
+            raise ValueError(
+                f"`{given}` was given without `{other}`, but the answer is not at the end of a batch that has both. Make "
+                "batches with `DataCollatorForRewardDance`."
+            )
+        self._check_padding(attention_mask, answer_index)
         if self.config.paradigm == "regressive":
-            if labels is not None:
+            if labels is not None or rationale_labels is not None:
                 raise ValueError(
-                    "`labels` was given, but the regressive paradigm has no loss of its own: it compares two samples. "
-                    "Train it with `RewardDanceTrainer`, or apply `bradley_terry_loss` to `logits`."
+                    f"`{'rationale_labels' if labels is None else 'labels'}` was given, but the regressive paradigm has no loss "
+                    "of its own: it compares two samples. Train it with `RewardDanceTrainer`, or apply `bradley_terry_loss` to `logits`."
                 )
             outputs = self.vlm.base_model(**inputs)
             logits = (
@@ -250,7 +261,12 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
 
         loss = None
         if labels is not None:
-            targets = torch.stack([labels, 1 - labels], dim=-1).to(answer_log_probs)
+            if labels.shape != scores.shape:
+                raise ValueError(
+                    f"`labels` has shape {tuple(labels.shape)}, but must hold one target per row: {tuple(scores.shape)}."
+                )
+            labels = labels.to(answer_log_probs)
+            targets = torch.stack([labels, 1 - labels], dim=-1)
             loss = -(targets * answer_log_probs).sum(-1).mean()
             if rationale_loss is not None:
                 loss = loss + rationale_loss.mean()
@@ -264,14 +280,9 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
         )
 
     def _forward_with_rationales(
-        self, inputs: "dict[str, Any]", rationale_labels: torch.Tensor, answer_index: "torch.Tensor | None"
+        self, inputs: "dict[str, Any]", rationale_labels: torch.Tensor, answer_index: torch.Tensor
     ) -> "tuple[ModelOutput, torch.Tensor, torch.Tensor]":
         """Answer logits `(batch_size, vocab_size)` and rationale losses `(batch_size,)` of teacher-forced targets."""
-        if answer_index is None:
-            raise ValueError(
-                "`answer_index` is None, but `rationale_labels` was given: the position before the answer must be known. "
-                "Make batches with `DataCollatorForRewardDance`."
-            )
         batch_size, length = rationale_labels.shape
         next_labels = nn.functional.pad(rationale_labels[:, 1:], (0, 1), value=-100)
         is_answer = torch.zeros(batch_size, length, dtype=torch.bool, device=rationale_labels.device)
@@ -287,13 +298,17 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
         rationale_loss = token_losses.new_zeros(batch_size).index_add(0, rows, token_losses) / counts
         return outputs, logits[is_answer[rows, columns]], rationale_loss
 
-    def _check_padding(self, attention_mask: "torch.Tensor | None") -> None:
+    def _check_padding(self, attention_mask: "torch.Tensor | None", answer_index: "torch.Tensor | None") -> None:
         if attention_mask is None or torch.compiler.is_compiling():
             return
-        if not attention_mask[:, -1].all():
+        if answer_index is None:
+            last = attention_mask[:, -1]
+        else:
+            last = attention_mask.gather(1, answer_index[:, None])[:, 0]
+        if not last.all():
             raise ValueError(
-                f"`attention_mask` ends in padding in {int((attention_mask[:, -1] == 0).sum())} of {len(attention_mask)} "
-                f"rows, but `{type(self).__name__}` reads the last position and requires left padding. Set "
+                f"Questions end in padding in {int((last == 0).sum())} of {len(last)} rows, but "
+                f"`{type(self).__name__}` reads the position before the answer and requires left padding. Set "
                 '`processor.tokenizer.padding_side = "left"`.'
             )
 

@@ -136,8 +136,8 @@ def _picture_from_array(array: "np.ndarray | torch.Tensor", name: str) -> Image.
             raise ValueError(
                 f"`{name}` has shape {tuple(array.shape)}, but a tensor must be of shape `(3, height, width)`."
             )
-        if array.is_floating_point() and array.numel() > 0:
-            if not (array.isfinite().all() and array.min() >= 0 and array.max() <= 1):
+        if array.is_floating_point():
+            if array.numel() and not (array.isfinite().all() and array.min() >= 0 and array.max() <= 1):
                 raise ValueError(
                     f"`{name}` has values from {array.min():.3g} to {array.max():.3g}, but floats must be finite and in "
                     "`[0, 1]`. Rescale it, e.g. `(picture / 2 + 0.5).clamp(0, 1)` for the output of a VAE."
@@ -327,7 +327,7 @@ class RewardDanceProcessor(ProcessorMixin):
     @cached_property
     def vlm_processor(self) -> ProcessorMixin:
         """Processor of the wrapped model, without video and audio parts."""
-        processor_class = _image_only(getattr(transformers, self.vlm_processor_class))
+        processor_class = image_only_processor(getattr(transformers, self.vlm_processor_class))
         accepted = inspect.signature(processor_class.__init__).parameters
         return processor_class(
             image_processor=self.image_processor,
@@ -391,6 +391,12 @@ class RewardDanceProcessor(ProcessorMixin):
             raise ValueError("`images` is empty, but must hold at least one sample.")
         tasks = [task] * count if isinstance(task, str) else task
         all_criteria = [criteria] * count if criteria is None or isinstance(criteria, str) else criteria
+        for name, column in {"task": tasks, "criteria": all_criteria}.items():
+            if len(column) != count:
+                raise ValueError(
+                    f"`{name}` has {len(column)} entries for {count} images, but must be one string or a list with one entry "
+                    "per image."
+                )
 
         texts, pictures = [], []
         for i in range(count):
@@ -442,8 +448,11 @@ class RewardDanceProcessor(ProcessorMixin):
             [`~transformers.BatchFeature`]: The batch with longer `input_ids`, and with `rationale_labels` and
             `answer_index`.
         """
-        targets = [self._target_ids(*target) for target in zip(answers, rationales, strict=True)]
         batch_size, question_length = batch["input_ids"].shape
+        for name, column in {"answers": answers, "rationales": rationales}.items():
+            if len(column) != batch_size:
+                raise ValueError(f"`{name}` has {len(column)} entries, but `batch` has {batch_size} rows.")
+        targets = [self._target_ids(*target) for target in zip(answers, rationales, strict=True)]
         length = max(map(len, targets))
         ids = torch.full((batch_size, length), self.tokenizer.pad_token_id)
         mask = torch.zeros(batch_size, length, dtype=batch["attention_mask"].dtype)
@@ -612,7 +621,7 @@ class _DropVideoAndAudio(ProcessorMixin):
         super().__init__(image_processor=parts["image_processor"], tokenizer=parts["tokenizer"], **kwargs)
 
 
-def _image_only(processor_class: type) -> type:
+def image_only_processor(processor_class: type) -> type:
     """
     Subclass of a processor class of transformers that has no video and audio parts.
 

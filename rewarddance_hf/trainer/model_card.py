@@ -41,9 +41,7 @@ transformers {transformers_version}.
 """
 
 
-def training_card(
-    model: Any, args: RewardDanceTrainingArguments, state: Any, model_name: str, tags: list[str]
-) -> str:
+def training_card(model: Any, args: RewardDanceTrainingArguments, state: Any, model_name: str, tags: list[str]) -> str:
     """
     Fill the draft of a model card.
 
