@@ -16,6 +16,8 @@ from .processing_rewarddance import RewardDanceProcessor
 
 logger = logging.get_logger(__name__)
 
+# Where pictures may be: a wrapped model that gets none of these reads the placeholders as text and answers all the same.
+PICTURE_ARGUMENTS = ("pixel_values", "mm_encoder_outputs", "inputs_embeds", "past_key_values")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -207,12 +209,17 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             [`RewardDanceOutput`]
 
         Raises:
-            `ValueError`: If a row ends in padding, or the answer tokens are not known.
+            `ValueError`: If pictures are missing, a question ends in padding, or the answer tokens are not known.
         """
         kwargs.pop("return_dict", None)
         kwargs.pop("num_items_in_batch", None)
         kwargs.setdefault("use_cache", False)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        if all(kwargs.get(name) is None for name in PICTURE_ARGUMENTS):
+            raise ValueError(
+                f"None of {PICTURE_ARGUMENTS} was given, so that the pictures would not be seen. Pass all that the "
+                "processor returns; with a Trainer, set `remove_unused_columns=False`."
+            )
         if (rationale_labels is None) != (answer_index is None):
             given, other = (
                 ("rationale_labels", "answer_index") if answer_index is None else ("answer_index", "rationale_labels")
@@ -242,7 +249,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 f"{self.config.no_token_id}, but scoring needs both. Call `model.check_processor(processor)` once."
             )
         rationale_loss = None
-        if rationale_labels is None:
+        if rationale_labels is None or answer_index is None:
             outputs = self.vlm(**inputs, logits_to_keep=1)
             answer_logits = outputs.logits[:, -1].float()  # (batch_size, vocab_size)
         else:

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import is_torchvision_available, logging
 
+from .pixels_rewarddance import preprocess_with_gradient
+
 
 logger = logging.get_logger(__name__)
 
@@ -50,7 +52,7 @@ PROMPT_TEXTS = {
 ZERO_WIDTH_SPACE = "\u200b"
 
 
-def load_picture(picture: Any, name: str = "picture") -> Image.Image:
+def load_picture(picture: Any, name: str = "picture", keep_gradient: bool = False) -> Any:
     """
     Load a picture and make sure that it can be read.
 
@@ -61,14 +63,20 @@ def load_picture(picture: Any, name: str = "picture") -> Image.Image:
             floats in `[0, 1]`.
         name (`str`, *optional*, defaults to `"picture"`):
             Name of the picture in error messages.
+        keep_gradient (`bool`, *optional*, defaults to `False`):
+            Whether to give back a tensor that requires a gradient as it is, after the same checks. Without it such a
+            tensor is refused, as an image has no gradient. Does not matter under `torch.no_grad()`.
 
     Returns:
-        `PIL.Image.Image`: RGB image.
+        `PIL.Image.Image`: RGB image, or the tensor with `keep_gradient`.
 
     Raises:
         `ValueError`: If the picture is corrupt, empty or out of range.
         `TypeError`: If it is none of the above.
     """
+    if keep_gradient and isinstance(picture, torch.Tensor) and picture.requires_grad and torch.is_grad_enabled():
+        load_picture(picture.detach(), name)
+        return picture
     if isinstance(picture, dict):
         picture = picture.get("bytes") or picture.get("path")
     if isinstance(picture, (np.ndarray, torch.Tensor)):
@@ -101,7 +109,7 @@ def load_picture(picture: Any, name: str = "picture") -> Image.Image:
     return picture
 
 
-def load_frames(media: Any, name: str = "media") -> "list[Image.Image]":
+def load_frames(media: Any, name: str = "media", keep_gradient: bool = False) -> "list[Any]":
     """
     Load a picture as one frame, or a clip as a list of frames.
 
@@ -110,27 +118,29 @@ def load_frames(media: Any, name: str = "media") -> "list[Image.Image]":
             Anything that [`load_picture`] takes, or several of them.
         name (`str`, *optional*, defaults to `"media"`):
             Name in error messages.
+        keep_gradient (`bool`, *optional*, defaults to `False`):
+            Whether to leave tensors that require a gradient as they are, as in [`load_picture`].
 
     Returns:
-        `list[PIL.Image.Image]`: RGB images.
+        `list[PIL.Image.Image]`: RGB images, beside tensors with `keep_gradient`.
 
     Raises:
         `ValueError`: If a clip has no frames or a picture cannot be read.
     """
     is_clip = isinstance(media, (list, tuple)) or getattr(media, "ndim", 3) == 4
     if not is_clip:
-        return [load_picture(media, name)]
+        return [load_picture(media, name, keep_gradient)]
     if len(media) == 0:
         raise ValueError(f"`{name}` is a clip without frames, but must have at least one.")
-    return [load_picture(frame, f"{name}[{i}]") for i, frame in enumerate(media)]
+    return [load_picture(frame, f"{name}[{i}]", keep_gradient) for i, frame in enumerate(media)]
 
 
 def _picture_from_array(array: "np.ndarray | torch.Tensor", name: str) -> Image.Image:
     if isinstance(array, torch.Tensor):
-        if array.requires_grad:
+        if array.requires_grad and torch.is_grad_enabled():
             raise ValueError(
-                f"`{name}` requires a gradient, but this path goes through PIL images and would cut it off. Score "
-                "`picture.detach()` instead."
+                f"`{name}` requires a gradient, but this path goes through PIL images and would cut it off. Pass "
+                "`picture.detach()` instead, or score it: `RewardDanceProcessor` and `RewardDanceScorer.score` keep it."
             )
         if array.ndim != 3 or array.shape[0] != 3:
             raise ValueError(
@@ -156,6 +166,9 @@ class RewardDanceProcessor(ProcessorMixin):
     r"""
     Turn pictures, prompts and criteria into inputs of [`RewardDanceForYesScoring`], with the processor of any
     vision-language model inside.
+
+    Tensors that require a gradient get one: `pixel_values` are equal to those of the same picture rounded to 8 bits, and
+    the gradient passes through as if nothing were rounded.
 
     `from_pretrained` takes a RewardDance checkpoint or that of any image-text-to-text model of transformers. No part of
     it needs torchvision as long as the wrapped model has a PIL image processor.
@@ -232,6 +245,13 @@ class RewardDanceProcessor(ProcessorMixin):
         unknown = sorted(set(prompt_texts or {}) - set(PROMPT_TEXTS))
         if unknown:
             raise ValueError(f"`prompt_texts` has the keys {unknown}, but only {sorted(PROMPT_TEXTS)} are used.")
+        for name, placeholder in {"prompt": "{prompt}", "criteria": "{criteria}"}.items():
+            text = (prompt_texts or {}).get(name, placeholder)
+            if placeholder not in text and (text or name == "prompt"):
+                raise ValueError(f"`prompt_texts[{name!r}]` is {text!r}, but must contain '{placeholder}'.")
+        for name, word in {"yes_word": yes_word, "no_word": no_word}.items():
+            if not word:
+                raise ValueError(f"`{name}` is {word!r}, but must be a word.")
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -378,7 +398,12 @@ class RewardDanceProcessor(ProcessorMixin):
         Raises:
             `ValueError`: If lists differ in length, a picture cannot be read, or `task` has no criteria.
             `TypeError`: If a prompt is not a string.
+            `NotImplementedError`: If a picture requires a gradient that cannot pass through the image processor.
         """
+        if isinstance(images, (str, bytes, dict, os.PathLike, Image.Image)):
+            raise TypeError(
+                f"`images` is of type `{type(images).__name__}`, but must be a list with one sample per prompt. Put it into one."
+            )
         count = len(images)
         columns = {"prompts": prompts, "references": references, "conditions": conditions}
         for name, column in columns.items():
@@ -400,10 +425,10 @@ class RewardDanceProcessor(ProcessorMixin):
 
         texts, pictures = [], []
         for i in range(count):
-            sample = load_frames(images[i], f"images[{i}]")
-            reference = None if references is None else load_frames(references[i], f"references[{i}]")
+            sample = load_frames(images[i], f"images[{i}]", keep_gradient=True)
+            reference = None if references is None else load_frames(references[i], f"references[{i}]", True)
             condition = None if conditions is None or conditions[i] is None else conditions[i]
-            condition = None if condition is None else load_picture(condition, f"conditions[{i}]")
+            condition = None if condition is None else load_picture(condition, f"conditions[{i}]", keep_gradient=True)
             if not isinstance(prompts[i], str):
                 raise TypeError(f"`prompts[{i}]` is of type `{type(prompts[i]).__name__}`, but must be a string.")
             texts.append(
@@ -419,16 +444,17 @@ class RewardDanceProcessor(ProcessorMixin):
             pictures.append([condition] * (condition is not None) + (reference or []) + sample)
 
         bos_token = self.tokenizer.bos_token
-        batch = self.vlm_processor(
-            images=pictures,
-            text=texts,
-            padding=True,
-            return_tensors="pt",
+        inputs = {
+            "text": texts,
+            "padding": True,
+            "return_tensors": "pt",
             # A chat template writes the first token itself; the tokenizer must not write it again.
             **({"add_special_tokens": False} if bos_token and texts[0].startswith(bos_token) else {}),
             **({"images_kwargs": self.vlm_images_kwargs} if self.vlm_images_kwargs else {}),
-        )
-        return batch
+        }
+        if any(isinstance(picture, torch.Tensor) for row in pictures for picture in row):
+            return preprocess_with_gradient(self.vlm_processor, pictures, **inputs)
+        return self.vlm_processor(images=pictures, **inputs)
 
     def append_answers(
         self, batch: BatchFeature, answers: "list[bool]", rationales: "list[str | None]"
@@ -486,8 +512,15 @@ class RewardDanceProcessor(ProcessorMixin):
             `str`: Text in which the tokenizer finds no special token.
 
         Raises:
-            `ValueError`: If a special token remains, which no known tokenizer does.
+            `ValueError`: If a special token remains, which happens with tokenizers that normalize text first, or the text
+                is no valid Unicode.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"`{name}` is no valid text ({error}). Repair or drop it; it may be cut in an emoji."
+            ) from error
         pattern, token_ids = self._control_tokens
         # Splitting one token may uncover another that overlaps with it.
         while match := pattern.search(text):
@@ -510,7 +543,11 @@ class RewardDanceProcessor(ProcessorMixin):
         ]
         spellings |= {str(token) for token in placeholders if token}
         pattern = "|".join(re.escape(token) for token in sorted(spellings, key=len, reverse=True))
-        return re.compile(pattern or r"(?!)"), set(self.tokenizer.convert_tokens_to_ids(sorted(spellings)))
+        token_ids = set(self.tokenizer.convert_tokens_to_ids(sorted(spellings)))
+        # A character that the tokenizer does not know controls nothing, unless its token also ends texts.
+        if self.tokenizer.unk_token not in (self.tokenizer.bos_token, self.tokenizer.eos_token):
+            token_ids.discard(self.tokenizer.unk_token_id)
+        return re.compile(pattern or r"(?!)"), token_ids
 
     def _question(
         self,
@@ -578,10 +615,10 @@ class RewardDanceProcessor(ProcessorMixin):
         opened, answered = self._chat(content), self._chat(content, answer=self.yes_word)
         lead, _, end = answered.removeprefix(opened).partition(self.yes_word)
         if not answered.startswith(opened) or self.yes_word not in answered[len(opened) :]:
-            lead, end = "", self.tokenizer.eos_token or ""
+            lead, end = "", ""
         self._answer_lead = lead.removesuffix(" ")
         self._answer_space = " " if lead.endswith(" ") else ""
-        self._answer_end = end
+        self._answer_end = end or self.tokenizer.eos_token or ""
         self._opened_turn = self._chat(content)
         self._opened_turn_ids = self._encode(self._opened_turn)
 

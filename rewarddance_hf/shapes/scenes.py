@@ -48,11 +48,14 @@ ALL_COMPOSITIONS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 TRAINING_COMPOSITIONS = tuple(pair for pair in ALL_COMPOSITIONS if pair not in HELD_OUT_COMPOSITIONS)
 
 # Half extents as shares of the picture's side. No object is drawn between the sizes that "small" and "large" mean.
-RADIUS_RANGES = {None: (0.155, 0.205), "small": (0.13, 0.15), "large": (0.25, 0.31)}
-COUNT_RADIUS_RANGE = (0.145, 0.185)
-LARGER_RADIUS_RANGE = (0.205, 0.225)
+RADIUS_RANGES = {None: (0.16, 0.2), "small": (0.13, 0.15), "large": (0.25, 0.31)}
+LARGER_RADIUS_RANGE = (0.195, 0.22)
 SMALLER_RADIUS_RANGE = (0.13, 0.145)
 LARGE_RADIUS = 0.2
+# Objects stand on a loose grid of two by two, one in each quarter at most: a tiny vision encoder that reads a picture in
+# few patches can learn their shapes quickly. Only a large object is too big for a quarter and lies around the middle.
+QUARTERS = (0.26, 0.74)
+QUARTER_REACH = 0.225
 # A square as wide as a circle looks bigger than it: this factor gives both the same area.
 SQUARE_SIDE = 0.88
 TRIANGLE_BASE = 0.85
@@ -181,35 +184,35 @@ class Nuisance:
             Largest departure of each of the ground's channels from gray.
         color_jitter (`float`, *optional*, defaults to `0.06`):
             Largest departure of each channel of an object's color.
-        position_jitter (`float`, *optional*, defaults to `0.8`):
+        position_jitter (`float`, *optional*, defaults to `0.6`):
             Share of the free room that objects may wander.
-        noise (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.03)`):
+        noise (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.02)`):
             Standard deviation of the noise on each pixel's channel.
-        blur (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.4)`):
+        blur (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.3)`):
             Standard deviation of the blur in pixels of a picture of side 32; larger ones are blurred in proportion.
-        resolution (`tuple[float, float]`, *optional*, defaults to `(0.9, 1.0)`):
+        resolution (`tuple[float, float]`, *optional*, defaults to `(0.95, 1.0)`):
             Share of the side at which the picture is drawn before it is enlarged.
     """
 
     background: tuple[float, float] = (0.08, 0.24)
     tint: float = 0.02
     color_jitter: float = 0.06
-    position_jitter: float = 0.8
-    noise: tuple[float, float] = (0.0, 0.03)
-    blur: tuple[float, float] = (0.0, 0.4)
-    resolution: tuple[float, float] = (0.9, 1.0)
+    position_jitter: float = 0.6
+    noise: tuple[float, float] = (0.0, 0.02)
+    blur: tuple[float, float] = (0.0, 0.3)
+    resolution: tuple[float, float] = (0.95, 1.0)
 
 
 IN_DOMAIN = Nuisance()
 # Lighter, tinted grounds, stronger jitter and noise: no training picture looks like this.
 OUT_OF_DOMAIN = Nuisance(
-    background=(0.26, 0.36),
-    tint=0.05,
-    color_jitter=0.09,
+    background=(0.26, 0.34),
+    tint=0.04,
+    color_jitter=0.08,
     position_jitter=1.0,
-    noise=(0.035, 0.06),
-    blur=(0.4, 0.6),
-    resolution=(0.8, 0.9),
+    noise=(0.03, 0.045),
+    blur=(0.3, 0.5),
+    resolution=(0.85, 0.95),
 )
 
 
@@ -467,47 +470,38 @@ def place_objects(scene: Scene, rng: random.Random, nuisance: Nuisance = IN_DOMA
     Returns:
         `tuple[PlacedObject, ...]`: The placed objects, in the scene's order.
     """
-    if scene.kind == "count":
-        radii = [rng.uniform(*COUNT_RADIUS_RANGE) for _ in scene.objects]
-        centers = _quadrant_centers(radii, rng, nuisance.position_jitter)
-    elif len(scene.objects) == 1:
-        radii = [rng.uniform(*RADIUS_RANGES[scene.objects[0].size])]
+    radii = _draw_radii(scene, rng)
+    if scene.objects[0].size == "large":
         room = (0.5 - radii[0] - 0.04) * nuisance.position_jitter
         centers = [(0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room))]
     else:
-        radii = _two_radii(scene, rng)
-        direction = scene.relation if scene.kind == "relation" else rng.choice(POSITIONS)
-        centers = _two_centers(direction, rng, nuisance.position_jitter)
+        quarters = _choose_quarters(scene, rng)
+        rooms = [max(0.0, QUARTER_REACH - radius) * nuisance.position_jitter for radius in radii]
+        centers = [
+            (x + rng.uniform(-room, room), y + rng.uniform(-room, room))
+            for (x, y), room in zip(quarters, rooms, strict=True)
+        ]
     return tuple(
         PlacedObject(item.color, item.shape, x, y, radius)
         for item, (x, y), radius in zip(scene.objects, centers, radii, strict=True)
     )
 
 
-def _quadrant_centers(radii: Sequence[float], rng: random.Random, jitter: float) -> list[tuple[float, float]]:
-    quadrants = rng.sample([(0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74)], len(radii))
-    centers = []
-    for (x, y), radius in zip(quadrants, radii, strict=True):
-        room = (0.22 - radius) * jitter
-        centers.append((x + rng.uniform(-room, room), y + rng.uniform(-room, room)))
-    return centers
-
-
-def _two_radii(scene: Scene, rng: random.Random) -> list[float]:
+def _draw_radii(scene: Scene, rng: random.Random) -> list[float]:
     if scene.relation not in COMPARISONS:
-        return [rng.uniform(*RADIUS_RANGES[None]) for _ in scene.objects]
+        return [rng.uniform(*RADIUS_RANGES[item.size]) for item in scene.objects]
     radii = [rng.uniform(*LARGER_RADIUS_RANGE), rng.uniform(*SMALLER_RADIUS_RANGE)]
     return radii if scene.relation == "larger than" else radii[::-1]
 
 
-def _two_centers(direction: str, rng: random.Random, jitter: float) -> list[tuple[float, float]]:
-    """Two centers of which the first lies in `direction` from the second, clearly more along that axis than across."""
-    across = 0.5 + rng.uniform(-0.13, 0.13) * jitter
-    along = [center + rng.uniform(-0.015, 0.015) * jitter for center in (0.255, 0.745)]
-    if direction in ("right of", "below"):
-        along.reverse()
-    centers = [(position, across + rng.uniform(-0.1, 0.1) * jitter) for position in along]
-    return centers if direction in ("left of", "right of") else [(y, x) for x, y in centers]
+def _choose_quarters(scene: Scene, rng: random.Random) -> list[tuple[float, float]]:
+    """Centers of a quarter for each object; two objects that differ stand side by side or one above the other."""
+    if len(set(scene.objects)) == 1:
+        return rng.sample([(x, y) for x in QUARTERS for y in QUARTERS], len(scene.objects))
+    direction = scene.relation if scene.kind == "relation" else rng.choice(POSITIONS)
+    across = rng.choice(QUARTERS)
+    along = QUARTERS if direction in ("left of", "above") else QUARTERS[::-1]
+    return [(place, across) if direction in ("left of", "right of") else (across, place) for place in along]
 
 
 def draw_objects(

@@ -64,23 +64,23 @@ def test_rows_have_the_schema(rows, split):
 def test_oracle_agrees_with_rows(rows, split, least):
     """The chosen picture holds more facts than the rejected one, or as many in quality rows."""
     agreed = 0
-    for row in rows[split]:
+    for row in rows[split][:800]:
         chosen, rejected = (check(row[name], row["prompt"]) for name in ("chosen", "rejected"))
         if row["category"] == "quality":
             agreed += chosen.all_hold and rejected.all_hold
         else:
             agreed += chosen.all_hold == (row["category"] != "graded") and chosen.broken < rejected.broken
-    assert agreed >= least * NUM_ROWS
+    assert agreed >= least * 800
 
 
 def test_rationales_tell_what_pictures_show(rows):
     """What the rationale says of a picture is read from its pixels too."""
     agreed = 0
-    for row in rows["train"][:500]:
+    for row in rows["train"][:300]:
         texts = re.fullmatch(r"Image 1: (.+)\. Image 2: (.+)\.", row["rationale"]["yes"]).groups()
         pairs = zip(texts, (row["rejected"], row["chosen"]), strict=True)
         agreed += all(check(image, text.split(",")[0]).all_hold for text, image in pairs)
-    assert agreed >= 490
+    assert agreed >= 294
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -111,7 +111,7 @@ def test_held_out_compositions_do_not_leak(rows, split):
         assert row["prompt"] in caption_paraphrases(prompt, "train")
         for scene in (prompt, *shown_scenes(row)):
             assert not scene.compositions & HELD_OUT_COMPOSITIONS
-    for row in rows[split][:400]:
+    for row in rows[split][:200]:
         for name in ("chosen", "rejected"):
             if row["category"] != "quality":
                 found = {(item.color, item.shape) for item in check(row[name], row["prompt"]).objects}

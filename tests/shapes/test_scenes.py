@@ -104,7 +104,7 @@ def test_objects_do_not_touch_and_stay_inside():
         for index, first in enumerate(objects):
             for second in objects[:index]:
                 apart = max(abs(first.x - second.x), abs(first.y - second.y))
-                assert apart > first.radius + second.radius + 0.03
+                assert apart > first.radius + second.radius + 0.025
 
 
 def test_rendering_is_the_same_in_every_process():

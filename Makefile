@@ -1,0 +1,64 @@
+# The developer's environment pins torch; users keep the one they have.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+PYTHON_MIN ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-min test-torchvision bench shapes-base style quality build clean
+
+help:  ## list targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check "$(TORCH)" -e ".[all,test]"
+	@touch $@
+
+demo: $(VENV)/.installed  ## train a judge of shapes, measure it, score with it (writes outputs/demo/)
+	$(BIN)/rewarddance demo --output-dir outputs/demo
+
+test: $(VENV)/.installed  ## run all tests
+	$(PYTEST) -n 2 --dist loadfile
+
+# The floors of pyproject.toml. torch stays at the pin: its floor has no CPU build for every Python.
+.venv-min/.installed: pyproject.toml
+	$(PYTHON_MIN) -m venv .venv-min
+	.venv-min/bin/pip install -q --no-compile --disable-pip-version-check "$(TORCH)" -e ".[all,test]" \
+		$$(grep -oE '"[a-z_]+>=[0-9.]+' pyproject.toml | tr -d '"' | sed 's/>=/==/' | grep -v '^torch=\|^pytest=')
+	@touch $@
+
+test-min: .venv-min/.installed  ## run all tests at the lowest supported versions
+	$(MAKE) test VENV=.venv-min
+
+.venv-torchvision/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-torchvision
+	.venv-torchvision/bin/pip install -q --no-compile --disable-pip-version-check "$(TORCH)" -e ".[all,test]"
+	.venv-torchvision/bin/pip install -q --no-compile --disable-pip-version-check --no-deps torchvision==0.28.0
+	@touch $@
+
+test-torchvision: .venv-torchvision/.installed  ## run the tests of the models with torchvision-backed processors too
+	REWARDDANCE_TEST_TORCHVISION=1 OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -n 2 tests/models
+
+bench: $(VENV)/.installed  ## measure side by side (writes outputs/bench.json)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/run.py
+
+shapes-base: $(VENV)/.installed  ## train the tiny vision-language model that the demo starts from
+	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.base
+
+style: $(VENV)/.installed  ## format and fix
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+quality: $(VENV)/.installed  ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+build: $(VENV)/.installed  ## build the wheel
+	$(BIN)/pip install -q build && $(BIN)/python -m build
+
+clean:  ## remove environments and outputs
+	rm -rf .venv .venv-min .venv-torchvision outputs build dist .pytest_cache .ruff_cache .mypy_cache

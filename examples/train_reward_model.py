@@ -1,0 +1,109 @@
+# /// script
+# dependencies = [
+#     "rewarddance_hf[scripts]",
+# ]
+# ///
+"""
+Train a RewardDance judge on preference pairs.
+
+The shapes run takes minutes on two CPU cores and needs no download:
+
+    accelerate launch --cpu examples/train_reward_model.py --config examples/configs/shapes.yaml
+
+A real vision-language model with LoRA on one 80 GB GPU (not run by us; the configuration says what it rests on):
+
+    accelerate launch examples/train_reward_model.py --config examples/configs/internvl_open_image_preferences.yaml
+
+Any argument of the configuration can be set on the command line too, e.g. `--learning_rate 2e-5`. On several GPUs, add
+`--config_file examples/accelerate_configs/multi_gpu.yaml` after `launch`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+
+from rewarddance_hf import RewardDanceTrainingArguments
+
+
+@dataclass
+class RewardDanceScriptArguments(ScriptArguments):
+    """Arguments of the script that belong neither to the model nor to the run."""
+
+    processor_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of `RewardDanceProcessor`, e.g. `{prompt_layout: text_first}` in YAML."},
+    )
+    shapes_rows: int = field(
+        default=40_000, metadata={"help": "Number of training rows when `dataset_name` is 'shapes'."}
+    )
+
+
+def load_rows(script_args: RewardDanceScriptArguments, with_eval: bool) -> tuple[Any, Any]:
+    """Training rows, and evaluation sets by name or None."""
+    if script_args.dataset_name == "shapes":
+        from rewarddance_hf.shapes.preferences import ShapesPreferences
+
+        train = ShapesPreferences(script_args.shapes_rows)
+        return train, {split: ShapesPreferences(500, split) for split in ("id", "ood")} if with_eval else None
+    from datasets import load_dataset
+
+    def split(name: str) -> Any:
+        return load_dataset(
+            script_args.dataset_name,
+            script_args.dataset_config,
+            split=name,
+            streaming=script_args.dataset_streaming,
+        )
+
+    # A split may be a slice, e.g. "train[:5%]".
+    return split(script_args.dataset_train_split), split(script_args.dataset_test_split) if with_eval else None
+
+
+def main(
+    script_args: RewardDanceScriptArguments, training_args: RewardDanceTrainingArguments, model_args: ModelConfig
+) -> None:
+    from rewarddance_hf import RewardDanceProcessor, RewardDanceTrainer
+
+    model_name = model_args.model_name_or_path
+    processor_kwargs = dict(script_args.processor_kwargs or {})
+    if script_args.dataset_name == "shapes":
+        from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
+
+        model_name = model_name or str(BASE_VLM)
+        processor = judge_processor(model_name, **processor_kwargs)
+    else:
+        processor = RewardDanceProcessor.from_pretrained(
+            model_name, revision=model_args.model_revision, **processor_kwargs
+        )
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        "quantization_config": get_quantization_config(model_args),
+        **(training_args.model_init_kwargs or {}),
+    }
+    train_dataset, eval_dataset = load_rows(script_args, with_eval=training_args.eval_strategy != "no")
+    trainer = RewardDanceTrainer(
+        model=model_name,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.create_model_card()
+    trainer.accelerator.print(f"Judge saved to {training_args.output_dir}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.end()
+
+
+def make_parser() -> TrlParser:
+    return TrlParser((RewardDanceScriptArguments, RewardDanceTrainingArguments, ModelConfig))
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

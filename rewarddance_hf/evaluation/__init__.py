@@ -1,0 +1,1 @@
+"""Reward models measured: accuracy, consistency and calibration on preference rows."""

@@ -1,0 +1,223 @@
+"""
+Arithmetic of preference evaluation, on plain NumPy arrays.
+
+A row has two questions, one for each order of its pictures. `probabilities` and `log_odds` of shape `(rows, 2)` are those
+of the chosen picture being preferred; where a function takes `labels` they are those of "yes" being the answer.
+"""
+
+import math
+
+import numpy as np
+
+
+TEMPERATURE_BOUNDS = (0.01, 100.0)
+
+
+def sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    """
+    Turn log-odds into probabilities.
+
+    Args:
+        log_odds (`np.ndarray`):
+            Log-odds of any shape.
+
+    Returns:
+        `np.ndarray`: Probabilities.
+    """
+    return np.exp(-np.logaddexp(0.0, -np.asarray(log_odds, dtype=np.float64)))
+
+
+def verdict_credits(log_odds: np.ndarray) -> np.ndarray:
+    """
+    Give each verdict its credit.
+
+    Args:
+        log_odds (`np.ndarray`):
+            Log-odds of the chosen picture being preferred.
+
+    Returns:
+        `np.ndarray`: 1 where the chosen picture is preferred, 0 where the rejected one is, 0.5 where they are equal.
+
+    Example:
+    ```python
+    >>> verdict_credits(np.array([2.0, 0.0, -0.1]))
+    array([1. , 0.5, 0. ])
+    ```
+    """
+    log_odds = _checked("log_odds", log_odds)
+    return (log_odds > 0) + 0.5 * (log_odds == 0)
+
+
+def accuracy_with_ties(probabilities: np.ndarray, ties: np.ndarray, tie_margin: float) -> float:
+    """
+    Compute the accuracy over three verdicts: chosen, rejected, tie.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(rows,)`):
+            Probabilities of the chosen picture being preferred.
+        ties (`np.ndarray` of shape `(rows,)`):
+            Whether neither picture is preferred in truth.
+        tie_margin (`float`):
+            A tie is predicted where the probability is at most this far from 0.5. It is right where the row is a tie and
+            wrong elsewhere.
+
+    Returns:
+        `float`: Share of right verdicts.
+    """
+    probabilities = _checked("probabilities", probabilities)
+    predicted_ties = np.abs(probabilities - 0.5) <= tie_margin
+    return float(np.where(predicted_ties, ties, ~np.asarray(ties, dtype=bool) & (probabilities > 0.5)).mean())
+
+
+def order_consistency(log_odds: np.ndarray) -> float:
+    """
+    Compute the share of rows with the same verdict in both orders.
+
+    Args:
+        log_odds (`np.ndarray` of shape `(rows, 2)`):
+            Log-odds of the chosen picture being preferred, in each order.
+
+    Returns:
+        `float`: Share of rows, right or wrong.
+    """
+    log_odds = _checked("log_odds", log_odds)
+    return float((np.sign(log_odds[:, 0]) == np.sign(log_odds[:, 1])).mean())
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> float:
+    """
+    Compute the expected calibration error: mean distance between predicted and observed frequency over bins.
+
+    Args:
+        probabilities (`np.ndarray`):
+            Probabilities of "yes".
+        labels (`np.ndarray`):
+            1 where "yes" is right, 0 where "no" is.
+        num_bins (`int`, *optional*, defaults to `10`):
+            Number of bins of equal width.
+
+    Returns:
+        `float`: Error in `[0, 1]`, weighted by the number of questions in each bin.
+
+    Example:
+    ```python
+    >>> round(expected_calibration_error(np.array([0.9, 0.9, 0.9, 0.9]), np.array([1, 1, 1, 0])), 3)
+    0.15
+    ```
+    """
+    probabilities = _checked("probabilities", probabilities).ravel()
+    labels = np.asarray(labels, dtype=np.float64).ravel()
+    bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1)
+    gaps = np.bincount(bins, weights=labels - probabilities, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(probabilities))
+
+
+def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """
+    Compute the Brier score.
+
+    Args:
+        probabilities (`np.ndarray`):
+            Probabilities of "yes".
+        labels (`np.ndarray`):
+            1 where "yes" is right, 0 where "no" is.
+
+    Returns:
+        `float`: Mean squared difference.
+    """
+    return float(((_checked("probabilities", probabilities) - labels) ** 2).mean())
+
+
+def negative_log_likelihood(log_odds: np.ndarray, labels: np.ndarray) -> float:
+    """
+    Compute the mean negative log-likelihood.
+
+    Args:
+        log_odds (`np.ndarray`):
+            Log-odds of "yes".
+        labels (`np.ndarray`):
+            1 where "yes" is right, 0 where "no" is.
+
+    Returns:
+        `float`: Mean over all questions, in nats.
+    """
+    signs = 2.0 * np.asarray(labels, dtype=np.float64) - 1.0
+    return float(np.logaddexp(0.0, -signs * _checked("log_odds", log_odds)).mean())
+
+
+def fit_temperature(
+    log_odds: np.ndarray, labels: np.ndarray, bounds: tuple[float, float] = TEMPERATURE_BOUNDS
+) -> float:
+    """
+    Find the temperature that divides log-odds so that the negative log-likelihood is smallest.
+
+    Args:
+        log_odds (`np.ndarray`):
+            Log-odds of "yes".
+        labels (`np.ndarray`):
+            1 where "yes" is right, 0 where "no" is.
+        bounds (`tuple[float, float]`, *optional*, defaults to `(0.01, 100.0)`):
+            Smallest and largest temperature. A bound is the answer when all verdicts are right, or most are wrong.
+
+    Returns:
+        `float`: Temperature.
+    """
+    log_odds = _checked("log_odds", log_odds)
+
+    def loss(log_temperature: float) -> float:
+        return negative_log_likelihood(log_odds / math.exp(log_temperature), labels)
+
+    # Golden-section search: the loss is convex in 1 / temperature, so it has one valley over log-temperature too.
+    ratio = (math.sqrt(5) - 1) / 2
+    low, high = math.log(bounds[0]), math.log(bounds[1])
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    left_loss, right_loss = loss(left), loss(right)
+    while high - low > 1e-6:
+        if left_loss <= right_loss:
+            high, right, right_loss = right, left, left_loss
+            left = high - ratio * (high - low)
+            left_loss = loss(left)
+        else:
+            low, left, left_loss = left, right, right_loss
+            right = low + ratio * (high - low)
+            right_loss = loss(right)
+    candidates = [math.log(bounds[0]), (low + high) / 2, math.log(bounds[1])]
+    return math.exp(min(candidates, key=loss))
+
+
+def bootstrap_interval(
+    values: np.ndarray, num_samples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> tuple[float, float]:
+    """
+    Compute the bootstrap interval of a mean over rows.
+
+    Args:
+        values (`np.ndarray` of shape `(rows,)`):
+            Value of each row.
+        num_samples (`int`, *optional*, defaults to `1000`):
+            Number of resampled means.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the resampling.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Probability mass between the two ends.
+
+    Returns:
+        `tuple[float, float]`: Lower and upper end.
+    """
+    values = _checked("values", values)
+    generator = np.random.default_rng(seed)
+    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(num_samples)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _checked(name: str, array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError(f"`{name}` is empty, but must have at least one entry. Check the dataset and its filters.")
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"`{name}` is NaN or infinite in {int((~np.isfinite(array)).sum())} of {array.size} entries, but must be finite. "
+            "Check the weights of the judge."
+        )
+    return array

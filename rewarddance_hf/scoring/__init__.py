@@ -1,0 +1,1 @@
+"""Reward models in use: scores, comparisons and rankings."""

@@ -1,0 +1,427 @@
+"""Scorer: rewards, comparisons and rankings from a trained judge."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..models import RewardDanceForYesScoring, RewardDanceProcessor
+from ..models.processing_rewarddance import load_frames, load_picture
+from .judgements import Comparison, Judgement, NonFiniteScoreError, Ranking
+from .loading import load_judge
+
+
+class RewardDanceScorer:
+    r"""
+    Frozen judge as a reward function: `reward(images, prompts, **context) -> Tensor (n,)`.
+
+    The reward is the probability of the answer "yes" (Eq. 2 of the
+    [RewardDance paper](https://huggingface.co/papers/2509.08826)), relative to a reference in the pairwise paradigm.
+
+    Args:
+        model ([`RewardDanceForYesScoring`]):
+            Judge, alone or with a PEFT adapter. Put into evaluation mode.
+        processor ([`RewardDanceProcessor`]):
+            Processor of the judge.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Number of judgements per forward pass.
+
+    Raises:
+        `ValueError`: If model and processor disagree about the answer tokens, or `batch_size` is not positive.
+
+    Example:
+
+    ```python
+    from rewarddance_hf import RewardDanceScorer
+
+    scorer = RewardDanceScorer.from_pretrained("org/my-judge", device_map="auto")
+    scorer.score(images, prompts, references=references)  # tensor of shape (n,)
+    scorer.compare(image_a, image_b, "a red circle").winner
+    scorer.rank(images, "a red circle", top_k=2).order
+    ```
+    """
+
+    def __init__(self, model: RewardDanceForYesScoring, processor: RewardDanceProcessor, batch_size: int = 8) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size!r}, but must be a positive integer. Pass 1 or more.")
+        model.check_processor(processor)
+        self.model = model.eval()
+        self.processor = processor
+        self.batch_size = batch_size
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        device_map: Any = None,
+        dtype: Any = "auto",
+        batch_size: int = 8,
+        **kwargs: Any,
+    ) -> "RewardDanceScorer":
+        """
+        Load a judge from the Hub or a local folder, with frozen weights.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                RewardDance checkpoint, plain image-text-to-text model (a zero-shot judge), or LoRA adapter of either.
+            device_map (`str` or `dict`, *optional*):
+                Devices of the model, e.g. `"auto"`. Defaults to the CPU.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+                Type of the weights. `"auto"` takes the one that they were saved in.
+            batch_size (`int`, *optional*, defaults to `8`):
+                Number of judgements per forward pass.
+            kwargs:
+                Further arguments of [`RewardDanceForYesScoring.from_pretrained`]: `revision`, `token`, `paradigm`, ...
+
+        Returns:
+            [`RewardDanceScorer`]
+
+        Raises:
+            `ValueError`: If weights are missing.
+            `ImportError`: If an adapter is to be loaded without peft.
+        """
+        model, processor = load_judge(pretrained_model_name_or_path, device_map=device_map, dtype=dtype, **kwargs)
+        return cls(model.requires_grad_(False), processor, batch_size=batch_size)
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """
+        Save the judge so that [`~RewardDanceScorer.from_pretrained`] finds all of it: weights or adapter, configuration
+        with its temperature, and processor.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                Folder, made if it is missing.
+        """
+        self.model.save_pretrained(save_directory)
+        if getattr(self.model, "peft_config", None):  # adapters are saved without a configuration
+            self.model.config.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory)
+
+    @property
+    def is_pairwise(self) -> bool:
+        """Whether a sample is judged relative to a reference."""
+        return self.model.config.paradigm == "pairwise"
+
+    def __call__(self, images: Any, prompts: str | Sequence[str], **context: Any) -> torch.Tensor:
+        """Same as [`~RewardDanceScorer.score`]."""
+        return self.score(images, prompts, **context)
+
+    def score(
+        self,
+        images: Any,
+        prompts: str | Sequence[str],
+        references: Any = None,
+        conditions: Sequence[Any] | None = None,
+        task: str | Sequence[str] = "text-to-image",
+        criteria: str | Sequence[str | None] | None = None,
+        show_progress: bool = False,
+    ) -> torch.Tensor:
+        r"""
+        Compute rewards of samples. They carry a gradient if the samples do.
+
+        Args:
+            images (`list` or `torch.Tensor` of shape `(n, 3, height, width)` or `(n, frames, 3, height, width)`):
+                Samples: images, paths, or lists of those as frames of clips; or a tensor of floats in `[0, 1]`.
+            prompts (`str` or `list[str]`):
+                Prompts that the samples were generated from, one for all or one each.
+            references (`list` or `torch.Tensor`, *optional*):
+                One sample to compare with for each, in the same forms as `images`. Required in the pairwise paradigm,
+                refused in the others.
+            conditions (`list`, *optional*):
+                First frames that were given to an image-to-video generator.
+            task (`str` or `list[str]`, *optional*, defaults to `"text-to-image"`):
+                Task whose criteria are used, for all or one each.
+            criteria (`str` or `list`, *optional*):
+                Criteria in place of those of `task`, for all or one each.
+            show_progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            `torch.Tensor` of shape `(n,)`: Rewards in `[0, 1]`, as float32 on the model's device.
+
+        Raises:
+            `ValueError`: If lists differ in length, references are missing or not wanted, or a picture cannot be read.
+            `NonFiniteScoreError`: If a score is NaN or infinite; a `ValueError` with the `scores` until there.
+        """
+        samples = _as_list(images, "images")
+        count = len(samples)
+        if count == 0:
+            raise ValueError("`images` is empty, but must hold at least one sample.")
+        references = None if references is None else _as_list(references, "references")
+        if self.is_pairwise and references is None:
+            raise ValueError(
+                "`references` is None, but the judge is pairwise: its reward is relative to another sample of the same "
+                "prompt. Pass one reference per image, use `compare` or `rank`, or load a pointwise judge."
+            )
+        if not self.is_pairwise and references is not None:
+            raise ValueError(
+                f"`references` was given, but the judge is {self.model.config.paradigm} and looks at one sample only. "
+                "Leave `references` out, or load a pairwise judge."
+            )
+        prompts = _spread(prompts, count, "prompts")
+        references = _spread(references, count, "references")
+        for i in range(count):
+            if not isinstance(prompts[i], str):
+                raise TypeError(f"`prompts[{i}]` is of type `{type(prompts[i]).__name__}`, but must be a string.")
+            if self.is_pairwise and references[i] is None:
+                raise ValueError(f"`references[{i}]` is None, but a pairwise judge needs a reference for every image.")
+        columns = {
+            "sample": samples,
+            "prompt": prompts,
+            "reference": references,
+            "condition": _spread(conditions, count, "conditions"),
+            "task": _spread(task, count, "task"),
+            "criteria": _spread(criteria, count, "criteria"),
+        }
+        rows = zip(*columns.values(), strict=True)
+        judgements = [Judgement(**dict(zip(columns, row, strict=True))) for row in rows]
+        differentiable = torch.is_grad_enabled() and any(_requires_grad(sample) for sample in samples)
+        with torch.set_grad_enabled(differentiable):
+            return self._judge(judgements, show_progress)[1]
+
+    @torch.no_grad()
+    def compare(
+        self,
+        image_a: Any,
+        image_b: Any,
+        prompt: str,
+        swap: bool = True,
+        explain: bool = False,
+        condition: Any = None,
+        task: str = "text-to-image",
+        criteria: str | None = None,
+        max_new_tokens: int = 256,
+    ) -> Comparison:
+        r"""
+        Decide which of two samples of a prompt is better.
+
+        A pairwise judge is asked whether B (image 2) is better than A (image 1); the probability is that of "yes" among
+        the two answers. For other judges it is the sigmoid of the difference of both samples' `logits`.
+
+        Args:
+            image_a (picture or `list` of pictures):
+                Image or clip A.
+            image_b (picture or `list` of pictures):
+                Image or clip B.
+            prompt (`str`):
+                Prompt that both were generated from.
+            swap (`bool`, *optional*, defaults to `True`):
+                Whether to ask in both orders and to average the probabilities. Pairwise paradigm only.
+            explain (`bool`, *optional*, defaults to `False`):
+                Whether to generate the rationale that follows the verdict. Pairwise paradigm only.
+            condition (picture, *optional*):
+                First frame that was given to an image-to-video generator.
+            task (`str`, *optional*, defaults to `"text-to-image"`):
+                Task whose criteria are used.
+            criteria (`str`, *optional*):
+                Criteria in place of those of `task`.
+            max_new_tokens (`int`, *optional*, defaults to `256`):
+                Maximum length of the rationale.
+
+        Returns:
+            [`~rewarddance_hf.scoring.judgements.Comparison`]
+
+        Raises:
+            `ValueError`: If a picture cannot be read, a score is not finite, or `explain` is used without a pairwise judge.
+        """
+        if explain and not self.is_pairwise:
+            raise ValueError(
+                f"`explain` is True, but the judge is {self.model.config.paradigm} and gives no verdict about two samples. "
+                "Pass `explain=False`, or load a pairwise judge."
+            )
+        frames_a, frames_b = load_frames(image_a, "image_a"), load_frames(image_b, "image_b")
+        judgement_a = Judgement(frames_a, prompt, condition=condition, task=task, criteria=criteria)
+        judgement_b = replace(judgement_a, sample=frames_b)
+        order_consistent = None
+        if self.is_pairwise:
+            judgement_b = replace(judgement_b, reference=frames_a)
+            orders = [judgement_b, replace(judgement_a, reference=frames_b)] if swap else [judgement_b]
+            yes = self._judge(orders)[0].double().sigmoid().tolist()
+            margin = yes[0] - (yes[1] if swap else 0.5)  # above 0 if B is better
+            probability_b = 0.5 + margin / 2 if swap else yes[0]
+            if swap:
+                order_consistent = _winner(yes[0] - 0.5) == _winner(0.5 - yes[1])
+        else:
+            logit_a, logit_b = self._judge([judgement_a, judgement_b])[0].double()
+            margin = float(logit_b - logit_a)
+            probability_b = float((logit_b - logit_a).sigmoid())
+        winner = _winner(margin)
+        return Comparison(
+            probability_a=1 - probability_b,
+            probability_b=probability_b,
+            winner=winner,
+            order_consistent=order_consistent,
+            rationale=self._explain(judgement_b, winner == "b", max_new_tokens) if explain else None,
+        )
+
+    @torch.no_grad()
+    def rank(
+        self,
+        images: Any,
+        prompt: str,
+        top_k: int | None = None,
+        condition: Any = None,
+        task: str = "text-to-image",
+        criteria: str | None = None,
+        show_progress: bool = False,
+    ) -> Ranking:
+        r"""
+        Rank samples of a prompt.
+
+        A pairwise judge compares all with all in both orders, `n * (n - 1)` judgements; a comparison is won by the
+        average of both. Other judges score each sample once.
+
+        Args:
+            images (`list` or `torch.Tensor` of shape `(n, 3, height, width)` or `(n, frames, 3, height, width)`):
+                Two or more samples, as in [`~RewardDanceScorer.score`].
+            prompt (`str`):
+                Prompt that all were generated from.
+            top_k (`int`, *optional*, defaults to all):
+                Number of best samples to keep in `order`.
+            condition (picture, *optional*):
+                First frame that was given to an image-to-video generator.
+            task (`str`, *optional*, defaults to `"text-to-image"`):
+                Task whose criteria are used.
+            criteria (`str`, *optional*):
+                Criteria in place of those of `task`.
+            show_progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            [`~rewarddance_hf.scoring.judgements.Ranking`]
+
+        Raises:
+            `ValueError`: If there are fewer than two samples, `top_k` is out of range, a picture cannot be read, or a
+                score is not finite.
+        """
+        samples = [load_frames(image, f"images[{i}]") for i, image in enumerate(_as_list(images, "images"))]
+        count = len(samples)
+        if count < 2:
+            raise ValueError(
+                f"`images` has {count} samples, but a ranking needs at least 2. Use `score` for a single one."
+            )
+        if top_k is not None and not 1 <= top_k <= count:
+            raise ValueError(f"`top_k` is {top_k}, but must be between 1 and the number of images, {count}.")
+        questions = [Judgement(sample, prompt, None, condition, task, criteria) for sample in samples]
+        different = ~torch.eye(count, dtype=torch.bool)
+        if self.is_pairwise:
+            judgements = [replace(questions[j], reference=samples[i]) for i, j in different.nonzero().tolist()]
+            logits, rewards = (values.cpu() for values in self._judge(judgements, show_progress))
+            yes = _fill(different, logits.double().sigmoid())
+            margins = yes - yes.T  # entry [i, j]: above 0 if j is better than i
+            matrix = _fill(different, rewards)
+            scores = matrix.nanmean(dim=0)
+        else:
+            logits, scores = (values.cpu() for values in self._judge(questions, show_progress))
+            margins = (logits - logits[:, None]).masked_fill(~different, torch.nan)
+            matrix = margins.sigmoid()
+        wins = ((margins > 0) + 0.5 * (margins == 0)).sum(dim=0)
+        order = sorted(range(count), key=lambda i: (-float(wins[i]), -float(scores[i]), i))
+        return Ranking(order=order[:top_k], wins=wins, scores=scores, matrix=matrix)
+
+    def _judge(self, judgements: list[Judgement], show_progress: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds and scores of judgements, each of shape `(n,)`. All rewards come from here."""
+        logits, scores = [], []
+        with tqdm(total=len(judgements), desc="Scoring", unit="judgement", disable=not show_progress) as progress:
+            for start in range(0, len(judgements), self.batch_size):
+                batch = judgements[start : start + self.batch_size]
+                output = self.model(**self._inputs(batch, start).to(self.model.device))
+                logits.append(output.logits[:, 0].float())
+                scores.append(output.scores.float())
+                finite = logits[-1].isfinite() & scores[-1].isfinite()
+                if not finite.all():
+                    rows = [start + i for i in (~finite).nonzero()[:, 0].tolist()]
+                    raise NonFiniteScoreError(
+                        f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or "
+                        "load them in another type (`dtype=torch.float32`). Scores until there are in `scores` of this error.",
+                        rows,
+                        torch.cat(scores).detach(),
+                    )
+                progress.update(len(batch))
+        return torch.cat(logits), torch.cat(scores)
+
+    def _inputs(self, judgements: list[Judgement], start: int = 0) -> Any:
+        """Inputs of the model for one batch; `start` is the index of its first judgement, for error messages."""
+        samples, references, conditions = [], [], []
+        for i, judgement in enumerate(judgements, start):
+            samples.append(load_frames(judgement.sample, f"images[{i}]", keep_gradient=True))
+            if judgement.reference is not None:
+                references.append(load_frames(judgement.reference, f"references[{i}]"))
+            has_condition = judgement.condition is not None
+            conditions.append(load_picture(judgement.condition, f"conditions[{i}]") if has_condition else None)
+        return self.processor(
+            images=samples,
+            prompts=[judgement.prompt for judgement in judgements],
+            references=references or None,
+            conditions=conditions,
+            task=[judgement.task for judgement in judgements],
+            criteria=[judgement.criteria for judgement in judgements],
+        )
+
+    def _explain(self, judgement: Judgement, answer: bool, max_new_tokens: int) -> str:
+        """Text that the judge continues with after an answer ("decision first", Section 3.2.1)."""
+        batch = self.processor.append_answers(self._inputs([judgement]), [answer], [None]).to(self.model.device)
+        inputs = {name: value for name, value in batch.items() if name not in ("rationale_labels", "answer_index")}
+        tokenizer = self.processor.tokenizer
+        known = self.model.vlm.generation_config.eos_token_id
+        ends = [known] if isinstance(known, int) else list(known or [])
+        if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+            ends.append(tokenizer.eos_token_id)
+        tokens = self.model.vlm.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=ends or None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def _as_list(media: Any, name: str) -> list[Any]:
+    """Samples of a batch, which is a list or a tensor."""
+    if isinstance(media, torch.Tensor):
+        if media.ndim not in (4, 5):
+            raise ValueError(
+                f"`{name}` has shape {tuple(media.shape)}, but a tensor must be of shape `(n, 3, height, width)` or "
+                "`(n, frames, 3, height, width)`. Add the batch dimension, e.g. `image[None]`."
+            )
+        return list(media)
+    if not isinstance(media, (list, tuple)):
+        raise TypeError(
+            f"`{name}` is of type `{type(media).__name__}`, but must be a list with one entry per sample, or a tensor. Wrap "
+            "a single sample in a list."
+        )
+    return list(media)
+
+
+def _requires_grad(media: Any) -> bool:
+    if isinstance(media, (list, tuple)):
+        return any(_requires_grad(frame) for frame in media)
+    return isinstance(media, torch.Tensor) and media.requires_grad
+
+
+def _spread(values: Any, count: int, name: str) -> list[Any]:
+    """One value per row, from one for all (a string or None) or a sequence."""
+    if values is None or isinstance(values, str):
+        return [values] * count
+    values = list(values)
+    if len(values) != count:
+        raise ValueError(
+            f"`{name}` has {len(values)} entries for {count} images, but must have one per image. Make both equally long."
+        )
+    return values
+
+
+def _winner(margin: float) -> str:
+    return "tie" if margin == 0 else "b" if margin > 0 else "a"
+
+
+def _fill(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Matrix with values where the mask is true, row by row, and NaN elsewhere."""
+    matrix = torch.full(mask.shape, torch.nan, dtype=values.dtype)
+    matrix[mask] = values
+    return matrix

@@ -1,0 +1,188 @@
+"""The tiny vision-language model of the shapes world: a real InternVL class at 1/1000 of the size."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GotOcr2ImageProcessorPil,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from ..models import RewardDanceProcessor
+from ..models.processing_rewarddance import image_only_processor
+from .preferences import DEGRADATIONS, QUALITY_CRITERIA, SHARP
+from .scenes import caption_words
+
+
+RATIONALE_WORDS = [*DEGRADATIONS, SHARP, QUALITY_CRITERIA, ","]
+
+
+# Plain checkpoint of the tiny model, trained on captioning by `base.py`.
+BASE_VLM = Path(__file__).parent / "base_vlm"
+
+IMAGE_SIZE = 32
+PATCH_SIZE = 8
+IMAGE_SEQ_LENGTH = (IMAGE_SIZE // PATCH_SIZE // 2) ** 2  # pixels are shuffled 2x2 into one token
+
+# Short wording and criteria: at this size every token counts.
+PROMPT_TEXTS = {
+    "system": "",
+    "prompt": "Prompt: {prompt}.",
+    "criteria": "Criteria: {criteria}.",
+    "pairwise_question": "Is {noun} 2 better than {noun} 1?",
+    "pointwise_question": "Is this {noun} right?",
+}
+CRITERIA = {"text-to-image": "what the picture shows"}
+
+SPECIAL_TOKENS = ["<pad>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+# Instruction of the captioning that the base checkpoint is trained on.
+DESCRIBE = "Describe the image."
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """
+    Build a byte-level tokenizer in which every word of the shapes world is one token.
+
+    Returns:
+        `PreTrainedTokenizerFast`: Tokenizer for any text, with the special tokens of InternVL.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    # Merging goes on until each word is one token, at the start of a text as well as after a space.
+    corpus = [f"{space}{word}" for word in _words() for space in ("", " ")]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        padding_side="left",
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    )
+
+
+def _words() -> list[str]:
+    """Words and signs of captions, rationales and questions."""
+    wording = " ".join(
+        [*PROMPT_TEXTS.values(), *CRITERIA.values(), *RATIONALE_WORDS, DESCRIBE, "Image user assistant yes no"]
+    )
+    wording = re.sub(r"\{\w+\}", "image", wording)
+    return sorted({*caption_words(), *re.findall(r"[A-Za-z]+|[^\sA-Za-z]", wording), '."', '".', ":", '"'})
+
+
+def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> InternVLForConditionalGeneration:
+    """
+    Build the tiny model with random weights.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`):
+            Tokenizer made by [`build_tokenizer`].
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the weights.
+
+    Returns:
+        `InternVLForConditionalGeneration`: Model of 0.35M parameters that sees a picture as 4 tokens.
+    """
+    # At this size the usual 0.02 is too small to learn from.
+    initializer_range = 0.05
+    config = InternVLConfig(
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 1024,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            "initializer_range": initializer_range,
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+        },
+        vision_config={
+            "model_type": "internvl_vision",
+            "image_size": [IMAGE_SIZE, IMAGE_SIZE],
+            "patch_size": [PATCH_SIZE, PATCH_SIZE],
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "layer_scale_init_value": 1.0,
+            "initializer_range": initializer_range,
+        },
+        image_token_id=tokenizer.context_image_token_id,
+        image_seq_length=IMAGE_SEQ_LENGTH,
+        tie_word_embeddings=False,
+        initializer_range=initializer_range,
+    )
+    torch.manual_seed(seed)
+    model = InternVLForConditionalGeneration(config)
+    with torch.no_grad():  # zero at initialization, which costs hundreds of steps at this size
+        model.model.vision_tower.embeddings.position_embeddings.normal_(0, 0.1)
+    return model
+
+
+def build_vlm_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
+    """
+    Build the stock processor of the tiny model, without its video part, which needs torchvision.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`):
+            Tokenizer made by [`build_tokenizer`].
+
+    Returns:
+        `InternVLProcessor`: Processor for text and images.
+    """
+    image_processor = GotOcr2ImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, crop_to_patches=False, min_patches=1, max_patches=1
+    )
+    return image_only_processor(InternVLProcessor)(
+        image_processor, tokenizer, image_seq_length=IMAGE_SEQ_LENGTH, chat_template=CHAT_TEMPLATE
+    )
+
+
+def judge_processor(vlm: str | Path = BASE_VLM, **kwargs: Any) -> RewardDanceProcessor:
+    """
+    Load the processor of a judge of shapes, with the short wording of this world.
+
+    Args:
+        vlm (`str` or `Path`, *optional*, defaults to the base checkpoint):
+            Folder of the tiny model.
+        kwargs:
+            Further arguments of [`RewardDanceProcessor`].
+
+    Returns:
+        [`RewardDanceProcessor`]
+    """
+    settings = {
+        "prompt_texts": PROMPT_TEXTS,
+        "criteria": CRITERIA,
+        "vlm_images_kwargs": {"crop_to_patches": False},
+        **kwargs,
+    }
+    return RewardDanceProcessor.from_pretrained(vlm, **settings)

@@ -1,0 +1,183 @@
+"""Report of the demo: tables in Markdown, a learning curve, and sheets of judged pictures."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from ..scoring.scorer import RewardDanceScorer  # noqa: E402
+from .preferences import CATEGORIES, ShapesPreferences  # noqa: E402
+from .scenes import OUT_OF_DOMAIN, Scene, SceneObject, canonical_caption, render_scene  # noqa: E402
+
+
+SPLIT_NAMES = {"id": "in domain", "ood": "out of domain"}
+COLORS = {"judge": "#1f6f8b", "regressive": "#d1812b", "untrained": "#8a8a8a"}
+SHEET_ROWS = 12
+
+
+def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScorer, steps: int) -> None:
+    """
+    Write `report.md` and its pictures.
+
+    Args:
+        folder (`Path`):
+            Folder of the demo, with the log histories of its trainings.
+        metrics (`dict[str, float]`):
+            Metrics of all models.
+        scorer ([`RewardDanceScorer`]):
+            Trained judge.
+        steps (`int`):
+            Number of updates of each training.
+    """
+    draw_learning_curve(folder, metrics).savefig(folder / "learning_curve.png", dpi=130)
+    draw_judged_pairs(scorer).savefig(folder / "judged_pairs.png", dpi=110)
+    figure, ranking = draw_ranking(scorer)
+    figure.savefig(folder / "ranking.png", dpi=130)
+    plt.close("all")
+    lines = [
+        "# A judge of shapes",
+        "",
+        f"Fine-tuned for {steps} steps from the tiny base model, beside a regressive baseline with as many steps, in "
+        f"{metrics['seconds']:.0f} s. Accuracy on held-out preference pairs in %, ties left out, both orders of each pair, "
+        "with the 95 % bootstrap interval:",
+        "",
+        "| model | in domain | out of domain | order consistency | calibration error |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("untrained", "regressive", "judge"):
+        cells = [name]
+        for split in ("id", "ood"):
+            value, low, high = (100 * metrics[f"{name}/{split}/accuracy{end}"] for end in ("", "_low", "_high"))
+            cells.append(f"{value:.1f} ({low:.1f} to {high:.1f})")
+        cells += [f"{100 * metrics[f'{name}/id/order_consistency']:.1f}", f"{metrics[f'{name}/id/ece']:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "By what the rejected picture has wrong:", "", "| category | " + " | ".join(_columns()) + " |"]
+    lines.append("|" + "---|" * (1 + len(_columns())))
+    for category in CATEGORIES:
+        cells = []
+        for name in ("untrained", "regressive", "judge"):
+            for split in ("id", "ood"):
+                value = metrics.get(f"{name}/{split}/category/{category}/accuracy")
+                cells.append("-" if value is None else f"{100 * value:.1f}")
+        lines.append(f"| {category} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "![Held-out accuracy during training](learning_curve.png)",
+        "",
+        f"Held-out pairs and what the judge says of them. {ranking}",
+        "",
+        "![Judged pairs](judged_pairs.png)",
+        "",
+        "![Ranking](ranking.png)",
+        "",
+    ]
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _columns() -> list[str]:
+    return [f"{name}, {split}" for name in ("untrained", "regressive", "judge") for split in ("id", "ood")]
+
+
+def draw_learning_curve(folder: Path, metrics: dict[str, Any]) -> Figure:
+    """
+    Draw held-out accuracy during training.
+
+    Args:
+        folder (`Path`):
+            Folder of the demo.
+        metrics (`dict[str, float]`):
+            Metrics of all models.
+
+    Returns:
+        `matplotlib.figure.Figure`
+    """
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name in ("judge", "regressive"):
+        history = json.loads((folder / name / "log_history.json").read_text(encoding="utf-8"))
+        for split, style in (("id", "-"), ("ood", "--")):
+            key = f"eval_{split}_accuracy"
+            points = [(log["step"], 100 * log[key]) for log in history if key in log]
+            axes.plot(*zip(*points, strict=True), style, color=COLORS[name], label=f"{name}, {SPLIT_NAMES[split]}")
+    untrained = 100 * metrics["untrained/id/accuracy"]
+    axes.axhline(untrained, color=COLORS["untrained"], linewidth=1, label="untrained, in domain")
+    axes.set(xlabel="training step", ylabel="held-out accuracy, %", ylim=(40, 101))
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def draw_judged_pairs(scorer: RewardDanceScorer) -> Figure:
+    """
+    Draw held-out pairs in random order with the judge's verdict and rationale.
+
+    Args:
+        scorer ([`RewardDanceScorer`]):
+            Trained judge.
+
+    Returns:
+        `matplotlib.figure.Figure`
+    """
+    rng = random.Random(0)
+    dataset = ShapesPreferences(400, "ood", seed=2)
+    by_category: dict[str, list[dict[str, Any]]] = {}
+    for i in range(len(dataset)):
+        by_category.setdefault(dataset[i]["category"], []).append(dataset[i])
+    picked = [rows[i] for i in range(SHEET_ROWS) for rows in by_category.values() if i < len(rows)][:SHEET_ROWS]
+    figure, grid = plt.subplots(SHEET_ROWS // 2, 4, figsize=(13, 2.15 * SHEET_ROWS // 2), layout="constrained")
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for i, row in enumerate(picked):
+        second_is_chosen = rng.random() < 0.5
+        pair = (row["rejected"], row["chosen"]) if second_is_chosen else (row["chosen"], row["rejected"])
+        verdict = scorer.compare(*pair, row["prompt"], criteria=row["criteria"], explain=True, max_new_tokens=60)
+        right = (verdict.winner == "b") == second_is_chosen
+        for j, picture in enumerate(pair):
+            axes = grid[i // 2, 2 * (i % 2) + j]
+            axes.imshow(picture, interpolation="nearest")
+            better = second_is_chosen == (j == 1)
+            axes.set_title(f"image {j + 1}" + (" (better)" if better else ""), fontsize=8)
+        text = f'"{row["prompt"]}"\njudged by {row["criteria"]}\n\n'
+        text += f"image 2 is better: {100 * verdict.probability_b:.0f} %\n{'right' if right else 'WRONG'}\n\n"
+        text += "\n".join((verdict.rationale or "").replace(". ", ".|").split("|"))
+        axes.text(1.06, 0.98, text, transform=axes.transAxes, fontsize=7, va="top", wrap=True)
+    return figure
+
+
+def draw_ranking(scorer: RewardDanceScorer) -> tuple[Figure, str]:
+    """
+    Rank pictures of one prompt, from right to more and more wrong.
+
+    Args:
+        scorer ([`RewardDanceScorer`]):
+            Trained judge.
+
+    Returns:
+        `tuple[matplotlib.figure.Figure, str]`: Figure, and a sentence that says how well the order fits.
+    """
+    wanted = Scene("relation", (SceneObject("red", "circle"), SceneObject("blue", "square")), "left of")
+    shown = [
+        wanted,
+        Scene("relation", (SceneObject("blue", "square"), SceneObject("red", "circle")), "left of"),
+        Scene("relation", (SceneObject("green", "square"), SceneObject("white", "circle")), "left of"),
+        Scene("single", (SceneObject("yellow", "triangle"),)),
+    ]
+    rng = random.Random(1)
+    pictures = [render_scene(scene, rng, OUT_OF_DOMAIN) for scene in shown]
+    prompt = canonical_caption(wanted)
+    ranking = scorer.rank(pictures, prompt)
+    figure, grid = plt.subplots(1, len(pictures), figsize=(9, 2.9), layout="constrained")
+    figure.suptitle(f'"{prompt}": all against all, best first', fontsize=10)
+    for axes, index in zip(grid, ranking.order, strict=True):
+        axes.imshow(pictures[index], interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_title(f"{ranking.wins[index]:g} wins, reward {ranking.scores[index]:.2f}", fontsize=9)
+    place = ranking.order.index(0) + 1
+    return figure, f"In the ranking the only picture that shows its prompt comes {['first', 'second', 'third', 'last'][place - 1]}."

@@ -1,0 +1,59 @@
+"""Test of the checkpoint's own copy of the code."""
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+
+
+SCRIPT = """
+import json, sys
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+torch.set_num_threads(1)
+try:
+    import rewarddance_hf
+except ImportError:
+    pass
+else:
+    sys.exit("the package can be imported here")
+folder = sys.argv[1]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+sample, reference = Image.open("sample.png"), Image.open("reference.png")
+batch = processor(images=[sample] * 2, prompts=["a red circle", "no"], references=[reference] * 2)
+with torch.no_grad():
+    output = model(**batch)
+print(json.dumps({"log_probs": output.answer_log_probs.tolist(), "module": type(model).__module__}))
+"""
+
+
+def test_checkpoint_works_without_the_package(judge, rows, tmp_path):
+    """Whoever downloads a judge without installing the package gets the same scores."""
+    model, processor = judge("internvl")
+    folder, elsewhere = tmp_path / "judge", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    sample, reference = rows["images"][1], rows["references"][0]
+    sample.save(elsewhere / "sample.png")
+    reference.save(elsewhere / "reference.png")
+
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
+    # Stands in front of an installed package.
+    (elsewhere / "rewarddance_hf.py").write_text("raise ImportError('not installed here')")
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout.splitlines()[-1])
+    assert answer["module"].startswith("transformers_modules.")
+
+    batch = processor(images=[sample] * 2, prompts=["a red circle", "no"], references=[reference] * 2)
+    with torch.no_grad():
+        wanted = model(**batch).answer_log_probs
+    torch.testing.assert_close(torch.tensor(answer["log_probs"]), wanted, rtol=0, atol=1e-6)
