@@ -50,9 +50,8 @@ def main(args: EvaluationArguments) -> dict[str, float]:
     for name, value in metrics.items():
         print(f"{name:32} {value:.4f}")
     if args.calibrate_to:
-        print(evaluator.calibrate(scorer))
-        scorer.model.save_pretrained(args.calibrate_to)
-        scorer.processor.save_pretrained(args.calibrate_to)
+        print(evaluator.calibrate(scorer, results=evaluator.results))
+        scorer.save_pretrained(args.calibrate_to)
     return metrics
 
 

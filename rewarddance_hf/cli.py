@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit:  # argparse has written help or what is wrong
         return int(exit.code or 0)
     try:
-        return args.run(args) or 0
+        args.run(args)
+        return 0
+    except argparse.ArgumentTypeError as error:
+        sys.stderr.write(f"rewarddance {args.command}: error: {error}\n")
+        return 2
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if args.traceback:
             raise
@@ -124,13 +128,10 @@ def _score(args: argparse.Namespace) -> None:
         args.image, prompts, references, task=args.task, criteria=args.criteria, show_progress=True
     ).tolist()
     if args.json:
-        columns = {
-            "image": args.image,
-            "prompt": prompts,
-            "reference": references or [None] * len(prompts),
-            "score": scores,
-        }
-        _write_json({"scores": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]})
+        shown: Sequence[str | None] = references or [None] * len(prompts)
+        rows = zip(args.image, prompts, shown, scores, strict=True)
+        names = ("image", "prompt", "reference", "score")
+        _write_json({"scores": [dict(zip(names, row, strict=True)) for row in rows]})
     else:
         _write_lines(f"{score:.6f}\t{image}" for score, image in zip(scores, args.image, strict=True))
 
@@ -150,7 +151,7 @@ def _rank(args: argparse.Namespace) -> None:
         )
 
 
-def _evaluate(args: argparse.Namespace) -> int:
+def _evaluate(args: argparse.Namespace) -> None:
     if args.output:
         _check_file(args.output)
     if args.calibrate:
@@ -176,7 +177,6 @@ def _evaluate(args: argparse.Namespace) -> int:
             file.write(json.dumps(document, indent=2) + "\n")
     if args.calibrate:
         scorer.save_pretrained(args.calibrate)
-    return 0
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -242,7 +242,9 @@ def _load_rows(args: argparse.Namespace) -> Any:
 
 def _one_or_each(values: list[str], count: int, name: str) -> list[str]:
     if len(values) not in (1, count):
-        raise ValueError(f"`{name}` has {len(values)} values for {count} images. Pass one for all, or one each.")
+        raise argparse.ArgumentTypeError(
+            f"argument {name}: {len(values)} values for {count} images, pass one for all, or one each"
+        )
     return values * count if len(values) == 1 else values
 
 

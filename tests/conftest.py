@@ -8,12 +8,24 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+HAS_TORCHVISION = os.environ.get("REWARDDANCE_TEST_TORCHVISION") == "1"
+if HAS_TORCHVISION:
+    import torchvision_shim  # noqa: F401
+
 import transformers  # noqa: E402
 from tiny_vlms import FAMILIES, save_tiny_vlm  # noqa: E402
 
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("torchvision") and not HAS_TORCHVISION:
+            item.add_marker(pytest.mark.skip(reason="needs torchvision: `make test-torchvision`"))
 
 
 @pytest.fixture(scope="session")

@@ -26,13 +26,13 @@ def test_import_is_light():
     """Importing the package, its version and its command line loads neither torch nor transformers."""
     code = (
         "import sys, rewarddance_hf, rewarddance_hf.cli; rewarddance_hf.__version__; "
-        "sys.exit(sorted({'torch', 'transformers', 'datasets', 'diffusers'} & set(sys.modules)) and 1)"
+        "sys.exit(bool({'torch', 'transformers', 'datasets', 'diffusers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_judge_works_without_the_extras():
-    """Model, processor and scorer need torch and transformers only: the extras are not imported on the way."""
+    """Model, processor, scorer and evaluator need torch and transformers only: the extras are not imported on the way."""
     code = (
         "import sys\n"
         "class Block:\n"
@@ -41,6 +41,7 @@ def test_judge_works_without_the_extras():
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
         "from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer\n"
+        "from rewarddance_hf import RewardDanceEvaluator\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

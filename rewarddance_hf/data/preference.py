@@ -3,9 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import datasets
-import torch
-
 
 REQUIRED_COLUMNS = ("prompt", "chosen", "rejected")
 OPTIONAL_COLUMNS = ("task", "condition", "criteria", "rationale", "margin", "tie")
@@ -112,59 +109,3 @@ def rationale_text(row: Mapping[str, Any], chosen_second: bool) -> str | None:
         chosen, rejected = ("Image 2", "Image 1") if chosen_second else ("Image 1", "Image 2")
         rationale = rationale.replace("{chosen}", chosen).replace("{rejected}", rejected)
     return rationale or None
-
-
-class PreferenceRows(torch.utils.data.Dataset):
-    """
-    Map-style view of a preference dataset for a data loader: every row knows its index, unused columns are not read,
-    and pictures of a [`~datasets.Dataset`] stay encoded until the collator, which can name the row of a corrupt one.
-
-    Args:
-        dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
-            Preference rows.
-        name (`str`, *optional*, defaults to `"dataset"`):
-            Name of the dataset in error messages.
-
-    Raises:
-        `ValueError`: If the dataset is empty or lacks a column.
-    """
-
-    def __init__(self, dataset: Any, name: str = "dataset") -> None:
-        if len(dataset) == 0:
-            raise ValueError(f"`{name}` is empty, but must have at least one row. Check its split and filters.")
-        if isinstance(dataset, datasets.Dataset):
-            check_columns(dataset.column_names, name)
-            dataset = dataset.select_columns(
-                [c for c in dataset.column_names if c in REQUIRED_COLUMNS + OPTIONAL_COLUMNS]
-            )
-            dataset = keep_pictures_encoded(dataset)
-        else:
-            check_row(dataset[0], f"{name}[0]")
-        self.dataset = dataset
-        self.name = name
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.dataset[int(index)], "row": f"{self.name}[{index}]"}
-
-
-def keep_pictures_encoded(dataset: Any) -> Any:
-    """
-    Turn off the decoding of picture columns.
-
-    Args:
-        dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            Dataset with any features.
-
-    Returns:
-        The same dataset with `{"bytes": ..., "path": ...}` in place of pictures.
-    """
-    encoded = datasets.Image(decode=False)
-    for column, feature in (dataset.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, encoded)
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            dataset = dataset.cast_column(column, datasets.List(encoded))
-    return dataset

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.preference import check_columns, check_row, keep_pictures_encoded
+from ..data.preference import check_columns, check_row, 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.processing_rewarddance import load_frames, load_picture
 from ..scoring.judgements import Judgement, NonFiniteScoreError
@@ -130,6 +130,8 @@ class RewardDanceEvaluator:
             raise ValueError(f"`tie_margin` is {tie_margin}, but must be in `[0, 0.5)`. Leave it at 0.05.")
         if hasattr(dataset, "column_names"):
             check_columns(dataset.column_names)
+            from ..data.rows import keep_pictures_encoded  # needs `datasets`, which such a dataset comes from
+
             dataset = keep_pictures_encoded(dataset)  # so that a corrupt picture is named by its row
         self.dataset = dataset
         self.name = name

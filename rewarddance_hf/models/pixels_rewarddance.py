@@ -27,7 +27,7 @@ FIRST_NUMBER = 0xC3800000
 NUM_NUMBERS = 0xFF800000 - FIRST_NUMBER
 
 # Largest difference to the image processor's own result, in levels of 8 bits: of operations that are the same, and on
-# average of operations of torchvision that do not round and do not cut off overshoot.
+# average of operations of torchvision, which round otherwise for floats.
 MAX_DIFFERENCE = 0.01
 MAX_MEAN_DIFFERENCE = 8.0
 
@@ -83,10 +83,11 @@ def preprocess_with_gradient(
         try:
             output = tape.tracer(image_processor)._preprocess(_like(prepared, numbers), *arguments, **settings)
             pixel_values = tape.play(colors, output["pixel_values"].numpy())
-        except (IndexError, OverflowError, TypeError) as error:
+        except (LookupError, StopIteration, TypeError, ValueError) as error:
             raise _unsupported(image_processor, "calculates with pixels in ways of its own") from error
     else:
-        output = image_processor._preprocess(_like(prepared, iter(colors)), *arguments, **settings)
+        processor = _rounding(image_processor) if exact else image_processor
+        output = processor._preprocess(_like(prepared, iter(colors)), *arguments, **settings)
         pixel_values = output["pixel_values"]
 
     stock = batch["pixel_values"].to(pixel_values)
@@ -96,7 +97,7 @@ def preprocess_with_gradient(
     off = difference.max() / MAX_DIFFERENCE if is_pil and exact else difference.mean() / MAX_MEAN_DIFFERENCE
     if not off <= 1:
         raise _unsupported(image_processor, f"gives pixels that differ by {difference.max():.2g} of 255 levels")
-    batch["pixel_values"] = _straight_through(pixel_values, stock) if exact else pixel_values
+    batch["pixel_values"] = _StraightThrough.apply(pixel_values, stock) if exact else pixel_values
     return batch
 
 
@@ -127,12 +128,19 @@ def _to_colors(picture: Any, device: torch.device, dtype: torch.dtype, exact: bo
     if isinstance(picture, Image.Image):
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(device, dtype)
     colors = picture.to(device, dtype) * 255
-    return _straight_through(colors, (picture.detach().float() * 255).round().to(colors)) if exact else colors
+    return _StraightThrough.apply(colors, (picture.detach().float() * 255).round().to(colors)) if exact else colors
 
 
-def _straight_through(values: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+class _StraightThrough(torch.autograd.Function):
     """Wanted values with the gradient of others."""
-    return wanted + (values - values.detach())
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return wanted
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> "tuple[torch.Tensor, None]":  # type: ignore[override]
+        return gradient, None
 
 
 def _run_and_record(vlm_processor: Any, recorder: Any, **kwargs: Any) -> "tuple[BatchFeature, Any, Any, Any]":
@@ -186,17 +194,17 @@ class _Tape:
         self.length = 0
         self.starts: list[int] = []
         self.steps: list[tuple[Callable[[torch.Tensor], torch.Tensor], np.ndarray] | None] = []
-        self.resized: list[tuple[np.ndarray, Image.Resampling]] = []
+        self.resized: list[tuple[np.ndarray, np.ndarray, Image.Resampling]] = []
 
     def recorder(self, image_processor: Any) -> Any:
-        """Copy of an image processor that keeps every picture that it resizes, as Pillow rounds it."""
+        """Copy of an image processor that keeps every picture before and after resizing, as Pillow rounds it."""
         backend = _backend(image_processor)
 
         def resize(other: Any, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
             if kwargs.get("reducing_gap") is not None:
                 raise _unsupported(image_processor, f"resizes with `reducing_gap={kwargs['reducing_gap']}`")
             result = backend.resize(other, image, size, resample=resample, **kwargs)
-            self.resized.append((result, _resampling(image_processor, resample)))
+            self.resized.append((image, result, _resampling(image_processor, resample)))
             return result
 
         return _with_methods(image_processor, resize=resize)
@@ -206,13 +214,17 @@ class _Tape:
         resized = iter(self.resized)
 
         def resize(other: Any, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
-            result, resampling = next(resized)
+            before, after, resampling = next(resized)
 
             def operation(colors: torch.Tensor) -> torch.Tensor:
-                values = resize_linear(colors, *result.shape[-2:], resampling)
-                return _straight_through(values, torch.from_numpy(result).to(values)) if self.exact else values
+                values = resize_linear(colors, *after.shape[-2:], resampling)
+                if not self.exact:
+                    return values
+                if not torch.equal(colors.detach(), torch.from_numpy(before).to(colors)):
+                    raise ValueError("what is resized was not made of pixels by cutting, padding and ordering alone")
+                return _StraightThrough.apply(values, torch.from_numpy(after).to(values))
 
-            return self.append(result.shape, (operation, image))
+            return self.append(after.shape, (operation, image))
 
         def rescale(other: Any, image: np.ndarray, scale: float, **kwargs: Any) -> np.ndarray:
             return self.append(image.shape, (lambda colors: colors * scale, image))
@@ -232,8 +244,8 @@ class _Tape:
         """Pixel numbers of a new piece: a picture, or the result of an operation on pixels with the given numbers."""
         start, end = self.length, self.length + math.prod(shape)
         if end > NUM_NUMBERS:
-            raise ValueError(
-                f"`images` have more than {NUM_NUMBERS} values in one batch, but no more can be given a gradient at once. "
+            raise NotImplementedError(
+                f"`images` become more than {NUM_NUMBERS} values in one batch, which is all that can have a gradient at once. "
                 "Lower `batch_size` or the size of pictures."
             )
         self.starts.append(start)
@@ -243,42 +255,43 @@ class _Tape:
 
     def play(self, pictures: "list[torch.Tensor]", numbers: np.ndarray) -> torch.Tensor:
         """Colors of pixels with the given numbers, when the pieces that are no results are the given pictures."""
-        pieces = list(pictures)
+        pieces = [picture.reshape(-1) for picture in pictures]
         for step in self.steps[len(pictures) :]:
             operation, inputs = step  # type: ignore[misc]
-            pieces.append(operation(self._take(pieces, inputs)))
+            pieces.append(operation(self._take(pieces, inputs)).reshape(-1))
         return self._take(pieces, numbers)
 
     def _take(self, pieces: "list[torch.Tensor]", numbers: np.ndarray) -> torch.Tensor:
-        # One row per picture, tile or patch: most of them are pixels of a single piece.
-        num_rows = math.prod(numbers.shape[:-3]) if numbers.ndim > 3 else len(numbers)
-        constants = np.ascontiguousarray(numbers, dtype=np.float32).reshape(num_rows, -1)
-        bits = constants.view(np.uint32)
-        is_pixel = bits >= FIRST_NUMBER
-        index = (bits - np.uint32(FIRST_NUMBER)).astype(np.int64)
-        if index.max(initial=-1, where=is_pixel) >= self.length:
+        """Colors of pixels with the given numbers."""
+        if numbers.ndim > 3:
+            return torch.stack([self._take(pieces, part) for part in numbers])
+        rows = np.ascontiguousarray(numbers, dtype=np.float32).reshape(len(numbers), -1)
+        index = rows.view(np.uint32) - np.uint32(FIRST_NUMBER)
+        start = int(index[0, 0])
+        if start in self.starts:  # most often all of one piece, in order
+            piece = pieces[self.starts.index(start)]
+            if index.size == len(piece) and (np.diff(index.ravel()) == 1).all():
+                return piece.view(numbers.shape)
+
+        is_pixel = rows.view(np.uint32) >= FIRST_NUMBER
+        if index.max(where=is_pixel, initial=0) >= self.length:
             raise IndexError("a number is that of no pixel")
+        # Rows are channels or patches. Consecutive rows on the same pieces are taken at once.
         lowest = index.min(axis=1, where=is_pixel, initial=self.length - 1)
         highest = index.max(axis=1, where=is_pixel, initial=0)
         last = np.searchsorted(self.starts, highest, "right") - 1
         first = np.minimum(np.searchsorted(self.starts, lowest, "right") - 1, last)
         cuts = np.flatnonzero((np.diff(first) != 0) | (np.diff(last) != 0)) + 1
         values = []
-        for start, end in zip([0, *cuts], [*cuts, num_rows], strict=True):
-            piece = pieces[first[start]].reshape(-1)
-            if last[start] > first[start]:
-                piece = torch.cat([part.reshape(-1) for part in pieces[first[start] : last[start] + 1]])
-            rows = index[start:end] - self.starts[first[start]]
-            if rows.size == len(piece) and rows[0, 0] == 0 and (np.diff(rows.ravel()) == 1).all():
-                values.append(piece.view(rows.shape))  # all of it, in order
-                continue
-            inside = torch.from_numpy(is_pixel[start:end])
-            positions = torch.from_numpy(np.where(is_pixel[start:end], rows, 0)).to(piece.device)
-            colors = piece.index_select(0, positions.view(-1)).view(rows.shape)
+        for top, bottom in zip([0, *cuts], [*cuts, len(rows)], strict=True):
+            parts = pieces[first[top] : last[top] + 1]
+            piece = parts[0] if len(parts) == 1 else torch.cat(parts)
+            inside = is_pixel[top:bottom]
+            positions = np.where(inside, index[top:bottom] - np.uint32(self.starts[first[top]]), 0).astype(np.int64)
+            colors = piece.index_select(0, torch.from_numpy(positions.ravel()).to(piece.device)).view(positions.shape)
             if not inside.all():
-                colors = torch.where(
-                    inside.to(colors.device), colors, torch.from_numpy(constants[start:end]).to(colors)
-                )
+                constants = torch.from_numpy(rows[top:bottom]).to(colors)
+                colors = torch.where(torch.from_numpy(inside).to(colors.device), colors, constants)
             values.append(colors)
         return torch.cat(values).view(numbers.shape)
 
@@ -289,6 +302,17 @@ def _with_methods(image_processor: Any, **methods: Any) -> Any:
     other = copy.copy(image_processor)
     other.__class__ = type(type(image_processor).__name__, (type(image_processor), backend), {})
     return other
+
+
+def _rounding(image_processor: Any) -> Any:
+    """Copy of a torchvision-backed image processor that resizes floats to the levels that 8 bits have."""
+    backend = _backend(image_processor)
+
+    def resize(other: Any, image: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        values = backend.resize(other, image, *args, **kwargs)
+        return _StraightThrough.apply(values, values.detach().round().clamp(0, 255))
+
+    return _with_methods(image_processor, resize=resize)
 
 
 def _resampling(image_processor: Any, resample: Any) -> Image.Resampling:

@@ -432,7 +432,7 @@ class RewardDanceProcessor(ProcessorMixin):
             if not isinstance(prompts[i], str):
                 raise TypeError(f"`prompts[{i}]` is of type `{type(prompts[i]).__name__}`, but must be a string.")
             texts.append(
-                self._question(
+                self.write_question(
                     prompts[i],
                     num_reference_frames=0 if reference is None else len(reference),
                     num_sample_frames=len(sample),
@@ -443,15 +443,7 @@ class RewardDanceProcessor(ProcessorMixin):
             )
             pictures.append([condition] * (condition is not None) + (reference or []) + sample)
 
-        bos_token = self.tokenizer.bos_token
-        inputs = {
-            "text": texts,
-            "padding": True,
-            "return_tensors": "pt",
-            # A chat template writes the first token itself; the tokenizer must not write it again.
-            **({"add_special_tokens": False} if bos_token and texts[0].startswith(bos_token) else {}),
-            **({"images_kwargs": self.vlm_images_kwargs} if self.vlm_images_kwargs else {}),
-        }
+        inputs = {"text": texts, "padding": True, **self.vlm_arguments(texts[0])}
         if any(isinstance(picture, torch.Tensor) for row in pictures for picture in row):
             return preprocess_with_gradient(self.vlm_processor, pictures, **inputs)
         return self.vlm_processor(images=pictures, **inputs)
@@ -549,7 +541,26 @@ class RewardDanceProcessor(ProcessorMixin):
             token_ids.discard(self.tokenizer.unk_token_id)
         return re.compile(pattern or r"(?!)"), token_ids
 
-    def _question(
+    def vlm_arguments(self, text: str) -> "dict[str, Any]":
+        """
+        Arguments, beside pictures and texts, that the wrapped processor is called with.
+
+        Args:
+            text (`str`):
+                First of the texts, as written by [`~RewardDanceProcessor.write_question`].
+
+        Returns:
+            `dict[str, Any]`: Keyword arguments.
+        """
+        bos_token = self.tokenizer.bos_token
+        return {
+            "return_tensors": "pt",
+            # A chat template writes the first token itself; the tokenizer must not write it again.
+            **({"add_special_tokens": False} if bos_token and text.startswith(bos_token) else {}),
+            **({"images_kwargs": self.vlm_images_kwargs} if self.vlm_images_kwargs else {}),
+        }
+
+    def write_question(
         self,
         prompt: str,
         num_reference_frames: int,
@@ -558,7 +569,29 @@ class RewardDanceProcessor(ProcessorMixin):
         task: str,
         criteria: "str | None",
     ) -> str:
-        """Text of one chat, with the wrapped model's placeholder for each picture."""
+        r"""
+        Write one chat with the wrapped model's placeholder for each picture: first frame, reference, sample.
+
+        Args:
+            prompt (`str`):
+                Prompt that the sample was generated from.
+            num_reference_frames (`int`):
+                Number of frames of the reference, 0 for the pointwise question.
+            num_sample_frames (`int`):
+                Number of frames of the sample.
+            has_condition (`bool`):
+                Whether there is a first frame that was given to an image-to-video generator.
+            task (`str`):
+                Task whose criteria are used.
+            criteria (`str`, *optional*):
+                Criteria in place of those of `task`.
+
+        Returns:
+            `str`: Text up to the answer.
+
+        Raises:
+            `ValueError`: If `task` has no criteria.
+        """
         if criteria is None:
             if task not in self.criteria:
                 raise ValueError(

@@ -92,7 +92,7 @@ class NonFiniteScoreError(ValueError):
         rows (`list[int]`):
             Indices of judgements without a finite score.
         scores (`torch.Tensor`):
-            Scores until the end of the batch of these rows.
+            Scores until the end of the batch of these rows, or of the judgements that were planned together.
     """
 
     def __init__(self, message: str, rows: list[int], scores: torch.Tensor) -> None:

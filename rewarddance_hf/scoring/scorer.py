@@ -1,7 +1,8 @@
 """Scorer: rewards, comparisons and rankings from a trained judge."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,12 @@ from tqdm.auto import tqdm
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.processing_rewarddance import load_frames, load_picture
+from .engine import EngineSession, ScoringEngine, ScoringStatistics
 from .judgements import Comparison, Judgement, NonFiniteScoreError, Ranking
 from .loading import load_judge
+
+
+ENGINES = ("auto", "features", "plain")
 
 
 class RewardDanceScorer:
@@ -27,10 +32,21 @@ class RewardDanceScorer:
         processor ([`RewardDanceProcessor`]):
             Processor of the judge.
         batch_size (`int`, *optional*, defaults to `8`):
-            Number of judgements per forward pass.
+            Largest number of judgements per forward pass.
+        engine (`str`, *optional*, defaults to `"auto"`):
+            `"auto"` computes vision features once per picture and key/value states once per shared prefix, where scores
+            are known to stay the same, and else goes the plain path. `"features"` shares vision features only.
+            `"plain"` computes each judgement on its own.
+        max_batch_tokens (`int`, *optional*, defaults to `32768`):
+            Largest number of tokens per forward pass of the engine. Halved whenever memory runs out.
+        num_workers (`int`, *optional*, defaults to `2`):
+            Number of threads that decode and preprocess pictures beside the model.
+        pad_to_multiple_of (`int`, *optional*):
+            Multiple that the engine pads lengths to, so that few shapes occur: for compiled models and CUDA graphs.
 
     Raises:
-        `ValueError`: If model and processor disagree about the answer tokens, or `batch_size` is not positive.
+        `ValueError`: If model and processor disagree about the answer tokens, an argument is out of range, or `engine`
+            is `"features"` and the model is not known to be scored equally.
 
     Example:
 
@@ -44,13 +60,50 @@ class RewardDanceScorer:
     ```
     """
 
-    def __init__(self, model: RewardDanceForYesScoring, processor: RewardDanceProcessor, batch_size: int = 8) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size!r}, but must be a positive integer. Pass 1 or more.")
+    def __init__(
+        self,
+        model: RewardDanceForYesScoring,
+        processor: RewardDanceProcessor,
+        batch_size: int = 8,
+        engine: str = "auto",
+        max_batch_tokens: int = 32768,
+        num_workers: int = 2,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        least = {
+            "batch_size": (batch_size, 1),
+            "max_batch_tokens": (max_batch_tokens, 1),
+            "num_workers": (num_workers, 0),
+        }
+        if pad_to_multiple_of is not None:
+            least["pad_to_multiple_of"] = (pad_to_multiple_of, 1)
+        for name, (value, minimum) in least.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                wanted = "a positive integer" if minimum else "0 or a positive integer"
+                raise ValueError(f"`{name}` is {value!r}, but must be {wanted}. Pass {minimum} or more.")
+        if engine not in ENGINES:
+            raise ValueError(f"`engine` is {engine!r}, but must be one of {ENGINES}.")
         model.check_processor(processor)
         self.model = model.eval()
         self.processor = processor
         self.batch_size = batch_size
+        self.statistics: ScoringStatistics | None = None
+        self._engine: ScoringEngine | None = None
+        reason = None if engine == "plain" else ScoringEngine.unsupported_reason(model)
+        if engine == "features" and reason is not None:
+            raise ValueError(
+                f"`engine` is 'features', but {reason}, so that scores may differ. Pass `engine=\"plain\"`, or leave it out."
+            )
+        if engine != "plain" and reason is None:
+            self._engine = ScoringEngine(
+                model,
+                processor,
+                batch_size=batch_size,
+                max_batch_tokens=max_batch_tokens,
+                num_workers=num_workers,
+                share_prefixes=engine == "auto",
+                pad_to_multiple_of=pad_to_multiple_of,
+            )
 
     @classmethod
     def from_pretrained(
@@ -59,6 +112,7 @@ class RewardDanceScorer:
         device_map: Any = None,
         dtype: Any = "auto",
         batch_size: int = 8,
+        engine: str = "auto",
         **kwargs: Any,
     ) -> "RewardDanceScorer":
         """
@@ -72,7 +126,9 @@ class RewardDanceScorer:
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
                 Type of the weights. `"auto"` takes the one that they were saved in.
             batch_size (`int`, *optional*, defaults to `8`):
-                Number of judgements per forward pass.
+                Largest number of judgements per forward pass.
+            engine (`str`, *optional*, defaults to `"auto"`):
+                What judgements share, as in [`RewardDanceScorer`].
             kwargs:
                 Further arguments of [`RewardDanceForYesScoring.from_pretrained`]: `revision`, `token`, `paradigm`, ...
 
@@ -84,7 +140,7 @@ class RewardDanceScorer:
             `ImportError`: If an adapter is to be loaded without peft.
         """
         model, processor = load_judge(pretrained_model_name_or_path, device_map=device_map, dtype=dtype, **kwargs)
-        return cls(model.requires_grad_(False), processor, batch_size=batch_size)
+        return cls(model.requires_grad_(False), processor, batch_size=batch_size, engine=engine)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """
@@ -120,7 +176,10 @@ class RewardDanceScorer:
         show_progress: bool = False,
     ) -> torch.Tensor:
         r"""
-        Compute rewards of samples. They carry a gradient if the samples do.
+        Compute rewards of samples.
+
+        Rewards carry a gradient if a picture does that is given as a tensor: samples, and references and first frames if
+        they are not detached. The model's weights get none, whatever their `requires_grad`.
 
         Args:
             images (`list` or `torch.Tensor` of shape `(n, 3, height, width)` or `(n, frames, 3, height, width)`):
@@ -145,6 +204,7 @@ class RewardDanceScorer:
         Raises:
             `ValueError`: If lists differ in length, references are missing or not wanted, or a picture cannot be read.
             `NonFiniteScoreError`: If a score is NaN or infinite; a `ValueError` with the `scores` until there.
+            `NotImplementedError`: If a picture requires a gradient that cannot pass through the image processor.
         """
         samples = _as_list(images, "images")
         count = len(samples)
@@ -178,8 +238,8 @@ class RewardDanceScorer:
         }
         rows = zip(*columns.values(), strict=True)
         judgements = [Judgement(**dict(zip(columns, row, strict=True))) for row in rows]
-        differentiable = torch.is_grad_enabled() and any(_requires_grad(sample) for sample in samples)
-        with torch.set_grad_enabled(differentiable):
+        pictures = [columns[name] for name in ("sample", "reference", "condition")]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _requires_grad(pictures)), _frozen(self.model):
             return self._judge(judgements, show_progress)[1]
 
     @torch.no_grad()
@@ -322,26 +382,55 @@ class RewardDanceScorer:
         order = sorted(range(count), key=lambda i: (-float(wins[i]), -float(scores[i]), i))
         return Ranking(order=order[:top_k], wins=wins, scores=scores, matrix=matrix)
 
-    def _judge(self, judgements: list[Judgement], show_progress: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    @contextmanager
+    def _session(self) -> Iterator["EngineSession | None"]:
+        """Judgements of one session share pictures and features. Without an engine there is nothing to share."""
+        if self._engine is None:
+            self.statistics = None
+            yield None
+        else:
+            with self._engine.session() as session:
+                self.statistics = session.statistics
+                yield session
+
+    def _judge(
+        self, judgements: list[Judgement], show_progress: bool = False, session: "EngineSession | None" = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-odds and scores of judgements, each of shape `(n,)`. All rewards come from here."""
         logits, scores = [], []
-        with tqdm(total=len(judgements), desc="Scoring", unit="judgement", disable=not show_progress) as progress:
-            for start in range(0, len(judgements), self.batch_size):
-                batch = judgements[start : start + self.batch_size]
-                output = self.model(**self._inputs(batch, start).to(self.model.device))
-                logits.append(output.logits[:, 0].float())
-                scores.append(output.scores.float())
-                finite = logits[-1].isfinite() & scores[-1].isfinite()
+        count = 0
+        with (
+            tqdm(total=len(judgements), desc="Scoring", unit="judgement", disable=not show_progress) as progress,
+            nullcontext(session) if session is not None else self._session() as session,
+        ):
+            if self._engine is None or session is None:
+                batches = self._judge_plainly(judgements, progress.update)
+            else:
+                batches = self._engine.judge(judgements, session, progress.update)
+            for batch_logits, batch_scores in batches:
+                logits.append(batch_logits)
+                scores.append(batch_scores)
+                finite = batch_logits.isfinite() & batch_scores.isfinite()
                 if not finite.all():
-                    rows = [start + i for i in (~finite).nonzero()[:, 0].tolist()]
+                    rows = [count + i for i in (~finite).nonzero()[:, 0].tolist()]
                     raise NonFiniteScoreError(
                         f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or "
                         "load them in another type (`dtype=torch.float32`). Scores until there are in `scores` of this error.",
                         rows,
                         torch.cat(scores).detach(),
                     )
-                progress.update(len(batch))
+                count += len(finite)
         return torch.cat(logits), torch.cat(scores)
+
+    def _judge_plainly(
+        self, judgements: list[Judgement], on_progress: Callable[[int], Any]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Log-odds and scores of batches, each judgement computed on its own."""
+        for start in range(0, len(judgements), self.batch_size):
+            batch = judgements[start : start + self.batch_size]
+            output = self.model(**self._inputs(batch, start).to(self.model.device))
+            on_progress(len(batch))
+            yield output.logits[:, 0].float(), output.scores.float()
 
     def _inputs(self, judgements: list[Judgement], start: int = 0) -> Any:
         """Inputs of the model for one batch; `start` is the index of its first judgement, for error messages."""
@@ -349,9 +438,11 @@ class RewardDanceScorer:
         for i, judgement in enumerate(judgements, start):
             samples.append(load_frames(judgement.sample, f"images[{i}]", keep_gradient=True))
             if judgement.reference is not None:
-                references.append(load_frames(judgement.reference, f"references[{i}]"))
-            has_condition = judgement.condition is not None
-            conditions.append(load_picture(judgement.condition, f"conditions[{i}]") if has_condition else None)
+                references.append(load_frames(judgement.reference, f"references[{i}]", keep_gradient=True))
+            condition = judgement.condition
+            if condition is not None:
+                condition = load_picture(condition, f"conditions[{i}]", keep_gradient=True)
+            conditions.append(condition)
         return self.processor(
             images=samples,
             prompts=[judgement.prompt for judgement in judgements],
@@ -402,6 +493,19 @@ def _requires_grad(media: Any) -> bool:
     if isinstance(media, (list, tuple)):
         return any(_requires_grad(frame) for frame in media)
     return isinstance(media, torch.Tensor) and media.requires_grad
+
+
+@contextmanager
+def _frozen(model: torch.nn.Module) -> Iterator[None]:
+    """Keep weights out of the autograd graph, without changing them for others that may train the same model."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def _spread(values: Any, count: int, name: str) -> list[Any]:

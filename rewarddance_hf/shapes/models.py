@@ -40,14 +40,11 @@ PROMPT_TEXTS = {
 }
 CRITERIA = {"text-to-image": "what the picture shows"}
 
-SPECIAL_TOKENS = ["<pad>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
-# Instruction of the captioning that the base checkpoint is trained on.
-DESCRIBE = "Describe the image."
-
+SPECIAL_TOKENS = ["<pad>", "<|user|>", "<|assistant|>", "<|end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
@@ -73,7 +70,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
-        eos_token="<|im_end|>",
+        eos_token="<|end|>",
         padding_side="left",
         extra_special_tokens={
             "start_image_token": "<img>",
@@ -87,7 +84,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def _words() -> list[str]:
     """Words and signs of captions, rationales and questions."""
     wording = " ".join(
-        [*PROMPT_TEXTS.values(), *CRITERIA.values(), *RATIONALE_WORDS, DESCRIBE, "Image user assistant yes no"]
+        [*PROMPT_TEXTS.values(), *CRITERIA.values(), *RATIONALE_WORDS, "Image 3 Describe it. yes no"]
     )
     wording = re.sub(r"\{\w+\}", "image", wording)
     return sorted({*caption_words(), *re.findall(r"[A-Za-z]+|[^\sA-Za-z]", wording), '."', '".', ":", '"'})
@@ -114,7 +111,7 @@ def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> InternVLForC
             "vocab_size": len(tokenizer),
             "hidden_size": 96,
             "intermediate_size": 192,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 1024,
@@ -183,6 +180,7 @@ def judge_processor(vlm: str | Path = BASE_VLM, **kwargs: Any) -> RewardDancePro
         "prompt_texts": PROMPT_TEXTS,
         "criteria": CRITERIA,
         "vlm_images_kwargs": {"crop_to_patches": False},
+        "prompt_layout": "text_first",
         **kwargs,
     }
     return RewardDanceProcessor.from_pretrained(vlm, **settings)

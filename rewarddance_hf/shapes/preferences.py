@@ -258,6 +258,27 @@ def _count_broken(scene: Scene, objects: Sequence[PlacedObject]) -> int:
 # ---- edits that break facts ----
 
 
+def break_scene(scene: Scene, rng: random.Random) -> Scene:
+    """
+    Change one thing of a training scene, or two, within the training compositions.
+
+    Args:
+        scene (`Scene`):
+            Scene to start from.
+        rng (`random.Random`):
+            Source of every choice.
+
+    Returns:
+        `Scene`: A scene that differs from the given one.
+    """
+    while True:
+        broken = _apply_edit(scene, _draw_edit(scene, rng), rng)
+        if rng.random() < 0.3:
+            broken = _apply_edit(broken, _draw_edit(broken, rng), rng)
+        if broken != scene and broken.compositions <= set(TRAINING_COMPOSITIONS):
+            return broken
+
+
 def _edit_pair(scene: Scene, question: str, rng: random.Random) -> tuple[Scene, Scene, str]:
     """Scenes of the chosen and the rejected picture, and the row's category."""
     edit = _draw_edit(scene, rng)

@@ -6,20 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ..data.collator import DataCollatorForRewardDance
-from ..data.preference import (
-    OPTIONAL_COLUMNS,
-    REQUIRED_COLUMNS,
-    PreferenceRows,
-    check_columns,
-    keep_pictures_encoded,
-)
+from ..data.rows import prepare_rows
 from ..import_utils import require_extra
 from ..models import RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
 from .losses import answer_cross_entropy, bradley_terry_loss, pointwise_loss
@@ -132,13 +125,13 @@ class RewardDanceTrainer(Trainer):
             )
         # Evaluation asks for the verdict only, and keeps its order whatever the epoch.
         self._eval_collator = DataCollatorForRewardDance(processing_class, args.paradigm, seed=args.seed)
-        train_dataset = _prepare_dataset(train_dataset, "train_dataset")
+        train_dataset = prepare_rows(train_dataset, "train_dataset")
         if isinstance(eval_dataset, dict):
             eval_dataset = {
-                name: _prepare_dataset(dataset, f"eval_dataset[{name!r}]") for name, dataset in eval_dataset.items()
+                name: prepare_rows(dataset, f"eval_dataset[{name!r}]") for name, dataset in eval_dataset.items()
             }
         else:
-            eval_dataset = _prepare_dataset(eval_dataset, "eval_dataset")
+            eval_dataset = prepare_rows(eval_dataset, "eval_dataset")
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # which layers of a vision tower are used depends on the model
         # A dispatched batch is sliced along the first dimension, which is not that of rows in `pixel_values`.
@@ -222,7 +215,7 @@ class RewardDanceTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = _prepare_dataset(eval_dataset, "eval_dataset")
+            eval_dataset = prepare_rows(eval_dataset, "eval_dataset")
             # With persistent workers the loader of an earlier evaluation would be used again, with its dataset.
             getattr(self, "_eval_dataloaders", {}).pop("eval", None)
         with self._collator(self._eval_collator):
@@ -230,7 +223,7 @@ class RewardDanceTrainer(Trainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         with self._collator(self._eval_collator):
-            return super().get_test_dataloader(_prepare_dataset(test_dataset, "test_dataset"))
+            return super().get_test_dataloader(prepare_rows(test_dataset, "test_dataset"))
 
     @contextmanager
     def _collator(self, collator: Callable) -> Iterator[None]:
@@ -337,21 +330,6 @@ def _freeze_unused_parameters(model: RewardDanceForYesScoring) -> None:
             unused.requires_grad_(False)
         if getattr(tower, "post_layernorm", None) is not None:
             tower.post_layernorm.requires_grad_(False)
-
-
-def _prepare_dataset(dataset: Any, name: str) -> Any:
-    if dataset is None or isinstance(dataset, PreferenceRows):
-        return dataset
-    if isinstance(dataset, datasets.IterableDataset):
-        if dataset.column_names is not None:
-            check_columns(dataset.column_names, name)
-            wanted = [column for column in dataset.column_names if column in REQUIRED_COLUMNS + OPTIONAL_COLUMNS]
-            dataset = dataset.select_columns(wanted)
-        dataset = keep_pictures_encoded(dataset)
-        return dataset.map(lambda row, index: {"row": f"{name}[{index}]"}, with_indices=True)
-    if hasattr(dataset, "__getitem__"):
-        return PreferenceRows(dataset, name)
-    return dataset  # a torch `IterableDataset`; the collator checks its rows
 
 
 def _summarize(preferences: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,9 @@ ROWS = 4
 
 def _peak_of_step(full_logits: bool, connection) -> None:
     """Run one forward and backward pass in this process and send its peak resident memory above the model's."""
-    from rewarddance_hf import DataCollatorForRewardDance, RewardDanceForYesScoring, RewardDanceProcessor
     from tiny_vlms import random_picture, save_tiny_vlm
+
+    from rewarddance_hf import DataCollatorForRewardDance, RewardDanceForYesScoring, RewardDanceProcessor
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from tiny_vlms import random_picture
 
-from rewarddance_hf.data.preference import PreferenceRows, check_columns, check_row, rationale_text
+from rewarddance_hf.data.preference import check_columns, check_row, rationale_text
+from rewarddance_hf.data.rows import PreferenceRows
 
 
 def row(**changes):

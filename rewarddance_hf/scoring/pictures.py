@@ -1,0 +1,207 @@
+"""Pictures of judgements: each is decoded, identified and preprocessed once, in threads beside the model."""
+
+import copy
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..models import RewardDanceProcessor
+from ..models.pixels_rewarddance import preprocess_with_gradient
+from ..models.processing_rewarddance import load_frames, load_picture
+from .judgements import Judgement
+
+
+SEPARATOR = "\n"
+# Inputs that belong to the text, in the output of a processor.
+TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+
+
+@dataclass(eq=False)
+class PreparedPicture:
+    """
+    Picture as a vision-language model takes it.
+
+    Args:
+        expansion (`str`):
+            Text that replaces the placeholder of the picture.
+        inputs (`dict[str, torch.Tensor]`):
+            Inputs of the vision encoder for this picture alone. Emptied when they have been used.
+        grid (`tuple[int, ...]`, *optional*):
+            Time, height and width in patches, for models whose positions depend on them.
+        requires_grad (`bool`):
+            Whether the pixels carry a gradient.
+        number (`int`, *optional*, defaults to `-1`):
+            Number of the picture in its session, given in the order of judgements and not in that of threads, so that
+            results do not depend on the latter.
+    """
+
+    expansion: str
+    inputs: dict[str, torch.Tensor]
+    grid: tuple[int, ...] | None
+    requires_grad: bool
+    number: int = -1
+
+
+class PictureDesk:
+    """
+    Everything about pictures in one call of a scorer.
+
+    Pictures are the same if their pixels are. Those that carry a gradient are the same if they are one tensor.
+
+    Args:
+        processor ([`RewardDanceProcessor`]):
+            Processor of the judge.
+        executor (`concurrent.futures.Executor`, *optional*):
+            Threads that decode and preprocess. Without it this is done at once.
+    """
+
+    def __init__(self, processor: RewardDanceProcessor, executor: Executor | None = None) -> None:
+        self.processor = processor
+        self.executor = executor
+        self.num_preprocessed = 0
+        self._prepared: dict[Any, Future] = {}
+        self._lock = threading.Lock()
+        # LLaVA-OneVision cuts a picture into tiles only if it is the only one of a question.
+        self._knows_company = "batch_num_images" in processor.image_processor.model_input_names
+        self._placeholder = str(processor.vlm_processor.image_token)
+
+    def take(self, judgements: list[Judgement], start: int = 0) -> list[list["Future[PreparedPicture]"]]:
+        """
+        Start to prepare the pictures of judgements.
+
+        Args:
+            judgements (`list[Judgement]`):
+                What is asked.
+            start (`int`, *optional*, defaults to `0`):
+                Index of the first judgement, for error messages.
+
+        Returns:
+            `list[list[Future]]`: Prepared pictures of each question in their order: first frame, reference, sample.
+        """
+        # Objects are kept until the end, as their `id` names them.
+        sources: dict[Any, tuple[Any, Future]] = {}
+        rows = []
+        for i, judgement in enumerate(judgements, start):
+            frames = split_frames(judgement.sample, f"images[{i}]")
+            if judgement.reference is not None:
+                frames = split_frames(judgement.reference, f"references[{i}]") + frames
+            if judgement.condition is not None:
+                frames = [(judgement.condition, f"conditions[{i}]"), *frames]
+            alone = self._knows_company and len(frames) == 1
+            row = []
+            for picture, name in frames:
+                is_path = isinstance(picture, (str, os.PathLike))
+                source = (os.fspath(picture) if is_path else id(picture), alone)
+                if source not in sources:
+                    sources[source] = (picture, self._submit(picture, name, alone))
+                row.append(sources[source][1])
+            rows.append(row)
+        return rows
+
+    def forget(self, numbers: set[int]) -> None:
+        """Drop pictures by number; they are prepared anew when they come again."""
+        with self._lock:
+            self._prepared = {
+                key: future
+                for key, future in self._prepared.items()
+                if not future.done() or future.exception() is not None or future.result().number not in numbers
+            }
+
+    def _submit(self, picture: Any, name: str, alone: bool) -> "Future[PreparedPicture]":
+        if requires_grad(picture):  # grad mode belongs to a thread
+            load_picture(picture, name, keep_gradient=True)
+            return self._once(("gradient", id(picture), alone), lambda: self._prepare(picture, alone), picture)
+        if self.executor is None:
+            return _done(lambda: self._load(picture, name, alone))
+        return self.executor.submit(self._load, picture, name, alone)
+
+    @torch.no_grad()
+    def _load(self, picture: Any, name: str, alone: bool) -> PreparedPicture:
+        image = load_picture(picture, name)
+        pixels = hashlib.blake2b(np.asarray(image).data, digest_size=16).digest()
+        return self._once((pixels, image.size, alone), lambda: self._prepare(image, alone)).result()
+
+    def _once(self, key: Any, prepare: Callable[[], PreparedPicture], owner: Any = None) -> "Future[PreparedPicture]":
+        with self._lock:
+            is_known = key in self._prepared
+            future = self._prepared.setdefault(key, Future())
+        if not is_known:
+            future.owner = owner  # type: ignore[attr-defined]  # keeps its `id`
+            _fulfil(future, prepare)
+        return future
+
+    def _prepare(self, picture: Any, alone: bool) -> PreparedPicture:
+        """Run the wrapped processor on one picture, and listen to what text it gives to its tokenizer."""
+        texts: list[str] = []
+        vlm_processor = copy.copy(self.processor.vlm_processor)
+        vlm_processor.tokenizer = _listening(vlm_processor.tokenizer, texts)
+        has_company = self._knows_company and not alone
+        # The company is a small picture, and is thrown away.
+        pictures = [[picture, Image.new("RGB", (8, 8))]] if has_company else [[picture]]
+        question = SEPARATOR.join([self._placeholder] * len(pictures[0]))
+        arguments = {"text": [question], **self.processor.vlm_arguments("")}
+        if isinstance(picture, torch.Tensor):
+            batch = preprocess_with_gradient(vlm_processor, pictures, **arguments)
+        else:
+            batch = vlm_processor(images=pictures, **arguments)
+        inputs = {name: value for name, value in batch.items() if name not in TEXT_INPUTS}
+        expansion = texts[-1]
+        if has_company:
+            expansion = expansion.split(SEPARATOR)[0]
+            inputs = {k: v if k == "batch_num_images" else v[:1] for k, v in inputs.items()}
+        grid = inputs.get("image_grid_thw")
+        with self._lock:
+            self.num_preprocessed += 1
+        return PreparedPicture(
+            expansion=expansion,
+            inputs=inputs,
+            grid=None if grid is None else tuple(grid[0].tolist()),
+            requires_grad=requires_grad(picture),
+        )
+
+
+def split_frames(media: Any, name: str) -> list[tuple[Any, str]]:
+    """Frames of an image or clip that is not decoded yet, each with its name for error messages."""
+    if not isinstance(media, (list, tuple)) and getattr(media, "ndim", 3) != 4:
+        return [(media, name)]
+    if len(media) == 0:
+        load_frames(media, name)  # says what is wrong
+    return [(frame, f"{name}[{i}]") for i, frame in enumerate(media)]
+
+
+def requires_grad(picture: Any) -> bool:
+    """Whether the score of a picture is to carry a gradient to it."""
+    return isinstance(picture, torch.Tensor) and picture.requires_grad and torch.is_grad_enabled()
+
+
+def _done(function: Callable[[], Any]) -> "Future[Any]":
+    future: Future[Any] = Future()
+    _fulfil(future, function)
+    return future
+
+
+def _fulfil(future: "Future[Any]", function: Callable[[], Any]) -> None:
+    try:
+        future.set_result(function())
+    except Exception as error:
+        future.set_exception(error)
+
+
+def _listening(tokenizer: Any, texts: list[str]) -> Any:
+    """Copy of a tokenizer that writes down what it is given."""
+
+    def __call__(self: Any, text: list[str], *args: Any, **kwargs: Any) -> Any:
+        texts.extend(text)
+        return type(tokenizer).__call__(self, text, *args, **kwargs)
+
+    listener = copy.copy(tokenizer)
+    listener.__class__ = type(type(tokenizer).__name__, (type(tokenizer),), {"__call__": __call__})
+    return listener

@@ -1,0 +1,208 @@
+"""
+Train the tiny base model that the demo starts from: it learns to see, to describe and to match, but not to compare.
+
+First it describes single pictures. Then each row is a chat about several pictures of one prompt: for one after the other
+it says whether the picture is right, and what it shows. Run it with `make shapes-base`; the same seed gives the same
+weights on the same machine.
+"""
+
+import argparse
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from .models import BASE_VLM, CRITERIA, PROMPT_TEXTS, build_tokenizer, build_vlm, build_vlm_processor
+from .oracle import check_facts
+from .preferences import DEGRADATIONS, QUALITY_CRITERIA, SHARP, ShapesCaptions, break_scene
+from .scenes import IN_DOMAIN, KINDS, canonical_caption, caption_paraphrases, draw_objects, place_objects, sample_scene
+
+
+IMAGES_PER_ROW = 3
+QUALITY_SHARE = 0.2
+CAPTION_STEPS = 600
+CHAT_STEPS = 1600
+BATCH_SIZE = 48
+
+
+class CaptionChats(Dataset):
+    """
+    Chats in which one picture is described.
+
+    Args:
+        num_rows (`int`):
+            Number of rows, made when they are asked for.
+        seed (`int`, *optional*, defaults to `0`):
+            Rows depend on it and on their index, and on nothing else.
+    """
+
+    def __init__(self, num_rows: int, seed: int = 0) -> None:
+        self.captions = ShapesCaptions(num_rows, seed)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.captions[index]
+        question = [{"type": "text", "text": "Image 1: "}, {"type": "image"}, {"type": "text", "text": "\nDescribe it."}]
+        return {"images": [row["image"]], "messages": _exchange(question, f"{row['caption']}.")}
+
+
+class MatchingChats(Dataset):
+    """
+    Chats in which pictures are matched with a prompt, by the criteria that it states, and described.
+
+    Args:
+        num_rows (`int`):
+            Number of rows, made when they are asked for.
+        seed (`int`, *optional*, defaults to `0`):
+            Rows depend on it and on their index, and on nothing else.
+    """
+
+    def __init__(self, num_rows: int, seed: int = 0) -> None:
+        self.num_rows = num_rows
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = random.Random(f"chats/{self.seed}/{index}")
+        wanted = sample_scene(rng, rng.choice(KINDS))
+        about_quality = rng.random() < QUALITY_SHARE
+        criteria = QUALITY_CRITERIA if about_quality else CRITERIA["text-to-image"]
+        prompt = rng.choice(caption_paraphrases(wanted))
+        opening = f"{PROMPT_TEXTS['prompt']}\n{PROMPT_TEXTS['criteria']}\n".format(prompt=f'"{prompt}"', criteria=criteria)
+        images, messages = [], []
+        for number in range(1, IMAGES_PER_ROW + 1):
+            shown = wanted if rng.random() < 0.5 else break_scene(wanted, rng)
+            defect = rng.choice(list(DEGRADATIONS)) if about_quality and rng.random() < 0.5 else None
+            placed = place_objects(shown, rng)
+            nuisance = replace(IN_DOMAIN, **DEGRADATIONS[defect]) if defect else IN_DOMAIN
+            images.append(draw_objects(placed, rng, nuisance))
+            right = defect is None if about_quality else all(check_facts(wanted, placed).values())
+            caption = canonical_caption(shown) + (f", {defect or SHARP}" if about_quality else "")
+            question = [{"type": "text", "text": f"{opening}Image {number}: "}, {"type": "image"}]
+            messages += _exchange(question, f"{'yes' if right else 'no'}\nImage {number}: {caption}.")
+            opening = ""
+        return {"images": images, "messages": messages}
+
+
+def _exchange(question: list[dict[str, str]], answer: str) -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+
+
+class ChatCollator:
+    """Turn chats into batches with labels on what the assistant says."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.opened, self.closed = processor.tokenizer.convert_tokens_to_ids(["<|assistant|>", "<|end|>"])
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.processor(
+            images=[row["images"] for row in rows],
+            text=[self.processor.apply_chat_template(row["messages"]) for row in rows],
+            padding=True,
+            return_tensors="pt",
+            images_kwargs={"crop_to_patches": False},
+        )
+        ids = batch["input_ids"]
+        # A turn of the assistant lasts from after its opening to the next end of a turn, which it includes.
+        opened = (ids == self.opened).cumsum(-1) - (ids == self.opened).long()
+        closed_before = (ids == self.closed).cumsum(-1) - (ids == self.closed).long()
+        batch["labels"] = torch.where(closed_before == 2 * opened - 1, ids, -100)
+        return dict(batch)
+
+
+class ChatTrainer(Trainer):
+    """Trainer in which verdicts weigh as much as the much longer captions."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")[:, 1:]
+        logits = model(**inputs).logits[:, :-1]
+        labelled = labels != -100
+        losses = torch.nn.functional.cross_entropy(logits[labelled], labels[labelled], reduction="none")
+        is_verdict = torch.isin(labels[labelled], self.verdict_ids)
+        loss = losses[~is_verdict].mean()
+        if is_verdict.any():
+            verdict_loss = losses[is_verdict].mean()
+            self.verdict_losses.append(verdict_loss.item())
+            loss = loss + verdict_loss
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any) -> None:
+        if self.verdict_losses:
+            logs["verdict_loss"] = sum(self.verdict_losses) / len(self.verdict_losses)
+            self.verdict_losses.clear()
+        super().log(logs, *args)
+
+
+def train_base(output_dir: Path, seed: int = 0, caption_steps: int = CAPTION_STEPS, chat_steps: int = CHAT_STEPS) -> None:
+    """
+    Train the base model from scratch and save it as a plain checkpoint.
+
+    Args:
+        output_dir (`Path`):
+            Folder for the checkpoint.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of weights and rows.
+        caption_steps (`int`, *optional*):
+            Number of updates on single descriptions.
+        chat_steps (`int`, *optional*):
+            Number of updates on matching and describing.
+    """
+    torch.set_num_threads(1)
+    tokenizer = build_tokenizer()
+    model, processor = build_vlm(tokenizer, seed), build_vlm_processor(tokenizer)
+    stages = {"captions": (CaptionChats, caption_steps), "matching": (MatchingChats, chat_steps)}
+    for name, (dataset, steps) in stages.items():
+        arguments = TrainingArguments(
+            f"{output_dir}_{name}",
+            max_steps=steps,
+            per_device_train_batch_size=BATCH_SIZE,
+            learning_rate=1e-3,
+            lr_scheduler_type="warmup_stable_decay",
+            lr_scheduler_kwargs={"num_decay_steps": int(0.4 * steps), "min_lr_ratio": 0.05},
+            warmup_steps=50,
+            weight_decay=0.02,
+            adam_beta2=0.98,
+            logging_steps=100,
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            dataloader_num_workers=1,
+            use_cpu=True,
+            seed=seed,
+        )
+        rows = dataset(steps * BATCH_SIZE, seed)
+        trainer = ChatTrainer(model, arguments, data_collator=ChatCollator(processor), train_dataset=rows)
+        trainer.model_accepts_loss_kwargs = False
+        trainer.verdict_ids = torch.tensor(tokenizer.convert_tokens_to_ids(["yes", "no"]))
+        trainer.verdict_losses = []
+        trainer.train()
+        model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output_dir", type=Path, default=BASE_VLM)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--caption_steps", type=int, default=CAPTION_STEPS)
+    parser.add_argument("--chat_steps", type=int, default=CHAT_STEPS)
+    train_base(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""The evaluator against plain reference computations, on real tiny models."""
+
+import math
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tiny_vlms import random_picture
+
+from rewarddance_hf import (
+    RewardDanceEvaluator,
+    RewardDanceForYesScoring,
+    RewardDanceProcessor,
+    RewardDanceScorer,
+)
+
+
+PARADIGMS = ("pairwise", "pointwise", "regressive")
+NUM_ROWS = 7
+
+
+def make_rows(count=NUM_ROWS):
+    """Rows of which the third is a tie, in two categories."""
+    return [
+        {
+            "prompt": f"a red circle {i}",
+            "chosen": random_picture(i, 40, 30 + i),
+            "rejected": random_picture(100 + i),
+            "criteria": "quality" if i % 2 else None,
+            "tie": i == 2,
+            "category": "even" if i % 2 == 0 else "odd",
+        }
+        for i in range(count)
+    ]
+
+
+def make_scorer(folder, paradigm="pairwise", **settings):
+    torch.manual_seed(0)
+    model = RewardDanceForYesScoring.from_pretrained(folder, paradigm=paradigm, **settings)
+    if paradigm == "regressive":
+        torch.nn.init.normal_(model.score.weight, std=0.5)
+    return RewardDanceScorer(model, RewardDanceProcessor.from_pretrained(folder), batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def scorers(vlm_folder):
+    """One scorer for each paradigm. Read only."""
+    return {paradigm: make_scorer(vlm_folder("internvl"), paradigm) for paradigm in PARADIGMS}
+
+
+def ask(scorer, row, sample, reference):
+    batch = scorer.processor(
+        [row[sample]],
+        [row["prompt"]],
+        [row[reference]] if scorer.is_pairwise else None,
+        criteria=row["criteria"],
+    )
+    with torch.no_grad():
+        output = scorer.model(**batch)
+    return output.logits.item(), output.scores.item()
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_metrics_equal_a_plain_loop(scorers, paradigm):
+    """Every metric is that of a loop over single questions."""
+    scorer, rows = scorers[paradigm], make_rows()
+    got = RewardDanceEvaluator(rows, tie_margin=0.01)(scorer)
+    preferences, rewards = [], []
+    for row in rows:
+        (chosen_logit, chosen_score), (rejected_logit, rejected_score) = (
+            ask(scorer, row, *pair) for pair in (("chosen", "rejected"), ("rejected", "chosen"))
+        )
+        rewards += [chosen_score, rejected_score]
+        if paradigm == "pairwise":
+            preferences.append([chosen_logit, -rejected_logit])
+        else:
+            preferences.append([chosen_logit - rejected_logit] * 2)
+    probabilities = 1 / (1 + np.exp(-np.array(preferences)))
+    untied = [i for i in range(NUM_ROWS) if i != 2]
+    averaged = probabilities.mean(axis=1)
+    right = (probabilities > 0.5).mean(axis=1)
+    predicted_tie = abs(averaged - 0.5) <= 0.01
+    assert got["accuracy"] == pytest.approx(right[untied].mean())
+    assert got["accuracy_low"] <= got["accuracy"] <= got["accuracy_high"]
+    assert got["accuracy_swap_averaged"] == pytest.approx((averaged > 0.5)[untied].mean())
+    with_ties = [predicted_tie[i] if i == 2 else averaged[i] > 0.5 and not predicted_tie[i] for i in range(NUM_ROWS)]
+    assert got["accuracy_with_ties"] == pytest.approx(np.mean(with_ties))
+    assert got["order_consistency"] == pytest.approx(np.isin(right[untied], [0, 1]).mean())
+    assert got["nll"] == pytest.approx(-np.log(probabilities[untied]).mean(), rel=1e-4)
+    assert got["brier"] == pytest.approx(((1 - probabilities[untied]) ** 2).mean(), rel=1e-4)
+    assert got["mean_reward"] == pytest.approx(np.mean(rewards), rel=1e-4)
+    assert (got["num_rows"], got["num_ties"]) == (NUM_ROWS, 1)
+    assert got["category/even/accuracy"] == pytest.approx(right[[0, 4, 6]].mean())
+    assert got["category/odd/accuracy"] == pytest.approx(right[[1, 3, 5]].mean())
+    assert all(isinstance(value, float) for value in got.values())
+    assert 0 <= got["ece"] <= 1
+    if paradigm != "pairwise":
+        assert got["order_consistency"] == 1
+
+
+def test_results_of_rows_stay(scorers):
+    """What the judge said about each row can be looked at afterwards."""
+    scorer, rows = scorers["pairwise"], make_rows()
+    evaluator = RewardDanceEvaluator(rows)
+    assert evaluator.results is None
+    evaluator(scorer)
+    results = evaluator.results
+    assert results.probabilities.shape == (NUM_ROWS, 2)
+    scores = scorer.score(
+        [row["chosen"] for row in rows],
+        [row["prompt"] for row in rows],
+        [row["rejected"] for row in rows],
+        criteria=[row["criteria"] for row in rows],
+    )
+    assert results.scores[:, 0] == pytest.approx(scores.numpy(), rel=1e-4)
+    assert results.ties.tolist() == [i == 2 for i in range(NUM_ROWS)]
+    assert results.categories == ["even" if i % 2 == 0 else "odd" for i in range(NUM_ROWS)]
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_exchanged_labels_mirror_the_accuracy(scorers, paradigm):
+    """With chosen and rejected exchanged the accuracy is one minus it: no order is favored."""
+    rows = make_rows()
+    exchanged = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    got, mirrored = (RewardDanceEvaluator(data)(scorers[paradigm]) for data in (rows, exchanged))
+    assert got["accuracy"] == pytest.approx(1 - mirrored["accuracy"])
+    assert got["order_consistency"] == mirrored["order_consistency"]
+
+
+def test_equal_pictures_are_half_right(scorers):
+    """A judge cannot know which of two equal pictures is chosen. One by one, because batching rounds rows differently."""
+    row = make_rows(1)[0]
+    for paradigm, scorer in scorers.items():
+        metrics = RewardDanceEvaluator([{**row, "rejected": row["chosen"]}], batch_size=1)(scorer)
+        assert metrics["accuracy"] == 0.5
+        assert metrics["accuracy_swap_averaged"] == 0.5
+        assert metrics["order_consistency"] == (0 if paradigm == "pairwise" else 1)
+
+
+def test_forms_of_datasets_and_judges_agree(scorers):
+    """A list, a `Dataset`, an object that can only be iterated; a scorer, and model with processor; any batch size."""
+
+    class Sized:
+        def __len__(self):
+            return NUM_ROWS
+
+        def __iter__(self):
+            return iter(make_rows())
+
+    scorer, rows = scorers["pairwise"], make_rows()
+    want = RewardDanceEvaluator(rows)(scorer)
+    assert RewardDanceEvaluator(datasets.Dataset.from_list(rows))(scorer) == pytest.approx(want, rel=1e-4)
+    assert RewardDanceEvaluator(Sized())(scorer) == pytest.approx(want, rel=1e-4)
+    assert RewardDanceEvaluator(rows, batch_size=1)(scorer) == pytest.approx(want, rel=1e-4)
+    assert RewardDanceEvaluator(rows, batch_size=16)(scorer.model, scorer.processor) == pytest.approx(want, rel=1e-4)
+    assert scorer.batch_size == 3
+
+
+def test_clips_with_first_frames(scorers):
+    """Rows of clips with a condition are asked as such."""
+    rows = [
+        {
+            "prompt": "a red circle",
+            "chosen": [random_picture(0), random_picture(1)],
+            "rejected": [random_picture(2), random_picture(3)],
+            "condition": random_picture(4),
+            "task": "image-to-video",
+        }
+    ]
+    evaluator = RewardDanceEvaluator(rows)
+    evaluator(scorers["pairwise"])
+    want = scorers["pairwise"].score(
+        [rows[0]["chosen"]],
+        "a red circle",
+        [rows[0]["rejected"]],
+        conditions=[rows[0]["condition"]],
+        task="image-to-video",
+    )
+    assert evaluator.results.scores[0, 0] == pytest.approx(want.item(), rel=1e-4)
+
+
+def test_name_is_a_prefix(scorers):
+    """Metrics of several datasets can live in one dictionary; the primary metric is one of them."""
+    evaluator = RewardDanceEvaluator(make_rows(2), name="ood")
+    metrics = evaluator(scorers["pointwise"])
+    assert all(key.startswith("ood_") for key in metrics)
+    assert evaluator.primary_metric in metrics
+    assert evaluator.greater_is_better
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_mode_is_kept(vlm_folder, training):
+    """An evaluation in the middle of a training leaves the model as it was, even if it fails."""
+    scorer = make_scorer(vlm_folder("internvl"))
+    scorer.model.train(training)
+    evaluator = RewardDanceEvaluator(make_rows(3))
+    evaluator(scorer.model, scorer.processor)
+    assert scorer.model.training == training
+    scorer.model.get_output_embeddings().weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        evaluator(scorer.model, scorer.processor)
+    assert scorer.model.training == training
+
+
+# ---- calibration ----
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_calibration_lowers_the_likelihood_and_survives_saving(vlm_folder, tmp_path, paradigm):
+    """The fitted temperature is stored, refines an earlier one, and what it promises is measured after loading."""
+    scorer = make_scorer(vlm_folder("internvl"), paradigm, score_temperature=0.1)
+    rows = make_rows(12)
+    evaluator = RewardDanceEvaluator(rows)
+    before = evaluator(scorer)
+    report = evaluator.calibrate(scorer)
+    assert report["nll_before"] == pytest.approx(before["nll"])
+    assert report["ece_before"] == pytest.approx(before["ece"])
+    assert report["nll_after"] < report["nll_before"]
+    assert report["score_temperature"] == scorer.model.config.score_temperature
+    scorer.save_pretrained(tmp_path)
+    loaded = RewardDanceScorer.from_pretrained(tmp_path)
+    assert loaded.model.config.score_temperature == pytest.approx(report["score_temperature"])
+    after = RewardDanceEvaluator(rows)(loaded)
+    assert after["nll"] == pytest.approx(report["nll_after"], rel=1e-3)
+    assert after["ece"] == pytest.approx(report["ece_after"], abs=0.1)
+    assert after["accuracy"] == before["accuracy"]
+
+
+def test_calibration_is_a_fixed_point(vlm_folder):
+    """A judge that starts with another temperature ends with the same, and a second fit changes nothing."""
+    temperatures = []
+    for start in (0.5, 2.0):
+        scorer = make_scorer(vlm_folder("internvl"), "regressive", score_temperature=start)
+        rows = [{**row, "tie": False} for row in make_rows(8)]
+        # Label by the judge itself in all rows but one, so that the best temperature is not at a bound.
+        evaluator = RewardDanceEvaluator(rows)
+        evaluator(scorer)
+        log_odds = evaluator.results.log_odds[:, 0]
+        for i in np.flatnonzero((log_odds < 0) != (abs(log_odds) == abs(log_odds).min())):
+            rows[i] = {**rows[i], "chosen": rows[i]["rejected"], "rejected": rows[i]["chosen"]}
+        evaluator = RewardDanceEvaluator(rows)
+        temperatures.append(evaluator.calibrate(scorer)["score_temperature"])
+        again = evaluator.calibrate(scorer)
+        assert again["score_temperature"] == pytest.approx(temperatures[-1], rel=1e-2)
+    assert temperatures[0] == pytest.approx(temperatures[1], rel=1e-2)
+
+
+def test_calibration_from_results(vlm_folder):
+    """What was asked already need not be asked again."""
+    scorer, other = (make_scorer(vlm_folder("internvl")) for _ in range(2))
+    evaluator = RewardDanceEvaluator(make_rows(6))
+    evaluator(scorer)
+    evaluator.dataset = None  # must not be read
+    got = evaluator.calibrate(scorer, results=evaluator.results)
+    want = RewardDanceEvaluator(make_rows(6)).calibrate(other.model, other.processor)
+    assert got == pytest.approx(want, rel=1e-3)
+
+
+# ---- errors ----
+
+
+def test_wrong_datasets():
+    """No rows, no length, missing columns: found and wanted are named."""
+    with pytest.raises(ValueError, match="`dataset` is empty"):
+        RewardDanceEvaluator([])
+    with pytest.raises(ValueError, match="without a length"):
+        RewardDanceEvaluator(iter(make_rows(1)))
+    with pytest.raises(ValueError, match=r"lacks the columns \['chosen'\]; it has \['prompt', 'rejected', 'win'\]"):
+        RewardDanceEvaluator(datasets.Dataset.from_dict({"prompt": ["a"], "rejected": ["b"], "win": ["c"]}))
+
+
+def test_wrong_arguments():
+    """Arguments out of range are named."""
+    with pytest.raises(ValueError, match="`bootstrap_samples` is 0"):
+        RewardDanceEvaluator(make_rows(1), bootstrap_samples=0)
+    with pytest.raises(ValueError, match="`tie_margin` is 0.5"):
+        RewardDanceEvaluator(make_rows(1), tie_margin=0.5)
+
+
+def test_wrong_rows(scorers, tmp_path):
+    """A row that lacks a column or holds a corrupt picture is named by its index."""
+    rows = make_rows(5)
+    with pytest.raises(ValueError, match=r"`row 4` lacks the columns \['rejected'\]"):
+        RewardDanceEvaluator([*rows[:4], {"prompt": "a", "chosen": rows[0]["chosen"]}])(scorers["pairwise"])
+    with pytest.raises(ValueError, match="`chosen of row 3` cannot be read"):
+        RewardDanceEvaluator([*rows[:3], {**rows[3], "chosen": b"no picture"}])(scorers["pairwise"])
+    encoded = datasets.Dataset.from_list(
+        [{"prompt": "a", "chosen": {"bytes": b"no picture", "path": None}, "rejected": {"bytes": b"", "path": None}}],
+        features=datasets.Features(
+            {"prompt": datasets.Value("string"), "chosen": datasets.Image(), "rejected": datasets.Image()}
+        ),
+    )
+    with pytest.raises(ValueError, match="`chosen of row 0` cannot be read"):
+        RewardDanceEvaluator(encoded)(scorers["pairwise"])
+
+
+def test_only_ties(scorers):
+    """Accuracy of ties is not defined, and says so."""
+    with pytest.raises(ValueError, match="has 1 rows and all are ties"):
+        RewardDanceEvaluator([{**make_rows(1)[0], "tie": True}])(scorers["pairwise"])
+
+
+def test_model_without_processor(scorers):
+    """A bare model cannot be asked."""
+    with pytest.raises(ValueError, match="`processor` is None"):
+        RewardDanceEvaluator(make_rows(1))(scorers["pairwise"].model)
+
+
+def test_nan_names_the_rows_and_keeps_the_others(vlm_folder):
+    """A judge that gives NaN late loses neither the number of the row nor what was measured before."""
+    scorer = make_scorer(vlm_folder("internvl"), "regressive")
+    rows = make_rows(5)
+    want = RewardDanceEvaluator(rows)
+    want(scorer)
+    calls = []
+
+    def spoil(module, arguments, output):
+        calls.append(len(output))
+        return output * math.nan if len(calls) == 3 else output
+
+    scorer.model.score.register_forward_hook(spoil)
+    evaluator = RewardDanceEvaluator(rows)
+    with pytest.raises(ValueError, match=r"rows \[3, 4\] are NaN or infinite"):
+        evaluator(scorer)
+    assert evaluator.results.scores == pytest.approx(want.results.scores[:3])

@@ -1,0 +1,331 @@
+"""The command line, in-process, on real tiny models."""
+
+import json
+import subprocess
+import sys
+
+import datasets
+import pytest
+import torch
+from tiny_vlms import random_picture
+
+from rewarddance_hf import (
+    RewardDanceEvaluator,
+    RewardDanceForYesScoring,
+    RewardDanceProcessor,
+    RewardDanceScorer,
+    __version__,
+)
+from rewarddance_hf.cli import main
+from rewarddance_hf.shapes.preferences import ShapesPreferences
+
+
+@pytest.fixture(scope="module")
+def judge(vlm_folder):
+    return str(vlm_folder("internvl"))
+
+
+@pytest.fixture(scope="module")
+def pointwise_judge(vlm_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pointwise")
+    RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"), paradigm="pointwise").save_pretrained(folder)
+    RewardDanceProcessor.from_pretrained(vlm_folder("internvl")).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [str(folder / f"{i}.png") for i in range(4)]
+    for i, path in enumerate(paths):
+        random_picture(i).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [
+        {"prompt": f"circle {i}", "chosen": random_picture(i), "rejected": random_picture(9 + i)} for i in range(4)
+    ]
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr. Everything on stderr is progress, except for the last line of an error."""
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_score(capsys, judge, pictures):
+    """Scores are those of the library, as one document or one line per image; progress stays on stderr."""
+    arguments = [
+        "score",
+        "--model",
+        judge,
+        "--image",
+        *pictures[:2],
+        "--prompt",
+        "a circle",
+        "--reference",
+        *pictures[2:],
+    ]
+    code, out, err = run(capsys, *arguments, "--json", "--criteria", "quality")
+    want = RewardDanceScorer.from_pretrained(judge).score(pictures[:2], "a circle", pictures[2:], criteria="quality")
+    assert code == 0
+    scores = json.loads(out)["scores"]
+    assert [row["score"] for row in scores] == pytest.approx(want.tolist())
+    assert [(row["image"], row["prompt"], row["reference"]) for row in scores] == [
+        (pictures[0], "a circle", pictures[2]),
+        (pictures[1], "a circle", pictures[3]),
+    ]
+    assert "Scoring" in err
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    assert [line.split("\t")[1] for line in out.splitlines()] == pictures[:2]
+
+
+def test_score_without_references(capsys, pointwise_judge, pictures):
+    """A pointwise judge needs no reference; each image may have its own prompt."""
+    code, out, _ = run(
+        capsys,
+        "score",
+        "--model",
+        pointwise_judge,
+        "--image",
+        *pictures[:2],
+        "--prompt",
+        "a",
+        "b",
+        "--json",
+        "--dtype",
+        "float32",
+    )
+    want = RewardDanceScorer.from_pretrained(pointwise_judge).score(pictures[:2], ["a", "b"])
+    assert code == 0
+    assert [row["score"] for row in json.loads(out)["scores"]] == pytest.approx(want.tolist())
+
+
+def test_rank(capsys, judge, pictures):
+    """The ranking is that of the library; NaN of the diagonal is null in JSON."""
+    want = RewardDanceScorer.from_pretrained(judge).rank(pictures, "a circle")
+    code, out, _ = run(capsys, "rank", "--model", judge, "--prompt", "a circle", *pictures, "--json", "--top-k", 2)
+    document = json.loads(out)
+    assert code == 0
+    assert document["order"] == want.order[:2]
+    assert document["wins"] == want.wins.tolist()
+    assert document["matrix"][0][0] is None
+    assert document["matrix"][0][1] == pytest.approx(want.matrix[0, 1].item())
+    code, out, _ = run(capsys, "rank", "--model", judge, "--prompt", "a circle", *pictures)
+    assert [line.split("\t")[-1] for line in out.splitlines()] == [pictures[i] for i in want.order]
+
+
+def test_evaluate_saved_dataset(capsys, judge, rows, tmp_path):
+    """A folder of `save_to_disk` is measured as by the library, and the metrics are written to a file too."""
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
+    output = tmp_path / "new" / "metrics.json"
+    code, out, _ = run(
+        capsys,
+        "evaluate",
+        "--model",
+        judge,
+        "--dataset",
+        tmp_path / "rows",
+        "--limit",
+        3,
+        "--output",
+        output,
+        "--json",
+    )
+    assert code == 0
+    document = json.loads(out)
+    want = RewardDanceEvaluator(rows[:3])(RewardDanceScorer.from_pretrained(judge))
+    assert document["metrics"] == pytest.approx(want, rel=1e-4)
+    assert json.loads(output.read_text()) == document
+    code, out, _ = run(capsys, "evaluate", "--model", judge, "--dataset", tmp_path / "rows")
+    assert dict(line.split() for line in out.splitlines())["num_rows"] == "4"
+
+
+def test_evaluate_splits(capsys, judge, rows, tmp_path):
+    """Of several splits one has to be named; a wrong name is answered with the right ones."""
+    dataset = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict({"id": dataset, "ood": dataset.select([0])}).save_to_disk(tmp_path)
+    arguments = ["evaluate", "--model", judge, "--dataset", tmp_path, "--json"]
+    code, out, _ = run(capsys, *arguments, "--split", "ood")
+    assert (code, json.loads(out)["metrics"]["num_rows"]) == (0, 1)
+    for split in ([], ["--split", "test"]):
+        code, out, err = run(capsys, *arguments, *split)
+        assert (code, out) == (1, "")
+        assert "['id', 'ood']. Choose one of them." in err.splitlines()[-1]
+
+
+def test_evaluate_files(capsys, judge, rows, tmp_path):
+    """Files go through `load_dataset`."""
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    code, out, _ = run(
+        capsys, "evaluate", "--model", judge, "--dataset", "parquet", "--data-files", tmp_path / "rows.parquet", "--split",
+        "train[:2]", "--json",
+    )  # fmt: skip
+    assert (code, json.loads(out)["metrics"]["num_rows"]) == (0, 2)
+
+
+def test_evaluate_shapes(capsys, judge):
+    """The shapes world is a dataset by name, with its categories; the seed draws other rows."""
+    arguments = ["evaluate", "--model", judge, "--dataset", "shapes:ood", "--limit", 4, "--batch-size", 4, "--json"]
+    code, out, _ = run(capsys, *arguments, "--seed", 3)
+    metrics = json.loads(out)["metrics"]
+    assert (code, metrics["num_rows"]) == (0, 4)
+    want = RewardDanceEvaluator(ShapesPreferences(4, "ood", seed=3), seed=3)(RewardDanceScorer.from_pretrained(judge))
+    assert metrics == pytest.approx(want, rel=1e-4)
+    assert any(name.startswith("category/") for name in metrics)
+
+
+def test_calibrate(capsys, judge, rows, tmp_path):
+    """The calibrated judge is saved with its temperature, and the folder loads as a judge."""
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
+    code, out, _ = run(
+        capsys,
+        "evaluate",
+        "--model",
+        judge,
+        "--dataset",
+        tmp_path / "rows",
+        "--calibrate",
+        tmp_path / "judge",
+        "--json",
+    )
+    metrics = json.loads(out)["metrics"]
+    assert code == 0
+    assert metrics["nll_after"] < metrics["nll_before"] == metrics["nll"]
+    scorer = RewardDanceScorer.from_pretrained(tmp_path / "judge")
+    assert scorer.model.config.score_temperature == pytest.approx(metrics["score_temperature"])
+
+
+def test_failed_writing_still_shows_the_metrics(capsys, judge, monkeypatch, rows, tmp_path):
+    """When the disk is full at the end, hours of computing are not lost: the metrics are on stdout."""
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
+    folder = tmp_path / "new"
+    evaluate = RewardDanceEvaluator.__call__
+
+    def evaluate_and_break(self, model):
+        metrics = evaluate(self, model)
+        folder.rmdir()  # the folder that was there at the start is gone
+        return metrics
+
+    monkeypatch.setattr(RewardDanceEvaluator, "__call__", evaluate_and_break)
+    code, out, err = run(
+        capsys, "evaluate", "--model", judge, "--dataset", tmp_path / "rows", "--output", folder / "m.json", "--json"
+    )
+    assert code == 1
+    assert json.loads(out)["metrics"]["num_rows"] == 4
+    assert "m.json" in err.splitlines()[-1]
+
+
+def test_unwritable_output_is_noticed_first(capsys, pictures, tmp_path):
+    """A metrics file or folder that cannot be written ends the command before the model is even looked for."""
+    arguments = ["evaluate", "--model", "no/such-model", "--dataset", "shapes:id"]
+    for option, target, message in (
+        ("--output", tmp_path, "Is a directory"),
+        ("--output", f"{pictures[0]}/metrics.json", "File exists"),
+        ("--calibrate", pictures[0], "File exists"),
+    ):
+        code, out, err = run(capsys, *arguments, option, target)
+        assert (code, out) == (1, "")
+        assert err.startswith("rewarddance evaluate: error: ")
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_calibrated_judge_does_not_overwrite_the_one_in_use(capsys, pointwise_judge):
+    """The folder of the model is no place for its successor."""
+    code, _, err = run(
+        capsys, "evaluate", "--model", pointwise_judge, "--dataset", "shapes:id", "--calibrate", pointwise_judge
+    )
+    assert code == 1
+    assert "whose weights are in use" in err
+
+
+def test_demo(capsys, monkeypatch, tmp_path):
+    """`demo` runs the demo of the shapes world in the folder that is given."""
+    folders = []
+    monkeypatch.setattr("rewarddance_hf.shapes.demo.run_demo", folders.append)
+    assert run(capsys, "demo", "--output-dir", tmp_path)[0] == 0
+    assert run(capsys, "demo")[0] == 0
+    assert folders == [str(tmp_path), "outputs/demo"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["score", "--model", "JUDGE", "--image", "0", "--prompt", "a"],
+            "`references` is None, but the judge is pairwise",
+        ),
+        (
+            ["score", "--model", "JUDGE", "--image", "gone.png", "--prompt", "a", "--reference", "0"],
+            "`images[0]` cannot",
+        ),
+        (["score", "--model", "/no/model", "--image", "0", "--prompt", "a"], "/no/model"),
+        (["score", "--model", "JUDGE", "--image", "0", "--prompt", "a", "--device", "xla:9"], "`--device` is 'xla:9'"),
+        (["rank", "--model", "JUDGE", "--prompt", "a", "0"], "a ranking needs at least 2"),
+        (["rank", "--model", "JUDGE", "--prompt", "a", "0", "1", "--task", "song"], "`task` is 'song'"),
+        (["evaluate", "--model", "JUDGE", "--dataset", "shapes:moon"], "`split` is 'moon'"),
+        (["evaluate", "--model", "JUDGE", "--dataset", "/no/dataset"], "/no/dataset"),
+    ],
+)
+def test_errors_of_input_and_model(capsys, judge, pictures, arguments, message):
+    """What cannot be used ends with code 1, one clean line on stderr and nothing on stdout."""
+    names = {"JUDGE": judge, "0": pictures[0], "1": pictures[1]}
+    code, out, err = run(capsys, *(names.get(argument, argument) for argument in arguments))
+    assert (code, out) == (1, "")
+    last = err.splitlines()[-1]
+    assert last.startswith(f"rewarddance {arguments[0]}: error: ")
+    assert message in last
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required"),
+        (["dance"], "invalid choice"),
+        (["score", "--model", "m", "--prompt", "a"], "--image"),
+        (["score", "--model", "m", "--image", "0", "--prompt", "a", "b"], "2 values for 1 images"),
+        (["score", "--model", "m", "--image", "0", "1", "2", "--prompt", "a", "--reference", "0", "1"], "--reference"),
+        (["rank", "--model", "m", "--prompt", "a", "0", "1", "--top-k", "0"], "0 is not 1 or more"),
+        (["evaluate", "--model", "m", "--dataset", "d", "--limit", "x"], "invalid"),
+        (["score", "--model", "m", "--image", "0", "--prompt", "a", "--dtype", "int8"], "invalid choice"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, message):
+    """Wrong arguments end with code 2 before anything is loaded."""
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_traceback_on_request(capsys, judge, pictures):
+    """`--traceback` shows where an error comes from."""
+    with pytest.raises(ValueError, match="`references` is None"):
+        run(capsys, "score", "--model", judge, "--image", pictures[0], "--prompt", "a", "--traceback")
+
+
+def test_version_and_help(capsys):
+    """Version and help are no errors."""
+    assert run(capsys, "--version")[:2] == (0, f"rewarddance {__version__}\n")
+    code, out, _ = run(capsys, "score", "--help")
+    assert code == 0
+    assert "--reference" in out
+
+
+def test_runs_as_a_module_without_heavy_imports():
+    """`python -m` works, and help needs no torch."""
+    code = (
+        "import runpy, sys; sys.argv = ['rewarddance', '--help']\n"
+        "try: runpy.run_module('rewarddance_hf.cli', run_name='__main__')\n"
+        "except SystemExit as exit: sys.exit(exit.code or ('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: rewarddance ")
+    assert torch.get_num_threads() == 1
