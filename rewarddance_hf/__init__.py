@@ -17,6 +17,7 @@ _PUBLIC_NAMES = {
     "RewardDanceScorer": "scoring.scorer",
     "RewardDanceTrainer": "trainer.rewarddance_trainer",
     "RewardDanceTrainingArguments": "trainer.training_args",
+    "RewardGradientCallback": "alignment.gradient",
 }
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "RewardDanceScorer",
     "RewardDanceTrainer",
     "RewardDanceTrainingArguments",
+    "RewardGradientCallback",
 ]
 
 

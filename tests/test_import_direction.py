@@ -11,7 +11,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A folder may import the folders that stand before it, and itself.
 ORDER = ["models", "data", "scoring", "trainer", "evaluation", "alignment", "shapes", "hub"]
-SIBLINGS = {("trainer", "evaluation"), ("evaluation", "trainer"), ("alignment", "trainer"), ("alignment", "evaluation")}
+SIBLINGS = {
+    ("trainer", "evaluation"),
+    ("evaluation", "trainer"),
+    ("alignment", "trainer"),
+    ("alignment", "evaluation"),
+}
 # Folders (or files) in which an optional library may be imported.
 HOMES = {
     "trl": set(),

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.preference import check_columns, check_row, 
+from ..data.preference import check_columns, check_row
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.processing_rewarddance import load_frames, load_picture
 from ..scoring.judgements import Judgement, NonFiniteScoreError

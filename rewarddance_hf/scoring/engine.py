@@ -186,6 +186,8 @@ class ScoringEngine:
         adapters = getattr(model, "peft_config", None) or {}
         if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters.values()):
             return "an adapter adds virtual tokens to the prompt"
+        if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+            return "its weights are sharded over devices"
         return None
 
     @contextmanager

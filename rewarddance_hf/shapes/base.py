@@ -48,7 +48,11 @@ class CaptionChats(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.captions[index]
-        question = [{"type": "text", "text": "Image 1: "}, {"type": "image"}, {"type": "text", "text": "\nDescribe it."}]
+        question = [
+            {"type": "text", "text": "Image 1: "},
+            {"type": "image"},
+            {"type": "text", "text": "\nDescribe it."},
+        ]
         return {"images": [row["image"]], "messages": _exchange(question, f"{row['caption']}.")}
 
 
@@ -76,7 +80,9 @@ class MatchingChats(Dataset):
         about_quality = rng.random() < QUALITY_SHARE
         criteria = QUALITY_CRITERIA if about_quality else CRITERIA["text-to-image"]
         prompt = rng.choice(caption_paraphrases(wanted))
-        opening = f"{PROMPT_TEXTS['prompt']}\n{PROMPT_TEXTS['criteria']}\n".format(prompt=f'"{prompt}"', criteria=criteria)
+        opening = f"{PROMPT_TEXTS['prompt']}\n{PROMPT_TEXTS['criteria']}\n".format(
+            prompt=f'"{prompt}"', criteria=criteria
+        )
         images, messages = [], []
         for number in range(1, IMAGES_PER_ROW + 1):
             shown = wanted if rng.random() < 0.5 else break_scene(wanted, rng)
@@ -148,7 +154,9 @@ class ChatTrainer(Trainer):
         super().log(logs, *args)
 
 
-def train_base(output_dir: Path, seed: int = 0, caption_steps: int = CAPTION_STEPS, chat_steps: int = CHAT_STEPS) -> None:
+def train_base(
+    output_dir: Path, seed: int = 0, caption_steps: int = CAPTION_STEPS, chat_steps: int = CHAT_STEPS
+) -> None:
     """
     Train the base model from scratch and save it as a plain checkpoint.
 

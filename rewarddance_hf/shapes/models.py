@@ -83,9 +83,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def _words() -> list[str]:
     """Words and signs of captions, rationales and questions."""
-    wording = " ".join(
-        [*PROMPT_TEXTS.values(), *CRITERIA.values(), *RATIONALE_WORDS, "Image 3 Describe it. yes no"]
-    )
+    wording = " ".join([*PROMPT_TEXTS.values(), *CRITERIA.values(), *RATIONALE_WORDS, "Image 3 Describe it. yes no"])
     wording = re.sub(r"\{\w+\}", "image", wording)
     return sorted({*caption_words(), *re.findall(r"[A-Za-z]+|[^\sA-Za-z]", wording), '."', '".', ":", '"'})
 

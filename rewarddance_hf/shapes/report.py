@@ -180,4 +180,7 @@ def draw_ranking(scorer: RewardDanceScorer) -> tuple[Figure, str]:
         axes.set_axis_off()
         axes.set_title(f"{ranking.wins[index]:g} wins, reward {ranking.scores[index]:.2f}", fontsize=9)
     place = ranking.order.index(0) + 1
-    return figure, f"In the ranking the only picture that shows its prompt comes {['first', 'second', 'third', 'last'][place - 1]}."
+    return (
+        figure,
+        f"In the ranking the only picture that shows its prompt comes {['first', 'second', 'third', 'last'][place - 1]}.",
+    )

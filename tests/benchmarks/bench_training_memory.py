@@ -26,7 +26,12 @@ def _peak_of_step(full_logits: bool, connection) -> None:
     model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
     rationale = {"yes": "Image 1: worse. Image 2: better.", "no": "Image 1: better. Image 2: worse."}
     rows = [
-        {"prompt": "a red circle", "chosen": random_picture(i), "rejected": random_picture(9 + i), "rationale": rationale}
+        {
+            "prompt": "a red circle",
+            "chosen": random_picture(i),
+            "rejected": random_picture(9 + i),
+            "rationale": rationale,
+        }
         for i in range(ROWS)
     ]
     batch = DataCollatorForRewardDance(processor, with_rationales=True)(rows)

@@ -28,7 +28,9 @@ def load_example(name: str):
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -65,7 +67,9 @@ def test_configurations_can_be_parsed(config):
     example = load_example("train_reward_model")
     wanted = yaml.safe_load(config.read_text(encoding="utf-8"))
     on_cpu = [] if wanted.get("use_cpu") else ["--bf16", "false", "--use_cpu", "true"]
-    parsed = example.make_parser().parse_args_and_config(["--config", str(config), *on_cpu], fail_with_unknown_args=True)
+    parsed = example.make_parser().parse_args_and_config(
+        ["--config", str(config), *on_cpu], fail_with_unknown_args=True
+    )
     found = {field.name: getattr(part, field.name) for part in parsed for field in dataclasses.fields(part)}
     for key, value in wanted.items():
         if key != "bf16":
@@ -80,7 +84,9 @@ def test_training_and_evaluation_scripts(tmp_path, shapes_config):
     assert (tmp_path / "judge" / "README.md").exists()
     evaluation = load_example("evaluate_reward_model")
     metrics = evaluation.main(
-        evaluation.EvaluationArguments(str(tmp_path / "judge"), "shapes:id", limit=8, calibrate_to=str(tmp_path / "fitted"))
+        evaluation.EvaluationArguments(
+            str(tmp_path / "judge"), "shapes:id", limit=8, calibrate_to=str(tmp_path / "fitted")
+        )
     )
     assert 0 <= metrics["accuracy"] <= 1
     fitted = RewardDanceForYesScoring.from_pretrained(tmp_path / "fitted")

@@ -1,0 +1,1 @@
+"""Tuning and searching diffusers pipelines with a reward."""

@@ -1,0 +1,368 @@
+"""The engine against the plain path: the same scores and gradients from less work, which is counted here."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tiny_vlms import FAMILIES, random_picture
+
+from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
+from rewarddance_hf.scoring import engine as engine_module
+from rewarddance_hf.scoring.engine import ScoringEngine
+from rewarddance_hf.scoring.judgements import Judgement
+from rewarddance_hf.scoring.questions import Question, build_tree
+
+
+PICTURES = [random_picture(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56), (40, 40), (33, 41)])]
+LAYOUTS = ("images_first", "text_first")
+PROMPT = "a red circle"
+
+
+def round_robin(pictures, prompt=PROMPT):
+    return [Judgement(pictures[j], prompt, pictures[i]) for i, j in itertools.permutations(range(len(pictures)), 2)]
+
+
+@pytest.fixture(scope="module")
+def make_scorer(vlm_folder):
+    """Function that makes a scorer on a tiny model, which is loaded once per family and paradigm. Read only."""
+    models = {}
+
+    def make(family="internvl", paradigm="pairwise", layout="images_first", **settings):
+        folder = vlm_folder(family)
+        if (family, paradigm) not in models:
+            torch.manual_seed(0)
+            model = RewardDanceForYesScoring.from_pretrained(folder, paradigm=paradigm).requires_grad_(False)
+            if paradigm == "regressive":
+                torch.nn.init.normal_(model.score.weight, std=0.5)
+            models[family, paradigm] = model
+        processor = RewardDanceProcessor.from_pretrained(folder, prompt_layout=layout)
+        return RewardDanceScorer(models[family, paradigm], processor, **{"batch_size": 3, **settings})
+
+    return make
+
+
+class Meter:
+    """Counts from outside what the vision encoder and the language model are given."""
+
+    def __init__(self, model):
+        self.model, self.images, self.tokens, self.graph_tokens, self.shapes = model, 0, 0, 0, set()
+
+    def __enter__(self):
+        vlm = self.model.vlm
+        self.see = vlm.get_image_features
+
+        def get_image_features(*args, **kwargs):
+            output = self.see(*args, **kwargs)
+            features = output.pooler_output
+            self.images += len(features)
+            return output
+
+        def before(module, args, kwargs):
+            rows, length = kwargs["inputs_embeds"].shape[:2]
+            self.tokens += rows * length
+            self.graph_tokens += rows * length * torch.is_grad_enabled()
+            past = kwargs.get("past_key_values")
+            self.shapes.add((rows, length, 0 if past is None else past.get_seq_length()))
+
+        vlm.get_image_features = get_image_features
+        text_model = getattr(vlm.base_model, "language_model", None) or vlm.base_model.text_model
+        self.handle = text_model.register_forward_pre_hook(before, with_kwargs=True)
+        return self
+
+    def __exit__(self, *error):
+        del self.model.vlm.get_image_features
+        self.handle.remove()
+
+
+def assert_same(scorer, judgements):
+    """Judgements of the engine are those of the plain path of the same scorer."""
+    plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
+    with torch.no_grad():
+        want, got = plain._judge(judgements), scorer._judge(judgements)
+    assert plain.statistics is None
+    assert scorer.statistics.num_judgements == len(judgements)
+    for one, other in zip(got, want, strict=True):
+        assert one.shape == other.shape
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert want[0].std() > 1e-3  # or all scores would agree
+    return scorer.statistics
+
+
+# ---- the same scores ----
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scores_of_all_families(make_scorer, family, layout):
+    """Images of mixed sizes in all orders, several prompts, a clip with first frame: any family, any layout."""
+    scorer = make_scorer(family, layout=layout)
+    clip = Judgement(PICTURES[:2], "two", PICTURES[1:4], condition=PICTURES[0], task="text-to-video")
+    others = [Judgement(PICTURES[4], "two green triangles", PICTURES[1]), Judgement(PICTURES[4], "a", PICTURES[1])]
+    statistics = assert_same(scorer, [*round_robin(PICTURES[:4]), clip, *others])
+    assert statistics.num_pictures == statistics.num_encoded == 5
+    assert statistics.minimum_tokens <= statistics.tokens < statistics.plain_tokens
+
+
+@pytest.mark.parametrize("paradigm", ["pointwise", "regressive"])
+def test_scores_without_references(make_scorer, family, paradigm):
+    """Single-sample judges share what goes before the image."""
+    if paradigm == "regressive" and family not in ("internvl", "qwen3_vl", "gemma3"):
+        pytest.skip("the head is the same in all families")
+    scorer = make_scorer(family, paradigm, "text_first")
+    judgements = [Judgement(picture, prompt) for picture in PICTURES for prompt in (PROMPT, "two")]
+    statistics = assert_same(scorer, [*judgements, Judgement(PICTURES[:3], "a clip", task="text-to-video")])
+    # LLaVA-OneVision sees a picture that is alone in other ways than a frame.
+    assert statistics.num_encoded == (8 if family == "llava_onevision" else 5)
+
+
+@pytest.mark.parametrize("family", ["internvl", "gemma3"])
+def test_answers_alone_give_the_same_scores(make_scorer, family, monkeypatch):
+    """With `score_normalization="yes_no"` no other logits are computed."""
+    scorer = make_scorer(family)
+    monkeypatch.setattr(scorer.model.config, "score_normalization", "yes_no")
+    monkeypatch.setattr(scorer.model.config, "score_temperature", 1.7)
+    plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
+    judgements = round_robin(PICTURES[:3])
+    with torch.no_grad():
+        want = plain._judge(judgements)
+        handle = scorer.model.get_output_embeddings().register_forward_pre_hook(lambda *_: pytest.fail("full head"))
+        got = scorer._judge(judgements)
+        handle.remove()
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"engine": "features"}, {"num_workers": 0}, {"batch_size": 16}])
+def test_scores_with_other_settings(make_scorer, settings):
+    """Vision features alone, without threads, in large batches."""
+    statistics = assert_same(make_scorer("qwen2_5_vl", layout="text_first", **settings), round_robin(PICTURES))
+    assert statistics.num_encoded == 5
+    if settings.get("engine") == "features":
+        assert statistics.tokens >= statistics.plain_tokens
+
+
+def test_eager_attention_and_others(make_scorer, monkeypatch):
+    """Eager attention shares prefixes too; of attention functions that are not known, only features are shared."""
+    scorer = make_scorer("qwen3_vl")
+    config = scorer.model.config.get_text_config()
+    monkeypatch.setattr(config, "_attn_implementation", "eager")
+    assert assert_same(scorer, round_robin(PICTURES[:3])).tokens < 3000
+    monkeypatch.setattr(config, "_attn_implementation", "sdpa")
+    monkeypatch.setattr(engine_module, "EXACT_ATTENTION", ())
+    statistics = assert_same(scorer, round_robin(PICTURES[:3]))
+    assert statistics.tokens >= statistics.plain_tokens
+
+
+def test_windows_do_not_matter(make_scorer, monkeypatch):
+    """Judgements that are planned apart give the same scores; features that were dropped are computed again."""
+    monkeypatch.setattr(engine_module, "WINDOW", 7)
+    scorer = make_scorer("internvl")
+    assert assert_same(scorer, round_robin(PICTURES)).num_encoded == 5
+    monkeypatch.setattr(engine_module, "MAX_FEATURE_TOKENS", 12)
+    assert assert_same(scorer, round_robin(PICTURES)).num_encoded > 5
+
+
+def test_unknown_models_are_scored_plainly(make_scorer, monkeypatch):
+    """What is not known to be exact takes the plain path."""
+    scorer = make_scorer()
+    monkeypatch.setattr(engine_module, "EXACT_MODEL_TYPES", ("gemma3",))
+    plain = RewardDanceScorer(scorer.model, scorer.processor)
+    assert torch.allclose(plain.rank(PICTURES, PROMPT).matrix, scorer.rank(PICTURES, PROMPT).matrix, equal_nan=True)
+    assert plain.statistics is None
+    with pytest.raises(ValueError, match="`engine` is 'features', but model type 'internvl' is not among"):
+        RewardDanceScorer(scorer.model, scorer.processor, engine="features")
+
+
+def test_other_caches_are_not_shared(make_scorer, monkeypatch):
+    """A model whose cache is of another class goes on without shared prefixes."""
+    scorer = make_scorer()
+    monkeypatch.setattr(engine_module, "DynamicLayer", type("Other", (engine_module.DynamicLayer,), {}))
+    statistics = assert_same(scorer, round_robin(PICTURES[:3]))
+    assert statistics.tokens >= statistics.plain_tokens
+
+
+def test_wrong_arguments(make_scorer):
+    """Arguments out of range are refused by name."""
+    for arguments, match in [
+        ({"engine": "fast"}, "`engine` is 'fast', but must be one of"),
+        ({"num_workers": -1}, "`num_workers` is -1"),
+        ({"max_batch_tokens": 0}, "`max_batch_tokens` is 0"),
+        ({"pad_to_multiple_of": 1.5}, "`pad_to_multiple_of` is 1.5"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            make_scorer(**arguments)
+
+
+# ---- less work ----
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_work_of_a_round_robin(make_scorer, family, layout):
+    """Each image is seen once, and few more tokens are computed than there are distinct beginnings of questions."""
+    scorer = make_scorer(family, layout=layout, batch_size=8)
+    pictures = [random_picture(i) for i in range(8)]
+    with Meter(scorer.model) as meter:
+        scorer.rank(pictures, PROMPT)
+    statistics = scorer.statistics
+    assert statistics.num_pictures == statistics.num_encoded == 8
+    assert meter.images == (8 if family not in ("internvl",) else meter.images)
+    assert meter.tokens == statistics.tokens
+    # The least by hand: the text before image 1 once, each image 1 once, all from image 2 on in each question.
+    question = scorer.processor([pictures[1]], [PROMPT], [pictures[0]])["input_ids"][0].numpy()
+    (where,) = np.nonzero(question == scorer.model.config.vlm_config.image_token_id)
+    first, second = where[0], where[len(where) // 2]
+    assert statistics.minimum_tokens == first + 8 * (second - first) + 56 * (len(question) - second)
+    assert statistics.plain_tokens == 56 * len(question)
+    assert statistics.tokens <= 1.15 * statistics.minimum_tokens
+
+
+def test_equal_pictures_are_seen_once(make_scorer, tmp_path):
+    """A picture is what it shows: path, image, tensor."""
+    scorer = make_scorer()
+    PICTURES[0].save(tmp_path / "0.png")
+    tensor = torch.from_numpy(np.array(PICTURES[0])).permute(2, 0, 1)
+    with Meter(scorer.model) as meter:
+        scorer.score([tmp_path / "0.png", PICTURES[0].copy(), tensor, PICTURES[1]], PROMPT, [PICTURES[1]] * 4)
+    assert scorer.statistics.num_pictures == 2
+    assert meter.images == 2
+    # The first three questions are one.
+    assert scorer.statistics.tokens < scorer.statistics.plain_tokens / 1.9
+
+
+def test_both_orders_share_features(make_scorer):
+    """A comparison in both orders sees two images."""
+    scorer = make_scorer()
+    with Meter(scorer.model) as meter:
+        scorer.compare(PICTURES[0], PICTURES[1], PROMPT)
+    assert meter.images == 2
+    assert scorer.statistics.num_judgements == 2
+
+
+def test_few_shapes(make_scorer):
+    """Lengths and rows are padded to few shapes, for compiled models; scores stay the same."""
+    scorer = make_scorer("qwen3_vl", layout="text_first", batch_size=8, pad_to_multiple_of=64)
+    with Meter(scorer.model) as meter:
+        assert_same(scorer, []) if False else None
+        scorer.rank(PICTURES, PROMPT)
+    assert all(length % 64 == 0 and past % 64 == 0 and rows in (1, 2, 4, 8) for rows, length, past in meter.shapes)
+    assert len(meter.shapes) <= 5
+    assert_same(scorer, round_robin(PICTURES))
+    assert_same(make_scorer("gemma3", pad_to_multiple_of=16), round_robin(PICTURES))
+
+
+def test_out_of_memory_is_survived(make_scorer, caplog):
+    """Batches are halved until they fit, and stay small; a judgement that does not fit alone is an error."""
+    scorer = make_scorer(batch_size=8)
+    text_model = scorer.model.vlm.base_model.language_model
+    budget = [600]
+    failures = []
+
+    def allocate(module, args, kwargs):
+        rows, length = kwargs["inputs_embeds"].shape[:2]
+        if rows * length > budget[0]:
+            failures.append(rows)
+            raise torch.OutOfMemoryError(f"tried to allocate {rows * length} tokens")
+
+    handle = text_model.register_forward_pre_hook(allocate, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            got = scorer._judge(round_robin(PICTURES))
+        assert failures == [8, 4]
+        assert "Memory ran out with 8 rows" in caplog.text
+        budget[0] = 100
+        with pytest.raises(torch.OutOfMemoryError):
+            scorer.rank(PICTURES, PROMPT)
+    finally:
+        handle.remove()
+    want = make_scorer(batch_size=8)._judge(round_robin(PICTURES))
+    torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-5)
+
+
+def test_batches_keep_to_the_budget(make_scorer):
+    """No batch has more tokens, cached ones included, than allowed."""
+    scorer = make_scorer(batch_size=8, max_batch_tokens=1000)
+    with Meter(scorer.model) as meter:
+        scorer.rank(PICTURES, PROMPT)
+    assert max(rows * (length + past) for rows, length, past in meter.shapes) <= 1000
+    assert max(rows for rows, _, _ in meter.shapes) > 1
+
+
+# ---- gradient ----
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_of_all_families(make_scorer, family, layout):
+    """The gradient of samples is that of the full graph; what goes before them is computed without a graph."""
+    scorer = make_scorer(family, layout=layout)
+    plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
+    samples = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    arguments = (samples, PROMPT, [PICTURES[0]] * 3)
+    want = plain.score(*arguments)
+    with Meter(scorer.model) as meter:
+        got = scorer.score(*arguments)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    (want,) = torch.autograd.grad(want.log().sum(), samples)
+    (got,) = torch.autograd.grad(got.log().sum(), samples)
+    assert (got - want).norm() <= 1e-5 * want.norm()
+    question = scorer.processor([PICTURES[3]], [PROMPT], [PICTURES[0]])["input_ids"][0]
+    assert 0 < meter.graph_tokens < 3 * len(question)
+    assert meter.tokens - meter.graph_tokens > len(question) / 4
+
+
+def test_gradient_of_references(make_scorer):
+    """References that require a gradient get that of the full graph too, through shared states."""
+    scorer = make_scorer("qwen3_vl")
+    plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
+    reference = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    arguments = (PICTURES[:4], PROMPT, [reference] * 4)
+    (want,) = torch.autograd.grad(plain.score(*arguments).log().sum(), reference)
+    (got,) = torch.autograd.grad(scorer.score(*arguments).log().sum(), reference)
+    assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+# ---- the tree ----
+
+
+def question(*symbols):
+    tokens = np.array(symbols)
+    return Question(tokens, tokens, np.arange(len(tokens))[None], [], [])
+
+
+def paths(nodes, before=()):
+    """Questions that a tree spells, by row."""
+    spelled = {}
+    for node in nodes:
+        assert node.start == len(before)
+        here = (*before, *node.question.token_ids[node.start : node.end].tolist())
+        spelled |= dict.fromkeys(node.rows, here) | paths(node.children, here)
+    return spelled
+
+
+@pytest.mark.parametrize("min_saving", [1, 4, 1000])
+def test_tree_spells_all_questions(min_saving):
+    """Whatever is shared, each question can be read from root to leaf; the minimum counts distinct beginnings."""
+    generator = np.random.default_rng(0)
+    rows = [tuple(generator.integers(0, 2, generator.integers(2, 9)).tolist()) for _ in range(60)]
+    roots, minimum = build_tree([question(*row) for row in rows], min_saving)
+    assert paths(roots) == dict(enumerate(rows))
+    # All distinct beginnings but the whole, and each distinct whole.
+    beginnings = {row[:end] for row in rows for end in range(1, len(row))}
+    assert minimum == len(beginnings) + len(set(rows))
+    if min_saving == 1000:
+        assert all(not node.children for node in roots)
+
+
+def test_tree_of_many_nested_questions():
+    """Questions that each continue the one before make a deep tree, not a deep recursion."""
+    rows = [tuple([1] * length + [2]) for length in range(1, 1200)]
+    _, minimum = build_tree([question(*row) for row in rows], 1)
+    assert minimum == 1199 + 1199
+
+
+def test_all_tested_families_are_shared():
+    """The list of models that are known to be exact is that of tested families."""
+    assert {config().model_type for config in (lambda f=f: FAMILIES[f]()[0] for f in FAMILIES)} == set(
+        engine_module.EXACT_MODEL_TYPES
+    )
+    assert ScoringEngine.unsupported_reason is not None
