@@ -12,7 +12,7 @@ import torch  # noqa: E402
 
 HAS_TORCHVISION = os.environ.get("REWARDDANCE_TEST_TORCHVISION") == "1"
 if HAS_TORCHVISION:
-    import torchvision_shim  # noqa: F401
+    import torchvision_shim
 
 import transformers  # noqa: E402
 from tiny_vlms import FAMILIES, save_tiny_vlm  # noqa: E402
@@ -22,10 +22,16 @@ torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "new_process: starts Python anew, where torchvision cannot be made importable")
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("torchvision") and not HAS_TORCHVISION:
             item.add_marker(pytest.mark.skip(reason="needs torchvision: `make test-torchvision`"))
+        if item.get_closest_marker("new_process") and HAS_TORCHVISION and torchvision_shim.NEEDED:
+            item.add_marker(pytest.mark.skip(reason="torchvision does not load beside this build of torch"))
 
 
 @pytest.fixture(scope="session")

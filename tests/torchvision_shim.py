@@ -5,12 +5,24 @@ Its compiled operators do not load there, and the import fails as it describes t
 processors use is written in Python and works once these two are declared.
 """
 
+import importlib.util
+from pathlib import Path
+
 import torch
 
 
-LIBRARY = torch.library.Library("torchvision", "DEF")  # must stay alive
-for _name in ("nms", "qnms"):
+def operators_load() -> bool:
+    folder = Path(importlib.util.find_spec("torchvision").origin).parent
     try:
-        LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:  # declared already: the compiled operators do load
-        pass
+        for library in folder.glob("_C.*"):
+            torch.ops.load_library(library)
+    except OSError:
+        return False
+    return True
+
+
+NEEDED = not operators_load()
+if NEEDED:
+    LIBRARY = torch.library.Library("torchvision", "DEF")  # must stay alive
+    for operator in ("nms", "qnms"):
+        LIBRARY.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -215,9 +215,10 @@ class _Tape:
 
         def resize(other: Any, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
             before, after, resampling = next(resized)
+            height, width = after.shape[-2:]
 
             def operation(colors: torch.Tensor) -> torch.Tensor:
-                values = resize_linear(colors, *after.shape[-2:], resampling)
+                values = resize_linear(colors, height, width, resampling)
                 if not self.exact:
                     return values
                 if not torch.equal(colors.detach(), torch.from_numpy(before).to(colors)):
@@ -231,7 +232,7 @@ class _Tape:
 
         def normalize(other: Any, image: np.ndarray, mean: Any, std: Any, **kwargs: Any) -> np.ndarray:
             def operation(colors: torch.Tensor) -> torch.Tensor:
-                center, spread = (torch.tensor(values).to(colors).view(-1, 1, 1) for values in (mean, std))
+                center, spread = (colors.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
                 return (colors - center) / spread
 
             return self.append(image.shape, (operation, image))
@@ -297,7 +298,11 @@ class _Tape:
 
 
 def _with_methods(image_processor: Any, **methods: Any) -> Any:
-    """Copy of an image processor with other methods of its backend, on which those of its own class go on building."""
+    """
+    Copy of an image processor with other methods of its backend, on which those of its own class go on building.
+
+    They stand between both classes in the order of inheritance, so that `super().resize` of a model's class finds them.
+    """
     backend = type("Backend", (_backend(image_processor),), methods)
     other = copy.copy(image_processor)
     other.__class__ = type(type(image_processor).__name__, (type(image_processor), backend), {})
@@ -398,9 +403,11 @@ def resize_linear(colors: torch.Tensor, height: int, width: int, resampling: Ima
         `torch.Tensor` of shape `(channels, height, width)`: Levels.
     """
     if colors.shape[-1] != width:
-        colors = colors @ resize_matrix(colors.shape[-1], width, resampling).to(colors).T
+        matrix = resize_matrix(colors.shape[-1], width, resampling).to(colors.dtype)
+        colors = colors @ matrix.to(colors.device).T
     if colors.shape[-2] != height:
-        colors = resize_matrix(colors.shape[-2], height, resampling).to(colors) @ colors
+        matrix = resize_matrix(colors.shape[-2], height, resampling).to(colors.dtype)
+        colors = matrix.to(colors.device) @ colors
     return colors
 
 

@@ -79,11 +79,10 @@ class ScoringStatistics:
 
 @dataclass(eq=False)
 class PrefixStates:
-    """Key/value states of one row of a batch, which are its last `length` ones."""
+    """Key/value states of one row of a batch, whose first ones may be padding."""
 
-    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    layers: list[tuple[torch.Tensor, ...]]
     row: int
-    length: int
 
 
 @dataclass(eq=False)
@@ -164,7 +163,7 @@ class ScoringEngine:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_rows = batch_size  # fewer than `batch_size` after memory ran out
         text_config = model.config.get_text_config()
-        # A sliding window counts padding between prefix and rest as if it were text.
+        # A sliding window would count padding between prefix and rest as if it were text.
         self._has_window = getattr(text_config, "sliding_window", None) is not None
         self._answers = [model.config.yes_token_id, model.config.no_token_id]
 
@@ -222,19 +221,17 @@ class ScoringEngine:
             `tuple`: `logits` and `scores` of the model for the next judgements, each of shape `(n,)`, as float32.
         """
         windows = [(start, judgements[start : start + WINDOW]) for start in range(0, len(judgements), WINDOW)]
-        taken = session.desk.take(windows[0][1])
+        futures = session.desk.take(windows[0][1])
         for i, (_, window) in enumerate(windows):
-            futures = taken
-            if i + 1 < len(windows):
-                taken = session.desk.take(windows[i + 1][1], windows[i + 1][0])
             pictures = self._encode(futures, session)
+            self._forget(session, pictures)
+            if i + 1 < len(windows):  # prepared while the language model works on this one
+                futures = session.desk.take(windows[i + 1][1], windows[i + 1][0])
             questions = [session.writer.write(*pair) for pair in zip(window, pictures, strict=True)]
             answers = self._answer(questions, session, on_progress)
             session.statistics.num_judgements += len(window)
             session.statistics.num_pictures = session.desk.num_preprocessed
             yield answers
-            if i + 1 < len(windows):
-                self._forget(session, pictures)
 
     # ---- vision ----
 
@@ -283,7 +280,7 @@ class ScoringEngine:
         self._feature_class = type(output)
 
     def _forget(self, session: EngineSession, pictures: list[list[PreparedPicture]]) -> None:
-        """Drop the oldest features beyond what may be kept, but none of the window that was just scored."""
+        """Drop the oldest features beyond what may be kept, but none of the window that is scored next."""
         recent = {picture.number for row in pictures for picture in row}
         count = sum(len(features.pooled) for features in session.features.values())
         dropped = set()
@@ -332,12 +329,12 @@ class ScoringEngine:
     def _descend(self, nodes: list[Node], session: EngineSession, collect: Callable[..., None]) -> None:
         """Compute parts whose parents have been computed, and all below them."""
         leaves = [node for node in nodes if not node.children]
-        for batch in self._batches(leaves, self.max_rows):
+        for batch in self._batches(leaves):
             self._in_halves(batch, lambda part: collect(part, *self._judge_leaves(part, session)))
         # The states of so many branches are in memory at a time.
         inner = [node for node in nodes if node.children]
         for chunk in self._chunks(inner):
-            for batch in self._batches(chunk, self.max_rows):
+            for batch in self._batches(chunk):
                 self._in_halves(batch, lambda part: self._compute_states(part, session))
             self._descend([child for node in chunk for child in node.children], session, collect)
             for node in chunk:
@@ -355,7 +352,7 @@ class ScoringEngine:
         if chunk:
             yield chunk
 
-    def _batches(self, nodes: list[Node], max_rows: int) -> Iterator[list[Node]]:
+    def _batches(self, nodes: list[Node]) -> Iterator[list[Node]]:
         """Batches of parts of like length. Padding between prefix and rest is kept below an eighth of the batch."""
         if not nodes:
             return
@@ -370,7 +367,7 @@ class ScoringEngine:
             padding = max(longest, length) * count - sum(other.end - other.start for other in [*batch, node])
             if batch and (
                 needs_graph != flag
-                or count > max_rows
+                or count > self.max_rows
                 or count * total > self.max_batch_tokens
                 or padding * 8 > max(longest, length) * count
                 or (self._has_window and length != longest)
@@ -425,14 +422,27 @@ class ScoringEngine:
             if type(layer) is not DynamicLayer or layer.keys.ndim != 4 or layer.keys.shape[2] != length:
                 raise PrefixesNotShareableError(f"a cache layer is of type `{type(layer).__name__}`")
             layers.append((layer.keys, layer.values))
+        longest = inputs["input_ids"].shape[1]
         for row, node in enumerate(nodes):
-            node.states = PrefixStates(layers, row, node.end)
+            part = node.end - node.start
+            if 0 < node.start and part < longest:  # take the padding between prefix and part out
+                past = length - longest
+                pieces = ((past - node.start, past), (length - part, length))
+                own = [
+                    tuple(torch.cat([states[row : row + 1, :, a:b] for a, b in pieces], dim=2) for states in layer)
+                    for layer in layers
+                ]
+                node.states = PrefixStates(own, 0)
+            else:
+                node.states = PrefixStates(layers, row)
 
     def _inputs(self, nodes: list[Node], session: EngineSession) -> dict[str, Any]:
         """Inputs of the model for a batch of parts: `[padding, prefix, padding, part]` in each row."""
         multiple = self.pad_to_multiple_of
         past = _round_up(max(node.start for node in nodes), multiple)
-        longest = _round_up(max(node.end - node.start for node in nodes), multiple)
+        longest = max(node.end - node.start for node in nodes)
+        if not (past and self._has_window):
+            longest = _round_up(longest, multiple)
         num_rows = len(nodes) if multiple is None else min(_power_of_2(len(nodes)), self.batch_size)
         padded = [*nodes, *[nodes[0]] * (num_rows - len(nodes))]
         dimensions = nodes[0].question.positions.shape[0]
@@ -525,7 +535,7 @@ def _expand(prefixes: list[PrefixStates], past: int) -> DynamicCache:
 
 
 def _fit(states: torch.Tensor, past: int) -> torch.Tensor:
-    """The last `past` states, after padding where there are fewer. What is padding is masked out."""
+    """The last `past` states, after padding where there are fewer. Padding is masked out by whoever uses them."""
     length = states.shape[2]
     if length >= past:
         return states[:, :, length - past :]

@@ -196,9 +196,10 @@ def build_tree(questions: Sequence[Question], min_saving: int) -> tuple[list[Nod
     Returns:
         `tuple`: Roots of the tree, and the least number of tokens with which all questions can be computed.
     """
-    rows: dict[bytes, list[int]] = {}
+    rows: dict[tuple[bytes, bytes], list[int]] = {}
     for row, question in enumerate(questions):
-        rows.setdefault(question.symbols.astype(">i8").tobytes() + question.positions.tobytes(), []).append(row)
+        key = (question.symbols.astype(">i8").tobytes(), question.positions.tobytes())
+        rows.setdefault(key, []).append(row)
     same = sorted(rows.items())  # those that share more stand closer
     ordered = [questions[members[0]] for _, members in same]
     shared = [_num_shared(*pair) for pair in zip(ordered, ordered[1:], strict=False)]  # by each with the next one

@@ -399,6 +399,7 @@ def test_copies(family, vlm_folder, rows):
         assert_equal_batches(each(**rows), wanted)
 
 
+@pytest.mark.new_process
 def test_spawned_worker(judge):
     """Spawned workers build the wrapped processor anew, from nothing but what was pickled."""
     _, processor = judge("internvl")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 
@@ -32,6 +33,7 @@ print(json.dumps({"log_probs": output.answer_log_probs.tolist(), "module": type(
 """
 
 
+@pytest.mark.new_process
 def test_checkpoint_works_without_the_package(judge, rows, tmp_path):
     """Whoever downloads a judge without installing the package gets the same scores."""
     model, processor = judge("internvl")
