@@ -103,10 +103,10 @@ class DataCollatorForRewardDance:
             )
             labels = torch.ones(len(rows))
         # Labels come first: the Trainer takes the number of rows from the first tensor, and `input_ids` may have two per row.
-        batch = {"labels": torch.where(ties, 0.5, labels), **batch}
+        inputs = {"labels": torch.where(ties, 0.5, labels), **batch}
         if any(row.get("margin") is not None for row in rows):
-            batch["margin"] = torch.tensor([float(row.get("margin") or 0.0) for row in rows])
-        return batch
+            inputs["margin"] = torch.tensor([float(row.get("margin") or 0.0) for row in rows])
+        return inputs
 
     def _chosen_is_second(self, prompt: str, chosen: list[Image.Image], rejected: list[Image.Image]) -> bool:
         """Order of a row: a function of seed, epoch and content, so that a resumed or sharded run sees the same."""

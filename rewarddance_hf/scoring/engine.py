@@ -6,10 +6,12 @@ and whose key/value states are expanded over all that follow. Nothing is approxi
 states of a token depend on what goes before it only. Models in which this is not known to hold are scored plainly.
 """
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -165,6 +167,7 @@ class ScoringEngine:
         text_config = model.config.get_text_config()
         # A sliding window would count padding between prefix and rest as if it were text.
         self._has_window = getattr(text_config, "sliding_window", None) is not None
+        self._takes_token_types = "token_type_ids" in inspect.signature(model.vlm.forward).parameters
         self._answers = [model.config.yes_token_id, model.config.no_token_id]
 
     @staticmethod
@@ -202,36 +205,43 @@ class ScoringEngine:
 
     def judge(
         self,
-        judgements: list[Judgement],
+        judgements: Iterable[Judgement],
         session: EngineSession,
-        on_progress: Callable[[int], None] = lambda count: None,
+        on_progress: Callable[[int], Any] = lambda count: None,
+        window: int | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """
         Compute log-odds and scores of judgements.
 
         Args:
-            judgements (`list[Judgement]`):
-                What is asked.
+            judgements (`Iterable[Judgement]`):
+                What is asked. Taken a window at a time.
             session ([`EngineSession`]):
                 Session that the call belongs to.
             on_progress (`Callable`, *optional*):
                 Function that is told how many more judgements are done.
+            window (`int`, *optional*, defaults to `512`):
+                Number of judgements that are planned together, and given back together.
 
         Yields:
             `tuple`: `logits` and `scores` of the model for the next judgements, each of shape `(n,)`, as float32.
         """
-        windows = [(start, judgements[start : start + WINDOW]) for start in range(0, len(judgements), WINDOW)]
-        futures = session.desk.take(windows[0][1])
-        for i, (_, window) in enumerate(windows):
+        rest = iter(judgements)
+        size = window or WINDOW
+        start, planned = 0, list(islice(rest, size))
+        futures = session.desk.take(planned)
+        while planned:
             pictures = self._encode(futures, session)
             self._forget(session, pictures)
-            if i + 1 < len(windows):  # prepared while the language model works on this one
-                futures = session.desk.take(windows[i + 1][1], windows[i + 1][0])
-            questions = [session.writer.write(*pair) for pair in zip(window, pictures, strict=True)]
+            following = list(islice(rest, size))
+            # Prepared while the language model works.
+            futures = session.desk.take(following, start + len(planned))
+            questions = [session.writer.write(*pair) for pair in zip(planned, pictures, strict=True)]
             answers = self._answer(questions, session, on_progress)
-            session.statistics.num_judgements += len(window)
+            session.statistics.num_judgements += len(planned)
             session.statistics.num_pictures = session.desk.num_preprocessed
             yield answers
+            start, planned = start + len(planned), following
 
     # ---- vision ----
 
@@ -295,7 +305,7 @@ class ScoringEngine:
     # ---- language ----
 
     def _answer(
-        self, questions: list[Question], session: EngineSession, on_progress: Callable[[int], None]
+        self, questions: list[Question], session: EngineSession, on_progress: Callable[[int], Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         roots, minimum = build_tree(questions, MIN_SAVING if self._may_share() else 1 << 62)
         session.statistics.minimum_tokens += minimum
@@ -415,13 +425,14 @@ class ScoringEngine:
         inputs.setdefault("past_key_values", DynamicCache())
         inputs["use_cache"] = True
         with torch.set_grad_enabled(self._needs_graph(any(node.requires_grad for node in nodes))):
-            cache = self.model.vlm.base_model(**inputs).past_key_values
+            cache: Any = self.model.vlm.base_model(**inputs).past_key_values
         length = inputs["attention_mask"].shape[1]
-        layers = []
+        layers: list[tuple[torch.Tensor, ...]] = []
         for layer in cache.layers:
-            if type(layer) is not DynamicLayer or layer.keys.ndim != 4 or layer.keys.shape[2] != length:
+            states = (layer.keys, layer.values)
+            if type(layer) is not DynamicLayer or any(part.ndim != 4 or part.shape[2] != length for part in states):
                 raise PrefixesNotShareableError(f"a cache layer is of type `{type(layer).__name__}`")
-            layers.append((layer.keys, layer.values))
+            layers.append(states)
         longest = inputs["input_ids"].shape[1]
         for row, node in enumerate(nodes):
             part = node.end - node.start
@@ -467,7 +478,7 @@ class ScoringEngine:
             "position_ids": position_ids[0] if dimensions == 1 else position_ids,
             "use_cache": past > 0,
         }
-        if "token_type_ids" in self.processor.vlm_processor.model_input_names:  # pictures see themselves both ways
+        if self._takes_token_types:  # tokens of a picture see each other both ways
             inputs["token_type_ids"] = torch.from_numpy(is_image).to(device)
         pictures = [picture for node in padded for picture in node.pictures]
         if pictures:

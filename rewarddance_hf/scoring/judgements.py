@@ -66,14 +66,15 @@ class Ranking:
 
     Args:
         order (`list[int]`):
-            Indices of samples, best first: by wins, then by score, then by index.
+            Indices of samples, best first: by wins, then by score, then by index; after a tournament by its standings.
         wins (`torch.Tensor` of shape `(num_images,)`):
             Won comparisons of each sample; a tie gives one half.
         scores (`torch.Tensor` of shape `(num_images,)`):
-            Reward of each sample: its mean over all references in the pairwise paradigm.
+            Reward of each sample: its mean over all references that it met in the pairwise paradigm.
         matrix (`torch.Tensor` of shape `(num_images, num_images)`):
             Entry `[i, j]` is the reward of sample `j` with sample `i` as its reference. Without references it is the
-            probability that sample `j` is better than sample `i`. The diagonal is NaN.
+            probability that sample `j` is better than sample `i`. The diagonal is NaN, and so are pairs that a tournament
+            did not compare.
     """
 
     order: list[int]

@@ -71,7 +71,8 @@ class PictureDesk:
         self._lock = threading.Lock()
         # LLaVA-OneVision cuts a picture into tiles only if it is the only one of a question.
         self._knows_company = "batch_num_images" in processor.image_processor.model_input_names
-        self._placeholder = str(processor.vlm_processor.image_token)
+        vlm_processor: Any = processor.vlm_processor
+        self._placeholder = str(vlm_processor.image_token)
 
     def take(self, judgements: list[Judgement], start: int = 0) -> list[list["Future[PreparedPicture]"]]:
         """

@@ -102,7 +102,8 @@ class QuestionWriter:
         self.model = model
         self.processor = processor
         self.image_token_id: int = model.config.vlm_config.image_token_id
-        self._placeholder = str(processor.vlm_processor.image_token)
+        vlm_processor: Any = processor.vlm_processor
+        self._placeholder = str(vlm_processor.image_token)
         self._texts: dict[Any, str] = {}
         self._tokens: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
         self._counts: dict[str, int] = {}

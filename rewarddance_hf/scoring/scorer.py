@@ -1,9 +1,10 @@
 """Scorer: rewards, comparisons and rankings from a trained judge."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import combinations, islice
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from tqdm.auto import tqdm
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.processing_rewarddance import load_frames, load_picture
+from .dataset import score_into_file
 from .engine import EngineSession, ScoringEngine, ScoringStatistics
 from .judgements import Comparison, Judgement, NonFiniteScoreError, Ranking
 from .loading import load_judge
+from .tournaments import METHODS, halving, swiss
 
 
 ENGINES = ("auto", "features", "plain")
@@ -242,6 +245,38 @@ class RewardDanceScorer:
         with torch.set_grad_enabled(torch.is_grad_enabled() and _requires_grad(pictures)), _frozen(self.model):
             return self._judge(judgements, show_progress)[1]
 
+    def score_dataset(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        output_file: str | os.PathLike,
+        save_every: int = 256,
+        show_progress: bool = True,
+    ) -> int:
+        r"""
+        Score a dataset into a file of JSON lines, `{"row": 0, "score": 0.5}`.
+
+        An interrupted call goes on where it stopped when it is repeated: rows that are in the file are not scored again,
+        and a last line that was cut off is removed first. References that come again are shared if their rows are near.
+
+        Args:
+            rows (`datasets.Dataset` or `list[dict]`):
+                Rows with `image` (image, or list of frames) and `prompt`, with `reference` for a pairwise judge, and
+                optional `condition`, `task` and `criteria`, as in [`~RewardDanceScorer.score`].
+            output_file (`str` or `os.PathLike`):
+                File to write to, or to go on with.
+            save_every (`int`, *optional*, defaults to `256`):
+                Number of rows that are scored between two writes.
+            show_progress (`bool`, *optional*, defaults to `True`):
+                Whether to show a progress bar.
+
+        Returns:
+            `int`: Number of rows that were scored by this call.
+
+        Raises:
+            `ValueError`: If the file belongs to other rows, or a row cannot be scored. What is in the file stays.
+        """
+        return score_into_file(self._stream, self.is_pairwise, rows, output_file, save_every, show_progress)
+
     @torch.no_grad()
     def compare(
         self,
@@ -327,12 +362,16 @@ class RewardDanceScorer:
         task: str = "text-to-image",
         criteria: str | None = None,
         show_progress: bool = False,
+        method: str = "round_robin",
+        num_rounds: int | None = None,
     ) -> Ranking:
         r"""
         Rank samples of a prompt.
 
-        A pairwise judge compares all with all in both orders, `n * (n - 1)` judgements; a comparison is won by the
-        average of both. Other judges score each sample once.
+        A pairwise judge compares samples in both orders, which are two judgements; a comparison is won by the average of
+        both. By default all are compared with all, `n * (n - 1)` judgements. Tournaments find the best of many with
+        fewer: 64 samples take 4032 judgements as a round robin, 384 by Swiss rounds, at most 250 by halving. Other
+        judges score each sample once, whatever the method.
 
         Args:
             images (`list` or `torch.Tensor` of shape `(n, 3, height, width)` or `(n, frames, 3, height, width)`):
@@ -349,13 +388,20 @@ class RewardDanceScorer:
                 Criteria in place of those of `task`.
             show_progress (`bool`, *optional*, defaults to `False`):
                 Whether to show a progress bar.
+            method (`str`, *optional*, defaults to `"round_robin"`):
+                `"round_robin"` compares all with all. `"swiss"` plays `num_rounds` rounds of `n // 2` comparisons, in
+                which neighbors in the standings meet. `"halving"` plays `num_rounds` such rounds, drops the worse half and
+                goes on until `top_k` samples (or one) are left: less than `num_rounds * n` comparisons.
+            num_rounds (`int`, *optional*):
+                Number of rounds. Defaults to the binary logarithm of `n`, rounded up, for `"swiss"`, and to 2 for
+                `"halving"`.
 
         Returns:
             [`~rewarddance_hf.scoring.judgements.Ranking`]
 
         Raises:
-            `ValueError`: If there are fewer than two samples, `top_k` is out of range, a picture cannot be read, or a
-                score is not finite.
+            `ValueError`: If there are fewer than two samples, `top_k`, `method` or `num_rounds` is out of range, a picture
+                cannot be read, or a score is not finite.
         """
         samples = [load_frames(image, f"images[{i}]") for i, image in enumerate(_as_list(images, "images"))]
         count = len(samples)
@@ -365,25 +411,49 @@ class RewardDanceScorer:
             )
         if top_k is not None and not 1 <= top_k <= count:
             raise ValueError(f"`top_k` is {top_k}, but must be between 1 and the number of images, {count}.")
+        if method not in METHODS:
+            raise ValueError(f"`method` is {method!r}, but must be one of {METHODS}.")
+        if num_rounds is not None and (method == "round_robin" or num_rounds < 1):
+            wanted = "belongs to tournaments" if method == "round_robin" else "must be positive"
+            raise ValueError(f"`num_rounds` is {num_rounds}, but {wanted}. Leave it out, or pass 1 or more to others.")
         questions = [Judgement(sample, prompt, None, condition, task, criteria) for sample in samples]
-        different = ~torch.eye(count, dtype=torch.bool)
         if self.is_pairwise:
-            judgements = [replace(questions[j], reference=samples[i]) for i, j in different.nonzero().tolist()]
-            logits, rewards = (values.cpu() for values in self._judge(judgements, show_progress))
-            yes = _fill(different, logits.double().sigmoid())
-            margins = yes - yes.T  # entry [i, j]: above 0 if j is better than i
-            matrix = _fill(different, rewards)
-            scores = matrix.nanmean(dim=0)
-        else:
-            logits, scores = (values.cpu() for values in self._judge(questions, show_progress))
-            margins = (logits - logits[:, None]).masked_fill(~different, torch.nan)
-            matrix = margins.sigmoid()
-        wins = ((margins > 0) + 0.5 * (margins == 0)).sum(dim=0)
-        order = sorted(range(count), key=lambda i: (-float(wins[i]), -float(scores[i]), i))
-        return Ranking(order=order[:top_k], wins=wins, scores=scores, matrix=matrix)
+            return self._rank_pairwise(questions, top_k, show_progress, method, num_rounds)
+        different = ~torch.eye(count, dtype=torch.bool)
+        logits, scores = (values.cpu() for values in self._judge(questions, show_progress))
+        margins = (logits - logits[:, None]).masked_fill(~different, torch.nan)
+        return _make_ranking(margins, scores, margins.sigmoid(), top_k)
+
+    def _rank_pairwise(
+        self, questions: list[Judgement], top_k: int | None, show_progress: bool, method: str, num_rounds: int | None
+    ) -> Ranking:
+        count = len(questions)
+        yes = torch.full((count, count), torch.nan, dtype=torch.float64)
+        matrix = torch.full((count, count), torch.nan)
+
+        def play(pairs: Sequence[tuple[int, int]]) -> list[float]:
+            # In the order of references, which is that of shared prefixes.
+            orders = sorted([*pairs, *((j, i) for i, j in pairs)])
+            judgements = [replace(questions[j], reference=questions[i].sample) for i, j in orders]
+            logits, rewards = (values.cpu() for values in self._judge(judgements, show_progress, session))
+            references, samples = torch.tensor(orders).T
+            yes[references, samples] = logits.double().sigmoid()
+            matrix[references, samples] = rewards
+            return [float(yes[i, j] - yes[j, i]) for i, j in pairs]
+
+        order = None
+        with self._session() as session:  # each sample is seen once in all rounds
+            if method == "swiss":
+                order = swiss(count, play, num_rounds)
+            elif method == "halving":
+                order = halving(count, play, num_rounds, top_k)
+            else:
+                play(list(combinations(range(count), 2)))
+        # Entry [i, j] of `yes - yes.T`: above 0 if j is better than i.
+        return _make_ranking(yes - yes.T, matrix.nanmean(dim=0), matrix, top_k, order)
 
     @contextmanager
-    def _session(self) -> Iterator["EngineSession | None"]:
+    def _session(self) -> Iterator[EngineSession | None]:
         """Judgements of one session share pictures and features. Without an engine there is nothing to share."""
         if self._engine is None:
             self.statistics = None
@@ -394,43 +464,51 @@ class RewardDanceScorer:
                 yield session
 
     def _judge(
-        self, judgements: list[Judgement], show_progress: bool = False, session: "EngineSession | None" = None
+        self, judgements: list[Judgement], show_progress: bool = False, session: EngineSession | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-odds and scores of judgements, each of shape `(n,)`. All rewards come from here."""
-        logits, scores = [], []
-        count = 0
-        with (
-            tqdm(total=len(judgements), desc="Scoring", unit="judgement", disable=not show_progress) as progress,
-            nullcontext(session) if session is not None else self._session() as session,
-        ):
+        with tqdm(total=len(judgements), desc="Scoring", unit="judgement", disable=not show_progress) as progress:
+            logits, scores = zip(*self._stream(judgements, progress.update, session), strict=True)
+        return torch.cat(logits), torch.cat(scores)
+
+    def _stream(
+        self,
+        judgements: Iterable[Judgement],
+        on_progress: Callable[[int], Any],
+        session: EngineSession | None = None,
+        window: int | None = None,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Log-odds and scores of the next judgements, checked, as soon as they are known."""
+        count, known = 0, []
+        with nullcontext(session) if session is not None else self._session() as session:
             if self._engine is None or session is None:
-                batches = self._judge_plainly(judgements, progress.update)
+                batches = self._judge_plainly(judgements, on_progress)
             else:
-                batches = self._engine.judge(judgements, session, progress.update)
-            for batch_logits, batch_scores in batches:
-                logits.append(batch_logits)
-                scores.append(batch_scores)
-                finite = batch_logits.isfinite() & batch_scores.isfinite()
+                batches = self._engine.judge(judgements, session, on_progress, window)
+            for logits, scores in batches:
+                known.append(scores.detach())
+                finite = logits.isfinite() & scores.isfinite()
                 if not finite.all():
                     rows = [count + i for i in (~finite).nonzero()[:, 0].tolist()]
                     raise NonFiniteScoreError(
                         f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or "
                         "load them in another type (`dtype=torch.float32`). Scores until there are in `scores` of this error.",
                         rows,
-                        torch.cat(scores).detach(),
+                        torch.cat(known),
                     )
                 count += len(finite)
-        return torch.cat(logits), torch.cat(scores)
+                yield logits, scores
 
     def _judge_plainly(
-        self, judgements: list[Judgement], on_progress: Callable[[int], Any]
+        self, judgements: Iterable[Judgement], on_progress: Callable[[int], Any]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Log-odds and scores of batches, each judgement computed on its own."""
-        for start in range(0, len(judgements), self.batch_size):
-            batch = judgements[start : start + self.batch_size]
+        rest, start = iter(judgements), 0
+        while batch := list(islice(rest, self.batch_size)):
             output = self.model(**self._inputs(batch, start).to(self.model.device))
             on_progress(len(batch))
             yield output.logits[:, 0].float(), output.scores.float()
+            start += len(batch)
 
     def _inputs(self, judgements: list[Judgement], start: int = 0) -> Any:
         """Inputs of the model for one batch; `start` is the index of its first judgement, for error messages."""
@@ -524,8 +602,15 @@ def _winner(margin: float) -> str:
     return "tie" if margin == 0 else "b" if margin > 0 else "a"
 
 
-def _fill(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Matrix with values where the mask is true, row by row, and NaN elsewhere."""
-    matrix = torch.full(mask.shape, torch.nan, dtype=values.dtype)
-    matrix[mask] = values
-    return matrix
+def _make_ranking(
+    margins: torch.Tensor,
+    scores: torch.Tensor,
+    matrix: torch.Tensor,
+    top_k: int | None,
+    order: list[int] | None = None,
+) -> Ranking:
+    """Ranking by margins, of which entry [i, j] is above 0 if j is better than i, unless a tournament gave an order."""
+    wins = ((margins > 0) + 0.5 * (margins == 0)).sum(dim=0)
+    if order is None:
+        order = sorted(range(len(wins)), key=lambda i: (-float(wins[i]), -float(scores[i]), i))
+    return Ranking(order=order[:top_k], wins=wins, scores=scores, matrix=matrix)

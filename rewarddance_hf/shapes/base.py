@@ -18,7 +18,7 @@ from transformers import Trainer, TrainingArguments
 
 from .models import BASE_VLM, CRITERIA, PROMPT_TEXTS, build_tokenizer, build_vlm, build_vlm_processor
 from .oracle import check_facts
-from .preferences import DEGRADATIONS, QUALITY_CRITERIA, SHARP, ShapesCaptions, break_scene
+from .preferences import DEGRADATIONS, OWN_EDIT_SHARE, QUALITY_CRITERIA, SHARP, ShapesCaptions, break_scene
 from .scenes import IN_DOMAIN, KINDS, canonical_caption, caption_paraphrases, draw_objects, place_objects, sample_scene
 
 
@@ -65,11 +65,14 @@ class MatchingChats(Dataset):
             Number of rows, made when they are asked for.
         seed (`int`, *optional*, defaults to `0`):
             Rows depend on it and on their index, and on nothing else.
+        own_edit_share (`float`, *optional*):
+            How often a wrong picture is wrong in number, binding, relation or size, which are learned last.
     """
 
-    def __init__(self, num_rows: int, seed: int = 0) -> None:
+    def __init__(self, num_rows: int, seed: int = 0, own_edit_share: float = OWN_EDIT_SHARE) -> None:
         self.num_rows = num_rows
         self.seed = seed
+        self.own_edit_share = own_edit_share
 
     def __len__(self) -> int:
         return self.num_rows
@@ -85,7 +88,7 @@ class MatchingChats(Dataset):
         )
         images, messages = [], []
         for number in range(1, IMAGES_PER_ROW + 1):
-            shown = wanted if rng.random() < 0.5 else break_scene(wanted, rng)
+            shown = wanted if rng.random() < 0.5 else break_scene(wanted, rng, self.own_edit_share)
             defect = rng.choice(list(DEGRADATIONS)) if about_quality and rng.random() < 0.5 else None
             placed = place_objects(shown, rng)
             nuisance = replace(IN_DOMAIN, **DEGRADATIONS[defect]) if defect else IN_DOMAIN

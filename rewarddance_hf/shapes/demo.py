@@ -101,7 +101,7 @@ def evaluate(name: str, model_dir: str, output_file: str, rows: int = EVALUATION
         judge_processor(model_dir),
         batch_size=100,
     )
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for split in ("id", "ood"):
         evaluator = RewardDanceEvaluator(ShapesPreferences(rows, split))
         metrics |= {f"{name}/{split}/{key}": value for key, value in evaluator(scorer).items()}

@@ -7,6 +7,7 @@ edges count by their share. Connected pixels make an object, whose shape is the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -124,8 +125,10 @@ def check_facts(scene: Scene, objects: Sequence[PlacedObject]) -> dict[str, bool
                 (item.radius > LARGE_RADIUS) == (wanted.size == "large") for item in objects
             )
         return facts
-    matches = list(permutations(objects, 2)) or [(item, None) for item in objects] + [(None, item) for item in objects]
-    candidates = [_match_facts(scene, match) for match in matches] or [_match_facts(scene, (None, None))]
+    matches: list[tuple[PlacedObject | None, PlacedObject | None]] = [*permutations(objects, 2)]
+    if not matches:
+        matches = [match for item in objects for match in ((item, None), (None, item))] or [(None, None)]
+    candidates = [_match_facts(scene, match) for match in matches]
     return facts | max(candidates, key=lambda candidate: sum(candidate.values()))
 
 
@@ -136,7 +139,8 @@ def _match_facts(scene: Scene, match: tuple[PlacedObject | None, PlacedObject | 
         facts[f"shape {number}"] = item is not None and item.shape == wanted.shape
     if scene.relation is not None:
         name = "size" if scene.relation in COMPARISONS else "relation"
-        facts[name] = None not in match and relation_holds(scene.relation, *match)
+        first, second = match
+        facts[name] = first is not None and second is not None and relation_holds(scene.relation, first, second)
     return facts
 
 
@@ -297,14 +301,14 @@ def _fit_shape(share: np.ndarray) -> tuple[str, float, float, float, float]:
     rows, columns = np.arange(height, dtype=np.float32) + 0.5, np.arange(width, dtype=np.float32) + 0.5
     area = float(share.sum())
     x, y = float(share.sum(0) @ columns) / area, float(share.sum(1) @ rows) / area
-    best = None
+    best = ("", x, y, 0.0, math.inf)
     for shape, edge in product(SHAPES, EDGE_WIDTHS):
         radius = (area / _AREAS[shape]) ** 0.5
         middle = y - _TRIANGLE_CENTROID * radius if shape == "triangle" else y
         outside = _signed_distance(shape, columns[None] - x, rows[:, None] - middle, radius)
         template = (0.5 - outside / edge).clip(0, 1)
         error = float(np.abs(share - template).sum()) / area
-        if best is None or error < best[-1]:
+        if error < best[-1]:
             best = (shape, x, middle, radius, error)
     return best
 

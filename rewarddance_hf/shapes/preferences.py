@@ -258,7 +258,7 @@ def _count_broken(scene: Scene, objects: Sequence[PlacedObject]) -> int:
 # ---- edits that break facts ----
 
 
-def break_scene(scene: Scene, rng: random.Random) -> Scene:
+def break_scene(scene: Scene, rng: random.Random, own_edit_share: float = OWN_EDIT_SHARE) -> Scene:
     """
     Change one thing of a training scene, or two, within the training compositions.
 
@@ -267,12 +267,14 @@ def break_scene(scene: Scene, rng: random.Random) -> Scene:
             Scene to start from.
         rng (`random.Random`):
             Source of every choice.
+        own_edit_share (`float`, *optional*):
+            How often the change is in what the scene's kind alone says (number, binding, relation, size).
 
     Returns:
         `Scene`: A scene that differs from the given one.
     """
     while True:
-        broken = _apply_edit(scene, _draw_edit(scene, rng), rng)
+        broken = _apply_edit(scene, _draw_edit(scene, rng, own_edit_share), rng)
         if rng.random() < 0.3:
             broken = _apply_edit(broken, _draw_edit(broken, rng), rng)
         if broken != scene and broken.compositions <= set(TRAINING_COMPOSITIONS):
@@ -289,9 +291,9 @@ def _edit_pair(scene: Scene, question: str, rng: random.Random) -> tuple[Scene, 
     return edited, _apply_edit(start, _draw_edit(scene, rng), rng), "graded"
 
 
-def _draw_edit(scene: Scene, rng: random.Random) -> str:
+def _draw_edit(scene: Scene, rng: random.Random, own_edit_share: float = OWN_EDIT_SHARE) -> str:
     own = _OWN_EDITS[scene.kind]
-    if own and rng.random() < OWN_EDIT_SHARE:
+    if own and rng.random() < own_edit_share:
         return rng.choice(own)
     different = len(set(scene.objects))
     return f"{rng.choice(('color', 'shape'))} {rng.randint(1, different)}"

@@ -206,13 +206,13 @@ class Nuisance:
 IN_DOMAIN = Nuisance()
 # Lighter, tinted grounds, stronger jitter and noise: no training picture looks like this.
 OUT_OF_DOMAIN = Nuisance(
-    background=(0.26, 0.34),
-    tint=0.04,
-    color_jitter=0.08,
-    position_jitter=0.8,
-    noise=(0.03, 0.045),
-    blur=(0.3, 0.5),
-    resolution=(0.85, 0.95),
+    background=(0.25, 0.3),
+    tint=0.03,
+    color_jitter=0.07,
+    position_jitter=0.7,
+    noise=(0.02, 0.03),
+    blur=(0.3, 0.4),
+    resolution=(0.9, 0.95),
 )
 
 

@@ -1,0 +1,133 @@
+"""Scoring of datasets into files: interrupted at any byte, it ends with each score once."""
+
+import json
+
+import pytest
+import torch
+from tiny_vlms import random_picture
+
+from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
+from rewarddance_hf.scoring.dataset import read_scores
+
+
+ROWS = [
+    {"image": random_picture(i), "prompt": prompt, "reference": random_picture(20 + i // 3)}
+    for i, prompt in enumerate(["a red circle", "two", "a", "a red circle", "no", "yes", "two", "a"])
+]
+
+
+@pytest.fixture(scope="module")
+def scorer(vlm_folder):
+    folder = vlm_folder("internvl")
+    model = RewardDanceForYesScoring.from_pretrained(folder)
+    return RewardDanceScorer(model, RewardDanceProcessor.from_pretrained(folder), batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def scores(scorer):
+    columns = {name: [row[name] for row in ROWS] for name in ("image", "prompt", "reference")}
+    return scorer.score(columns["image"], columns["prompt"], columns["reference"])
+
+
+def assert_complete(path, scores):
+    """Each row is in the file once, with its score."""
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted(entry["row"] for entry in entries) == list(range(len(ROWS)))
+    got = torch.tensor([entry["score"] for entry in sorted(entries, key=lambda entry: entry["row"])])
+    torch.testing.assert_close(got, scores, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_file_has_the_scores(scorer, scores, tmp_path, engine):
+    """The file holds what `score` gives; a second call has nothing to do."""
+    scorer = RewardDanceScorer(scorer.model, scorer.processor, batch_size=3, engine=engine)
+    path = tmp_path / "scores.jsonl"
+    assert scorer.score_dataset(ROWS, path, save_every=3, show_progress=False) == 8
+    assert_complete(path, scores)
+    before = path.read_bytes()
+    assert scorer.score_dataset(ROWS, path, show_progress=False) == 0
+    assert path.read_bytes() == before
+
+
+def test_interrupted_run_goes_on(scorer, scores, tmp_path):
+    """What was written stays and is not scored again."""
+    path = tmp_path / "scores.jsonl"
+    seen = []
+
+    class Rows(list):
+        def __getitem__(self, row):
+            if row == 6 and not seen.count(6):
+                seen.append(6)
+                raise KeyboardInterrupt
+            seen.append(row)
+            return super().__getitem__(row)
+
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score_dataset(Rows(ROWS), path, save_every=2, show_progress=False)
+    done = read_scores(path)
+    assert len(done) == 4
+    seen.clear()
+    seen.append(6)
+    assert scorer.score_dataset(Rows(ROWS), path, save_every=2, show_progress=False) == 4
+    assert seen == [6, 4, 5, 6, 7]
+    assert_complete(path, scores)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20, 33, 60])
+def test_line_that_was_cut_off_is_repaired(scorer, scores, tmp_path, cut):
+    """A run that was killed within a write goes on after its last whole line."""
+    path = tmp_path / "scores.jsonl"
+    scorer.score_dataset(ROWS, path, show_progress=False)
+    content = path.read_bytes()
+    path.write_bytes(content[:-cut])
+    num_whole = content[:-cut].count(b"\n")
+    assert scorer.score_dataset(ROWS, path, show_progress=False) == 8 - num_whole
+    assert_complete(path, scores)
+
+
+def test_progress_starts_where_it_stopped(scorer, tmp_path, capfd):
+    """The bar counts rows that are known."""
+    path = tmp_path / "scores.jsonl"
+    path.write_text("".join(f'{{"row": {row}, "score": 0.5}}\n' for row in range(6)))
+    scorer.score_dataset(ROWS, path)
+    assert "8/8" in capfd.readouterr().err
+    assert read_scores(path)[5] == 0.5
+
+
+def test_wrong_files_and_rows(scorer, tmp_path):
+    """Files of other datasets, broken files, and rows that lack something are refused by name."""
+    path = tmp_path / "scores.jsonl"
+    for content, match in [
+        ('{"row": 8, "score": 0.5}\n', r"has scores of the rows \[8\], but `rows` has 8 rows"),
+        ('{"row": 1, "score": 0.5}\n{"row": 1, "score": 0.5}\n', "Line 2 .* is a second score of row 1"),
+        ('{"row": 0, "score": 0.5}\nhello\n{"row": 2, "score": 0.5}\n', "Line 2 .* is no score"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(ValueError, match=match):
+            scorer.score_dataset(ROWS, path, show_progress=False)
+        assert path.read_text() == content
+    path.unlink()
+    with pytest.raises(ValueError, match=r"Row 1 has no \['reference'\], but a pairwise judge needs"):
+        scorer.score_dataset([ROWS[0], {"image": ROWS[0]["image"], "prompt": "a"}], path, show_progress=False)
+    with pytest.raises(TypeError, match="`prompt` of row 0 is of type `int`"):
+        scorer.score_dataset([ROWS[0] | {"prompt": 3}], path, show_progress=False)
+    with pytest.raises(ValueError, match="`save_every` is 0"):
+        scorer.score_dataset(ROWS, path, save_every=0)
+
+
+def test_nan_keeps_what_was_before(vlm_folder, tmp_path):
+    """A row without a finite score is named, and the rows before it are in the file."""
+    folder = vlm_folder("internvl")
+    model = RewardDanceForYesScoring.from_pretrained(folder)
+    scorer = RewardDanceScorer(model, RewardDanceProcessor.from_pretrained(folder))
+    path = tmp_path / "scores.jsonl"
+
+    class Rows(list):
+        def __getitem__(self, row):
+            if row == 5:
+                model.get_output_embeddings().weight.data.fill_(torch.nan)
+            return super().__getitem__(row)
+
+    with pytest.raises(ValueError, match=r"Scores of the rows \[2, 3\] are NaN .* The 2 rows before are in the file"):
+        scorer.score_dataset(Rows(ROWS), path, save_every=2, show_progress=False)
+    assert sorted(read_scores(path)) == [0, 1]
