@@ -7,10 +7,11 @@
 Carry the gradient of a reward through an unmodified pipeline to a LoRA adapter.
 
     python examples/reward_gradient.py
-    python examples/reward_gradient.py --pretrained_model_name_or_path stabilityai/stable-diffusion-3.5-medium
+    python examples/reward_gradient.py --pretrained_model_name_or_path stabilityai/stable-diffusion-3.5-medium \\
+        --judge OpenGVLab/InternVL3_5-2B-HF
 
-Without arguments, a tiny Stable Diffusion 3 with random weights stands in for a real one; it needs no download and runs
-in seconds on a CPU.
+Without arguments, a tiny Stable Diffusion 3 with random weights and the tiny base model of the demo stand in for real
+ones; they need no download and run in seconds on a CPU.
 """
 
 import argparse
@@ -19,15 +20,10 @@ import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 
-from rewarddance_hf.alignment.gradient import RewardGradientCallback
+from rewarddance_hf import RewardDanceForYesScoring, RewardDanceScorer, RewardGradientCallback
 
 
-def redness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-    """Toy reward. A [`RewardDanceScorer`] is called in the same way."""
-    return images[:, 0].mean(dim=(1, 2)) - images[:, 1:].mean(dim=(1, 2, 3))
-
-
-def main(pipeline: DiffusionPipeline, inputs: dict) -> None:
+def main(pipeline: DiffusionPipeline, scorer: RewardDanceScorer, prompt: str, inputs: dict) -> None:
     for model in pipeline.components.values():
         if isinstance(model, torch.nn.Module):
             model.requires_grad_(False)
@@ -42,11 +38,20 @@ def main(pipeline: DiffusionPipeline, inputs: dict) -> None:
         callback_on_step_end=callback,
         callback_on_step_end_tensor_inputs=callback.tensor_inputs,
     ).images
-    rewards = redness(images, ["a red circle"] * len(images))
+    rewards = scorer(images, prompt)
     (-rewards.mean()).backward()
 
     norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
     print(f"step {callback.last_step} of 8, reward {rewards.mean():.4f}, gradient norm of the adapter {norm:.2e}")
+
+
+def load_judge(name: str | None, device: str = "cpu") -> RewardDanceScorer:
+    if name is not None:
+        return RewardDanceScorer.from_pretrained(name, paradigm="pointwise", device_map=device)
+    from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
+
+    model = RewardDanceForYesScoring.from_pretrained(BASE_VLM, paradigm="pointwise").to(device)
+    return RewardDanceScorer(model.requires_grad_(False), judge_processor())
 
 
 def tiny_pipeline() -> DiffusionPipeline:
@@ -89,15 +94,12 @@ def tiny_inputs() -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--pretrained_model_name_or_path", help="Stable Diffusion 3, Flux, or another transformer.")
+    parser.add_argument("--judge", help="Pointwise judge, or any vision-language model as a zero-shot judge.")
     parser.add_argument("--prompt", default="a red circle")
     args = parser.parse_args()
     if args.pretrained_model_name_or_path:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        main(
-            DiffusionPipeline.from_pretrained(args.pretrained_model_name_or_path, torch_dtype=torch.bfloat16).to(
-                device
-            ),
-            {"prompt": args.prompt},
-        )
+        pipeline = DiffusionPipeline.from_pretrained(args.pretrained_model_name_or_path, torch_dtype=torch.bfloat16)
+        main(pipeline.to(device), load_judge(args.judge, device), args.prompt, {"prompt": args.prompt})
     else:
-        main(tiny_pipeline(), tiny_inputs())
+        main(tiny_pipeline(), load_judge(args.judge), args.prompt, tiny_inputs())

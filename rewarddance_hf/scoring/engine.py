@@ -143,7 +143,9 @@ class ScoringEngine:
             Whether to compute shared prefixes once. Without it only vision features are.
         pad_to_multiple_of (`int`, *optional*):
             Multiple that lengths are padded to, with numbers of rows padded to powers of 2, so that few shapes occur: for
-            compiled models and CUDA graphs.
+            compiled models and CUDA graphs. Defaults to 64 with `compile_model`, else to no padding.
+        compile_model (`bool` or `dict`, *optional*, defaults to `False`):
+            Whether to compile the language model in place, or arguments of `torch.compile` to do it with.
     """
 
     def __init__(
@@ -155,6 +157,7 @@ class ScoringEngine:
         num_workers: int = 2,
         share_prefixes: bool = True,
         pad_to_multiple_of: int | None = None,
+        compile_model: bool | dict[str, Any] = False,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -162,7 +165,13 @@ class ScoringEngine:
         self.max_batch_tokens = max_batch_tokens
         self.num_workers = num_workers
         self.share_prefixes = share_prefixes
-        self.pad_to_multiple_of = pad_to_multiple_of
+        self.is_compiled = compile_model is not False
+        self.pad_to_multiple_of = 64 if self.is_compiled and pad_to_multiple_of is None else pad_to_multiple_of
+        if self.is_compiled:
+            arguments = {"dynamic": False, **(compile_model if isinstance(compile_model, dict) else {})}
+            base_model: Any = model.vlm.base_model
+            text_model = getattr(base_model, "language_model", None) or base_model.text_model
+            text_model.compile(**arguments)
         self.max_rows = batch_size  # fewer than `batch_size` after memory ran out
         text_config = model.config.get_text_config()
         # A sliding window would count padding between prefix and rest as if it were text.
@@ -242,6 +251,13 @@ class ScoringEngine:
             session.statistics.num_pictures = session.desk.num_preprocessed
             yield answers
             start, planned = start + len(planned), following
+
+    def drop_gradients(self, session: EngineSession) -> None:
+        """Forget pictures that carry a gradient, and with them the graph of their features."""
+        numbers = {number for number, features in session.features.items() if features.pooled.requires_grad}
+        for number in numbers:
+            del session.features[number]
+        session.desk.forget(numbers)
 
     # ---- vision ----
 
@@ -432,7 +448,8 @@ class ScoringEngine:
             states = (layer.keys, layer.values)
             if type(layer) is not DynamicLayer or any(part.ndim != 4 or part.shape[2] != length for part in states):
                 raise PrefixesNotShareableError(f"a cache layer is of type `{type(layer).__name__}`")
-            layers.append(states)
+            # A CUDA graph writes its next results to the same place.
+            layers.append(tuple(part.clone() for part in states) if self.is_compiled else states)
         longest = inputs["input_ids"].shape[1]
         for row, node in enumerate(nodes):
             part = node.end - node.start

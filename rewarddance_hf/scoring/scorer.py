@@ -45,7 +45,10 @@ class RewardDanceScorer:
         num_workers (`int`, *optional*, defaults to `2`):
             Number of threads that decode and preprocess pictures beside the model.
         pad_to_multiple_of (`int`, *optional*):
-            Multiple that the engine pads lengths to, so that few shapes occur: for compiled models and CUDA graphs.
+            Multiple that the engine pads lengths to, so that few shapes occur: for compiled models and CUDA graphs. Defaults
+            to 64 with `compile_model`, else to no padding.
+        compile_model (`bool` or `dict`, *optional*, defaults to `False`):
+            Whether to compile the language model in place for the engine, or arguments of `torch.compile` to do it with.
 
     Raises:
         `ValueError`: If model and processor disagree about the answer tokens, an argument is out of range, or `engine`
@@ -72,6 +75,7 @@ class RewardDanceScorer:
         max_batch_tokens: int = 32768,
         num_workers: int = 2,
         pad_to_multiple_of: int | None = None,
+        compile_model: bool | dict[str, Any] = False,
     ) -> None:
         least = {
             "batch_size": (batch_size, 1),
@@ -92,6 +96,7 @@ class RewardDanceScorer:
         self.batch_size = batch_size
         self.statistics: ScoringStatistics | None = None
         self._engine: ScoringEngine | None = None
+        self._kept: EngineSession | None = None
         reason = None if engine == "plain" else ScoringEngine.unsupported_reason(model)
         if engine == "features" and reason is not None:
             raise ValueError(
@@ -106,6 +111,7 @@ class RewardDanceScorer:
                 num_workers=num_workers,
                 share_prefixes=engine == "auto",
                 pad_to_multiple_of=pad_to_multiple_of,
+                compile_model=compile_model,
             )
 
     @classmethod
@@ -453,11 +459,40 @@ class RewardDanceScorer:
         return _make_ranking(yes - yes.T, matrix.nanmean(dim=0), matrix, top_k, order)
 
     @contextmanager
+    def reuse(self) -> Iterator[None]:
+        """
+        Keep pictures and their features from call to call inside this context, e.g. references that come in every step
+        of a training run. The weights of the judge must not change meanwhile. Pictures with a gradient are not kept.
+
+        Example:
+
+        ```python
+        with scorer.reuse():
+            for samples in generator:
+                scorer.score(samples, prompts, references).mean().backward()
+        ```
+        """
+        if self._engine is None or self._kept is not None:
+            yield
+            return
+        with self._engine.session() as self._kept:
+            try:
+                yield
+            finally:
+                self._kept = None
+
+    @contextmanager
     def _session(self) -> Iterator[EngineSession | None]:
         """Judgements of one session share pictures and features. Without an engine there is nothing to share."""
+        self.statistics = None
         if self._engine is None:
-            self.statistics = None
             yield None
+        elif self._kept is not None:
+            self.statistics = self._kept.statistics
+            try:
+                yield self._kept
+            finally:
+                self._engine.drop_gradients(self._kept)
         else:
             with self._engine.session() as session:
                 self.statistics = session.statistics

@@ -773,10 +773,12 @@ class TestComposition:
 
 class TestExample:
     def test_tiny_pipeline(self, capsys):
-        """The example runs without download and prints a gradient that is not zero."""
+        """The example runs without download, with a real judge, and prints a gradient that is not zero."""
         path = Path(__file__).parents[2] / "examples" / "reward_gradient.py"
         example = runpy.run_path(str(path))
-        example["main"](example["tiny_pipeline"](), example["tiny_inputs"]())
+        example["main"](
+            example["tiny_pipeline"](), example["load_judge"](None), "a red circle", example["tiny_inputs"]()
+        )
         assert float(capsys.readouterr().out.split()[-1]) > 0
 
 

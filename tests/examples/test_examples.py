@@ -96,7 +96,7 @@ def test_training_and_evaluation_scripts(tmp_path, shapes_config):
 def test_two_processes_equal_one(tmp_path, shapes_config):
     """Two processes with 4 rows each make the same steps as one process that accumulates two batches of 4 rows."""
     script = str(EXAMPLES / "train_reward_model.py")
-    common = {"learning_rate": "0.05", "optim": "sgd", "max_grad_norm": "0"}
+    common = {"learning_rate": "0.05", "warmup_steps": "0", "optim": "sgd", "max_grad_norm": "0"}
     one = arguments(tmp_path / "one", gradient_accumulation_steps="2", **common)
     run("accelerate.commands.launch", "--cpu", "--num_processes", "1", script, *shapes_config, *one)
     two = arguments(tmp_path / "two", **common)

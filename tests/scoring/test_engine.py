@@ -259,6 +259,62 @@ def test_few_shapes(make_scorer):
     assert_same(make_scorer("gemma3", pad_to_multiple_of=16), round_robin(PICTURES))
 
 
+@pytest.mark.parametrize("family", ["internvl", "idefics3"])
+def test_compiled_language_model(vlm_folder, family):
+    """A compiled language model gives the same scores, and is compiled for few shapes."""
+    model = RewardDanceForYesScoring.from_pretrained(vlm_folder(family)).requires_grad_(False)
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder(family), prompt_layout="text_first")
+    want = RewardDanceScorer(model, processor, engine="plain").rank(PICTURES[:4], PROMPT).matrix
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    scorer = RewardDanceScorer(model, processor, compile_model={"backend": backend})
+    for pictures in (PICTURES[:4], PICTURES[:3], PICTURES[:4]):
+        got = scorer.rank(pictures, PROMPT).matrix
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-7, equal_nan=True)
+    assert 1 < len(graphs) <= 12
+    torch._dynamo.reset()
+
+
+def test_features_are_reused(make_scorer):
+    """Inside `reuse` a reference is seen once in all calls; samples with gradient are dropped after each."""
+    scorer = make_scorer()
+    samples = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    want = scorer.score(samples, PROMPT, PICTURES[:2])
+    with scorer.reuse(), scorer.reuse():
+        scorer.score([PICTURES[4]], PROMPT, [PICTURES[0]])
+        for count in (5, 7):
+            got = scorer.score(samples, PROMPT, PICTURES[:2])
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+            assert scorer.statistics.num_encoded == count
+            assert len(scorer._kept.features) == 3
+        assert torch.autograd.grad(got.sum(), samples)[0].abs().sum() > 0
+    scorer.score([PICTURES[4]], PROMPT, [PICTURES[0]])
+    assert scorer.statistics.num_encoded == 2
+    plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
+    with plain.reuse():
+        torch.testing.assert_close(plain.score(samples, PROMPT, PICTURES[:2]), want, rtol=1e-5, atol=1e-6)
+
+
+def test_adapter_is_part_of_the_judge(vlm_folder, tmp_path):
+    """LoRA changes the scores of both paths alike; prompt learning takes the plain path."""
+    peft = pytest.importorskip("peft")
+    model = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"))
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
+    before = RewardDanceScorer(model, processor).rank(PICTURES[:3], PROMPT).matrix
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(model, lora)
+    scorer = RewardDanceScorer(model, processor)
+    assert_same(scorer, round_robin(PICTURES[:3]))
+    assert (scorer.rank(PICTURES[:3], PROMPT).matrix - before).nan_to_num().abs().max() > 1e-4
+    model.peft_config["default"] = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    assert "virtual tokens" in engine_module.ScoringEngine.unsupported_reason(model)
+
+
 def test_out_of_memory_is_survived(make_scorer, caplog):
     """Batches are halved until they fit, and stay small; a judgement that does not fit alone is an error."""
     scorer = make_scorer(batch_size=8)
