@@ -43,7 +43,7 @@ EXACT_MODEL_TYPES = (
 # Attention functions that take a mask over cached and new tokens as it is.
 EXACT_ATTENTION = ("eager", "sdpa")
 
-WINDOW = 512  # judgements that are planned together, while the pictures of the next ones are prepared
+WINDOW = 256  # judgements that are planned together, while the pictures of the next ones are prepared
 MIN_SAVING = 64  # tokens that a shared part must save to be computed apart
 MAX_FEATURE_TOKENS = 1 << 17  # picture tokens whose features are kept from window to window
 
@@ -65,7 +65,8 @@ class ScoringStatistics:
         tokens (`int`):
             Number of tokens that the language model computed, with padding.
         minimum_tokens (`int`):
-            Least number with which the same states can be computed: each distinct beginning of a question once.
+            Least number with which the same states can be computed: each distinct beginning of a question once, among
+            judgements that are planned together.
         plain_tokens (`int`):
             Number of tokens of all questions, which is what the plain path computes, without its padding.
     """
@@ -229,7 +230,7 @@ class ScoringEngine:
                 Session that the call belongs to.
             on_progress (`Callable`, *optional*):
                 Function that is told how many more judgements are done.
-            window (`int`, *optional*, defaults to `512`):
+            window (`int`, *optional*, defaults to `256`):
                 Number of judgements that are planned together, and given back together.
 
         Yields:

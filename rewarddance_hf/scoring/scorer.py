@@ -20,6 +20,8 @@ from .tournaments import METHODS, halving, swiss
 
 
 ENGINES = ("auto", "features", "plain")
+ENGINE_ARGUMENTS = ("engine", "max_batch_tokens", "num_workers", "pad_to_multiple_of", "compile_model")
+RANK_WINDOW = 4096  # judgements of a ranking that are planned together: they have few pictures
 
 
 class RewardDanceScorer:
@@ -121,7 +123,6 @@ class RewardDanceScorer:
         device_map: Any = None,
         dtype: Any = "auto",
         batch_size: int = 8,
-        engine: str = "auto",
         **kwargs: Any,
     ) -> "RewardDanceScorer":
         """
@@ -136,10 +137,9 @@ class RewardDanceScorer:
                 Type of the weights. `"auto"` takes the one that they were saved in.
             batch_size (`int`, *optional*, defaults to `8`):
                 Largest number of judgements per forward pass.
-            engine (`str`, *optional*, defaults to `"auto"`):
-                What judgements share, as in [`RewardDanceScorer`].
             kwargs:
-                Further arguments of [`RewardDanceForYesScoring.from_pretrained`]: `revision`, `token`, `paradigm`, ...
+                Further arguments of [`RewardDanceScorer`]: `engine`, `num_workers`, ...; and of
+                [`RewardDanceForYesScoring.from_pretrained`]: `revision`, `token`, `paradigm`, ...
 
         Returns:
             [`RewardDanceScorer`]
@@ -148,8 +148,9 @@ class RewardDanceScorer:
             `ValueError`: If weights are missing.
             `ImportError`: If an adapter is to be loaded without peft.
         """
+        settings = {name: kwargs.pop(name) for name in ENGINE_ARGUMENTS if name in kwargs}
         model, processor = load_judge(pretrained_model_name_or_path, device_map=device_map, dtype=dtype, **kwargs)
-        return cls(model.requires_grad_(False), processor, batch_size=batch_size, engine=engine)
+        return cls(model.requires_grad_(False), processor, batch_size=batch_size, **settings)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """
@@ -441,7 +442,8 @@ class RewardDanceScorer:
             # In the order of references, which is that of shared prefixes.
             orders = sorted([*pairs, *((j, i) for i, j in pairs)])
             judgements = [replace(questions[j], reference=questions[i].sample) for i, j in orders]
-            logits, rewards = (values.cpu() for values in self._judge(judgements, show_progress, session))
+            answers = self._judge(judgements, show_progress, session, RANK_WINDOW)
+            logits, rewards = (values.cpu() for values in answers)
             references, samples = torch.tensor(orders).T
             yes[references, samples] = logits.double().sigmoid()
             matrix[references, samples] = rewards
@@ -499,11 +501,15 @@ class RewardDanceScorer:
                 yield session
 
     def _judge(
-        self, judgements: list[Judgement], show_progress: bool = False, session: EngineSession | None = None
+        self,
+        judgements: list[Judgement],
+        show_progress: bool = False,
+        session: EngineSession | None = None,
+        window: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-odds and scores of judgements, each of shape `(n,)`. All rewards come from here."""
         with tqdm(total=len(judgements), desc="Scoring", unit="judgement", disable=not show_progress) as progress:
-            logits, scores = zip(*self._stream(judgements, progress.update, session), strict=True)
+            logits, scores = zip(*self._stream(judgements, progress.update, session, window), strict=True)
         return torch.cat(logits), torch.cat(scores)
 
     def _stream(

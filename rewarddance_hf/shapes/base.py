@@ -2,13 +2,15 @@
 Train the tiny base model that the demo starts from: it learns to see, to describe and to match, but not to compare.
 
 First it describes single pictures. Then each row is a chat about several pictures of one prompt: for one after the other
-it says whether the picture is right, and what it shows. Run it with `make shapes-base`; the same seed gives the same
-weights on the same machine.
+it says whether the picture is right, and what it shows. Run it with `make shapes-base` (about 40 minutes on two cores); the
+same seed gives the same weights on the same machine.
 """
 
 import argparse
 import random
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,6 @@ from .scenes import IN_DOMAIN, KINDS, canonical_caption, caption_paraphrases, dr
 
 IMAGES_PER_ROW = 3
 QUALITY_SHARE = 0.2
-CAPTION_STEPS = 600
-CHAT_STEPS = 1600
 BATCH_SIZE = 48
 
 
@@ -157,9 +157,39 @@ class ChatTrainer(Trainer):
         super().log(logs, *args)
 
 
-def train_base(
-    output_dir: Path, seed: int = 0, caption_steps: int = CAPTION_STEPS, chat_steps: int = CHAT_STEPS
-) -> None:
+@dataclass(frozen=True)
+class Stage:
+    """
+    One part of the training, with an optimizer of its own.
+
+    Args:
+        name (`str`):
+            Name for the output folder.
+        rows (`Callable[[int, int], Dataset]`):
+            Makes a dataset from a number of rows and a seed.
+        steps (`int`):
+            Number of updates.
+        learning_rate (`float`):
+            Peak learning rate.
+        decay_share (`float`):
+            Share of the steps in which the learning rate falls, at the end.
+    """
+
+    name: str
+    rows: Callable[[int, int], Dataset]
+    steps: int
+    learning_rate: float
+    decay_share: float
+
+
+STAGES = (
+    Stage("captions", CaptionChats, 600, 1e-3, 0.4),
+    Stage("matching", MatchingChats, 1600, 1e-3, 0.4),
+    Stage("hard_matching", partial(MatchingChats, own_edit_share=0.85), 4000, 7e-4, 0.8),
+)
+
+
+def train_base(output_dir: Path, seed: int = 0, stages: tuple[Stage, ...] = STAGES) -> None:
     """
     Train the base model from scratch and save it as a plain checkpoint.
 
@@ -168,23 +198,21 @@ def train_base(
             Folder for the checkpoint.
         seed (`int`, *optional*, defaults to `0`):
             Seed of weights and rows.
-        caption_steps (`int`, *optional*):
-            Number of updates on single descriptions.
-        chat_steps (`int`, *optional*):
-            Number of updates on matching and describing.
+        stages (`tuple[Stage, ...]`, *optional*):
+            Parts of the training, in order.
     """
     torch.set_num_threads(1)
     tokenizer = build_tokenizer()
     model, processor = build_vlm(tokenizer, seed), build_vlm_processor(tokenizer)
-    stages = {"captions": (CaptionChats, caption_steps), "matching": (MatchingChats, chat_steps)}
-    for name, (dataset, steps) in stages.items():
+    verdict_ids = torch.tensor(tokenizer.convert_tokens_to_ids(["yes", "no"]))
+    for number, stage in enumerate(stages):
         arguments = TrainingArguments(
-            f"{output_dir}_{name}",
-            max_steps=steps,
+            f"{output_dir}_{stage.name}",
+            max_steps=stage.steps,
             per_device_train_batch_size=BATCH_SIZE,
-            learning_rate=1e-3,
+            learning_rate=stage.learning_rate,
             lr_scheduler_type="warmup_stable_decay",
-            lr_scheduler_kwargs={"num_decay_steps": int(0.4 * steps), "min_lr_ratio": 0.05},
+            lr_scheduler_kwargs={"num_decay_steps": int(stage.decay_share * stage.steps), "min_lr_ratio": 0.05},
             warmup_steps=50,
             weight_decay=0.02,
             adam_beta2=0.98,
@@ -194,15 +222,19 @@ def train_base(
             remove_unused_columns=False,
             dataloader_num_workers=1,
             use_cpu=True,
-            seed=seed,
+            seed=seed + number,
         )
-        rows = dataset(steps * BATCH_SIZE, seed)
-        trainer = ChatTrainer(model, arguments, data_collator=ChatCollator(processor), train_dataset=rows)
+        trainer = ChatTrainer(
+            model,
+            arguments,
+            data_collator=ChatCollator(processor),
+            train_dataset=stage.rows(stage.steps * BATCH_SIZE, seed + number),
+        )
         trainer.model_accepts_loss_kwargs = False
-        trainer.verdict_ids = torch.tensor(tokenizer.convert_tokens_to_ids(["yes", "no"]))
+        trainer.verdict_ids = verdict_ids
         trainer.verdict_losses = []
         trainer.train()
-        model.save_pretrained(output_dir)
+    model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
 
 
@@ -210,8 +242,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=BASE_VLM)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--caption_steps", type=int, default=CAPTION_STEPS)
-    parser.add_argument("--chat_steps", type=int, default=CHAT_STEPS)
     train_base(**vars(parser.parse_args()))
 
 

@@ -22,7 +22,7 @@ from .report import write_report
 
 MODELS = ("untrained", "judge", "regressive")
 PARADIGM = {"untrained": "pairwise", "judge": "pairwise", "regressive": "regressive"}
-TRAINING_STEPS = 1000
+TRAINING_STEPS = 600
 BATCH_SIZE = 48
 EVALUATION_ROWS = 1000
 # Rows of the learning curve are others than those that the report's figures come from.
@@ -53,7 +53,7 @@ def train(name: str, output_dir: str, steps: int = TRAINING_STEPS, show_progress
         max_steps=steps,
         per_device_train_batch_size=BATCH_SIZE,
         per_device_eval_batch_size=100,
-        learning_rate=1e-3,
+        learning_rate=7e-4,
         lr_scheduler_type="cosine",
         warmup_steps=50,
         weight_decay=0.02,

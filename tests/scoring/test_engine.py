@@ -1,6 +1,7 @@
 """The engine against the plain path: the same scores and gradients from less work, which is counted here."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from tiny_vlms import FAMILIES, random_picture
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.scoring import engine as engine_module
+from rewarddance_hf.scoring import pictures as pictures_module
 from rewarddance_hf.scoring.judgements import Judgement
 from rewarddance_hf.scoring.questions import Question, build_tree
 
@@ -172,6 +174,38 @@ def test_windows_do_not_matter(make_scorer, monkeypatch):
     assert assert_same(scorer, round_robin(PICTURES)).num_encoded > 5
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_pictures_are_prepared_beside_the_model(make_scorer, monkeypatch, num_workers):
+    """Threads decode and preprocess, also those of the next window while this one is scored; each file once."""
+    threads, events = [], []
+    load_picture = pictures_module.load_picture
+
+    def load(picture, name, *arguments, **options):
+        threads.append(threading.current_thread() is threading.main_thread())
+        events.append(name)
+        return load_picture(picture, name, *arguments, **options)
+
+    monkeypatch.setattr(pictures_module, "load_picture", load)
+    monkeypatch.setattr(engine_module, "WINDOW", 2)
+    scorer = make_scorer(num_workers=num_workers)
+    handle = scorer.model.get_output_embeddings().register_forward_hook(lambda *_: events.append("score"))
+    scorer.score(PICTURES[:4], PROMPT, [PICTURES[4]] * 4)
+    handle.remove()
+    assert threads == [num_workers == 0] * 6
+    assert sorted(events[:3]) == ["images[0]", "images[1]", "references[0]"]
+    assert events.count("score") == 2
+    if num_workers == 0:
+        assert events[-2:] == ["score", "score"]
+
+
+def test_errors_of_threads_are_raised(make_scorer, tmp_path):
+    """A corrupt file in a late window is named by its row."""
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    samples = [*PICTURES[:4], tmp_path / "broken.png"]
+    with pytest.raises(ValueError, match=r"`images\[4\]` cannot be read"):
+        list(make_scorer()._stream([Judgement(s, PROMPT, PICTURES[0]) for s in samples], lambda _: None, window=2))
+
+
 def test_unknown_models_are_scored_plainly(make_scorer, monkeypatch):
     """What is not known to be exact takes the plain path."""
     scorer = make_scorer()
@@ -201,6 +235,16 @@ def test_wrong_arguments(make_scorer):
     ]:
         with pytest.raises(ValueError, match=match):
             make_scorer(**arguments)
+
+
+def test_arguments_reach_the_engine(vlm_folder):
+    """`from_pretrained` takes arguments of the engine beside those of the model."""
+    arguments = {"engine": "features", "num_workers": 0, "max_batch_tokens": 300, "pad_to_multiple_of": 8}
+    scorer = RewardDanceScorer.from_pretrained(vlm_folder("internvl"), **arguments)
+    scorer.rank(PICTURES[:2], PROMPT)
+    assert scorer.statistics.tokens % 8 == 0
+    assert scorer.statistics.num_forward_passes == 2
+    RewardDanceScorer.from_pretrained(vlm_folder("internvl"), engine="plain").rank(PICTURES[:2], PROMPT)
 
 
 # ---- less work ----
