@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -18,13 +17,16 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from .judgements import Judgement
-from .pictures import PictureDesk, PreparedPicture
+from .memory import BatchLimit
+from .pictures import PictureDesk, needs_graph
 from .questions import Node, Question, QuestionWriter, build_tree
+from .session import EngineSession
+from .states import PrefixesNotShareableError, expand_states, take_states
+from .vision import VisionEncoder
 
 
 logger = logging.get_logger(__name__)
@@ -45,84 +47,6 @@ EXACT_ATTENTION = ("eager", "sdpa")
 
 WINDOW = 256  # judgements that are planned together, while the pictures of the next ones are prepared
 MIN_SAVING = 64  # tokens that a shared part must save to be computed apart
-MAX_FEATURE_TOKENS = 1 << 17  # picture tokens whose features are kept from window to window
-
-
-@dataclass
-class ScoringStatistics:
-    """
-    What the engine computed in one call of a scorer.
-
-    Args:
-        num_judgements (`int`):
-            Number of judgements.
-        num_pictures (`int`):
-            Number of pictures that were preprocessed: distinct ones.
-        num_encoded (`int`):
-            Number of pictures that the vision encoder saw.
-        num_forward_passes (`int`):
-            Number of forward passes of the language model.
-        tokens (`int`):
-            Number of tokens that the language model computed, with padding.
-        minimum_tokens (`int`):
-            Least number with which the same states can be computed: each distinct beginning of a question once, among
-            judgements that are planned together.
-        plain_tokens (`int`):
-            Number of tokens of all questions, which is what the plain path computes, without its padding.
-    """
-
-    num_judgements: int = 0
-    num_pictures: int = 0
-    num_encoded: int = 0
-    num_forward_passes: int = 0
-    tokens: int = 0
-    minimum_tokens: int = 0
-    plain_tokens: int = 0
-
-
-@dataclass(eq=False)
-class PrefixStates:
-    """Key/value states of one row of a batch, whose first ones may be padding."""
-
-    layers: list[tuple[torch.Tensor, ...]]
-    row: int
-
-
-@dataclass(eq=False)
-class Features:
-    """Vision features of one picture: `(tokens, hidden_size)`, and those for inner layers of the language model."""
-
-    pooled: torch.Tensor
-    deepstack: list[torch.Tensor]
-
-
-@dataclass(eq=False)
-class EngineSession:
-    """
-    What is kept between the calls of an engine that belong together, while the weights stay as they are.
-
-    Args:
-        desk ([`PictureDesk`]):
-            Pictures.
-        writer ([`QuestionWriter`]):
-            Questions.
-        statistics ([`ScoringStatistics`]):
-            Sums over all calls.
-        features (`dict[int, Features]`):
-            Vision features by number of the picture.
-        num_pictures (`int`):
-            Number of pictures so far.
-    """
-
-    desk: PictureDesk
-    writer: QuestionWriter
-    statistics: ScoringStatistics = field(default_factory=ScoringStatistics)
-    features: dict[int, Features] = field(default_factory=dict)
-    num_pictures: int = 0
-
-
-class PrefixesNotShareableError(RuntimeError):
-    """A model keeps other states than keys and values of all tokens."""
 
 
 class ScoringEngine:
@@ -173,7 +97,8 @@ class ScoringEngine:
             base_model: Any = model.vlm.base_model
             text_model = getattr(base_model, "language_model", None) or base_model.text_model
             text_model.compile(**arguments)
-        self.max_rows = batch_size  # fewer than `batch_size` after memory ran out
+        self._limit = BatchLimit(batch_size)
+        self.vision = VisionEncoder(model, self._limit)
         text_config = model.config.get_text_config()
         # A sliding window would count padding between prefix and rest as if it were text.
         self._has_window = getattr(text_config, "sliding_window", None) is not None
@@ -198,7 +123,9 @@ class ScoringEngine:
         adapters = getattr(model, "peft_config", None) or {}
         if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters.values()):
             return "an adapter adds virtual tokens to the prompt"
-        if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        # Of FSDP 2 and tensor parallelism, FSDP 1, and DeepSpeed.
+        marks = ("device_mesh", "_is_flat_param", "ds_id")
+        if any(hasattr(parameter, mark) for parameter in model.parameters() for mark in marks):
             return "its weights are sharded over devices"
         return None
 
@@ -241,8 +168,8 @@ class ScoringEngine:
         start, planned = 0, list(islice(rest, size))
         futures = session.desk.take(planned)
         while planned:
-            pictures = self._encode(futures, session)
-            self._forget(session, pictures)
+            pictures = self.vision.encode(futures, session)
+            self.vision.forget(session, pictures)
             following = list(islice(rest, size))
             # Prepared while the language model works.
             futures = session.desk.take(following, start + len(planned))
@@ -252,74 +179,6 @@ class ScoringEngine:
             session.statistics.num_pictures = session.desk.num_preprocessed
             yield answers
             start, planned = start + len(planned), following
-
-    def drop_gradients(self, session: EngineSession) -> None:
-        """Forget pictures that carry a gradient, and with them the graph of their features."""
-        numbers = {number for number, features in session.features.items() if features.pooled.requires_grad}
-        for number in numbers:
-            del session.features[number]
-        session.desk.forget(numbers)
-
-    # ---- vision ----
-
-    def _encode(self, futures: list[list[Any]], session: EngineSession) -> list[list[PreparedPicture]]:
-        """Features of pictures that have none yet, in batches of those that are ready first."""
-        rows, batch = [], {}
-        for row in futures:
-            rows.append([future.result() for future in row])
-            for picture in rows[-1]:
-                if picture.number < 0:
-                    picture.number = session.num_pictures
-                    session.num_pictures += 1
-                if picture.number not in session.features and picture.number not in batch:
-                    batch[picture.number] = picture
-            if len(batch) >= self.max_rows:
-                self._encode_batch(list(batch.values()), session)
-                batch = {}
-        if batch:
-            self._encode_batch(list(batch.values()), session)
-        return rows
-
-    def _encode_batch(self, pictures: list[PreparedPicture], session: EngineSession) -> None:
-        groups: dict[Any, list[PreparedPicture]] = {}
-        for picture in pictures:
-            shapes = tuple((name, tuple(value.shape[1:])) for name, value in sorted(picture.inputs.items()))
-            groups.setdefault((picture.requires_grad, shapes), []).append(picture)
-        for group in groups.values():
-            for start in range(0, len(group), self.max_rows):
-                self._in_halves(group[start : start + self.max_rows], lambda part: self._see(part, session))
-
-    def _see(self, pictures: list[PreparedPicture], session: EngineSession) -> None:
-        inputs = {
-            name: torch.cat([torch.as_tensor(picture.inputs[name]) for picture in pictures]).to(self.model.device)
-            for name in pictures[0].inputs
-        }
-        with torch.set_grad_enabled(self._needs_graph(pictures[0].requires_grad)):
-            output = self.model.vlm.get_image_features(**inputs, return_dict=True)
-        counts = [session.writer.num_tokens(picture) for picture in pictures]
-        self._template = output.pooler_output
-        pooled = _flatten(output.pooler_output).split(counts)
-        deepstack = [_flatten(layer).split(counts) for layer in getattr(output, "deepstack_features", None) or []]
-        for i, picture in enumerate(pictures):
-            session.features[picture.number] = Features(pooled[i], [layer[i] for layer in deepstack])
-            picture.inputs = {}
-        session.statistics.num_encoded += len(pictures)
-        self._feature_class = type(output)
-
-    def _forget(self, session: EngineSession, pictures: list[list[PreparedPicture]]) -> None:
-        """Drop the oldest features beyond what may be kept, but none of the window that is scored next."""
-        recent = {picture.number for row in pictures for picture in row}
-        count = sum(len(features.pooled) for features in session.features.values())
-        dropped = set()
-        for number in list(session.features):
-            if count <= MAX_FEATURE_TOKENS:
-                break
-            if number not in recent:
-                count -= len(session.features.pop(number).pooled)
-                dropped.add(number)
-        session.desk.forget(dropped)
-
-    # ---- language ----
 
     def _answer(
         self, questions: list[Question], session: EngineSession, on_progress: Callable[[int], Any]
@@ -357,12 +216,12 @@ class ScoringEngine:
         """Compute parts whose parents have been computed, and all below them."""
         leaves = [node for node in nodes if not node.children]
         for batch in self._batches(leaves):
-            self._in_halves(batch, lambda part: collect(part, *self._judge_leaves(part, session)))
+            self._limit.run_in_halves(batch, lambda part: collect(part, *self._judge_leaves(part, session)))
         # The states of so many branches are in memory at a time.
         inner = [node for node in nodes if node.children]
         for chunk in self._chunks(inner):
             for batch in self._batches(chunk):
-                self._in_halves(batch, lambda part: self._compute_states(part, session))
+                self._limit.run_in_halves(batch, lambda part: self._compute_states(part, session))
             self._descend([child for node in chunk for child in node.children], session, collect)
             for node in chunk:
                 node.states = None
@@ -383,40 +242,34 @@ class ScoringEngine:
         """Batches of parts of like length. Padding between prefix and rest is kept below an eighth of the batch."""
         if not nodes:
             return
-        flagged = [(self._needs_graph(node.requires_grad), node) for node in nodes]
+        flagged = [(needs_graph(self.model, node.requires_grad), node) for node in nodes]
         flagged.sort(key=lambda item: (item[0], item[1].end - item[1].start, item[1].start), reverse=True)
         batch: list[Node] = []
         flag, longest, past = flagged[0][0], 0, 0
-        for needs_graph, node in flagged:
+        for own_flag, node in flagged:
             length = node.end - node.start
             count = len(batch) + 1
             total = max(past, node.start) + max(longest, length)
             padding = max(longest, length) * count - sum(other.end - other.start for other in [*batch, node])
             if batch and (
-                needs_graph != flag
-                or count > self.max_rows
+                own_flag != flag
+                or count > self._limit.max_rows
                 or count * total > self.max_batch_tokens
                 or padding * 8 > max(longest, length) * count
                 or (self._has_window and length != longest)
             ):
                 yield batch
                 batch, longest, past = [], 0, 0
-            flag = needs_graph
+            flag = own_flag
             batch.append(node)
             longest, past = max(longest, length), max(past, node.start)
         yield batch
-
-    def _needs_graph(self, is_sample: bool) -> bool:
-        """Whether something is to carry a gradient: below pictures that do, and everywhere in a judge that is trained."""
-        if not torch.is_grad_enabled():
-            return False
-        return is_sample or any(parameter.requires_grad for parameter in self.model.parameters())
 
     def _judge_leaves(self, nodes: list[Node], session: EngineSession) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-odds and scores of the questions that end in some parts, each `(len(nodes),)`."""
         inputs = self._inputs(nodes, session)
         config = self.model.config
-        with torch.set_grad_enabled(self._needs_graph(any(node.requires_grad for node in nodes))):
+        with torch.set_grad_enabled(needs_graph(self.model, any(node.requires_grad for node in nodes))):
             head = self._answer_head()
             if head is None:
                 output = self.model(**inputs)
@@ -441,29 +294,15 @@ class ScoringEngine:
         inputs = self._inputs(nodes, session)
         inputs.setdefault("past_key_values", DynamicCache())
         inputs["use_cache"] = True
-        with torch.set_grad_enabled(self._needs_graph(any(node.requires_grad for node in nodes))):
-            cache: Any = self.model.vlm.base_model(**inputs).past_key_values
-        length = inputs["attention_mask"].shape[1]
-        layers: list[tuple[torch.Tensor, ...]] = []
-        for layer in cache.layers:
-            states = (layer.keys, layer.values)
-            if type(layer) is not DynamicLayer or any(part.ndim != 4 or part.shape[2] != length for part in states):
-                raise PrefixesNotShareableError(f"a cache layer is of type `{type(layer).__name__}`")
-            # A CUDA graph writes its next results to the same place.
-            layers.append(tuple(part.clone() for part in states) if self.is_compiled else states)
+        with torch.set_grad_enabled(needs_graph(self.model, any(node.requires_grad for node in nodes))):
+            cache = self.model.vlm.base_model(**inputs).past_key_values
         longest = inputs["input_ids"].shape[1]
-        for row, node in enumerate(nodes):
-            part = node.end - node.start
-            if 0 < node.start and part < longest:  # take the padding between prefix and part out
-                past = length - longest
-                pieces = ((past - node.start, past), (length - part, length))
-                own = [
-                    tuple(torch.cat([states[row : row + 1, :, a:b] for a, b in pieces], dim=2) for states in layer)
-                    for layer in layers
-                ]
-                node.states = PrefixStates(own, 0)
-            else:
-                node.states = PrefixStates(layers, row)
+        past = inputs["attention_mask"].shape[1] - longest
+        parts = [(node.start, node.end) for node in nodes]
+        # A CUDA graph writes its next results to the same place.
+        states = take_states(cache, parts, past, longest, copy=self.is_compiled)
+        for node, of_node in zip(nodes, states, strict=True):
+            node.states = of_node
 
     def _inputs(self, nodes: list[Node], session: EngineSession) -> dict[str, Any]:
         """Inputs of the model for a batch of parts: `[padding, prefix, padding, part]` in each row."""
@@ -501,81 +340,12 @@ class ScoringEngine:
         pictures = [picture for node in padded for picture in node.pictures]
         if pictures:
             features = [session.features[picture.number] for picture in pictures]
-            inputs["mm_encoder_outputs"] = {"image": self._feature_output(features)}
+            inputs["mm_encoder_outputs"] = {"image": self.vision.output_of(features)}
         if past:
-            inputs["past_key_values"] = _expand([node.parent.states for node in padded], past)  # type: ignore[union-attr]
+            inputs["past_key_values"] = expand_states([node.parent.states for node in padded], past)  # type: ignore[union-attr]
         session.statistics.num_forward_passes += 1
         session.statistics.tokens += ids.size
         return inputs
-
-    def _feature_output(self, features: list[Features]) -> Any:
-        """Features of several pictures in the form in which the vision encoder gives them."""
-        pooled = torch.cat([item.pooled for item in features])
-        is_list = isinstance(self._template, (list, tuple))
-        arguments: dict[str, Any] = {
-            "pooler_output": [pooled] if is_list else pooled.view(-1, *self._template.shape[1:])
-        }
-        if features[0].deepstack:
-            layers = zip(*(item.deepstack for item in features), strict=True)
-            arguments["deepstack_features"] = [[torch.cat(layer)] for layer in layers]
-        return self._feature_class(**arguments)
-
-    def _in_halves(self, items: list[Any], run: Callable[[list[Any]], None]) -> None:
-        """Run a batch; if memory runs out, run its halves, and smaller batches from then on."""
-        try:
-            return run(items)
-        except RuntimeError as error:
-            if len(items) == 1 or not is_out_of_memory(error):
-                raise
-        # Out of the handler, so that the failed pass is freed.
-        half = (len(items) + 1) // 2
-        if half < self.max_rows:
-            self.max_rows = half
-            logger.warning(f"Memory ran out with {len(items)} rows in a batch. Going on with at most {half}.")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self._in_halves(items[:half], run)
-        self._in_halves(items[half:], run)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory of a device or of the machine is used up."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
-def _expand(prefixes: list[PrefixStates], past: int) -> DynamicCache:
-    """Cache whose rows are the key/value states of prefixes, padded on the left."""
-    cache = DynamicCache()
-    first = prefixes[0]
-    is_one = all(prefix.layers is first.layers and prefix.row == first.row for prefix in prefixes)
-    for i in range(len(first.layers)):
-        states = []
-        for kind in range(2):
-            if is_one:
-                rows = first.layers[i][kind][first.row : first.row + 1]
-                states.append(_fit(rows, past).expand(len(prefixes), -1, -1, -1))
-            else:
-                states.append(torch.cat([_fit(p.layers[i][kind][p.row : p.row + 1], past) for p in prefixes]))
-        layer = DynamicLayer()
-        layer.lazy_initialization(*states)
-        layer.keys, layer.values = states
-        cache.layers.append(layer)
-    return cache
-
-
-def _fit(states: torch.Tensor, past: int) -> torch.Tensor:
-    """The last `past` states, after padding where there are fewer. Padding is masked out by whoever uses them."""
-    length = states.shape[2]
-    if length >= past:
-        return states[:, :, length - past :]
-    return nn.functional.pad(states, (0, 0, past - length, 0))
-
-
-def _flatten(features: Any) -> torch.Tensor:
-    """Features `(tokens, hidden_size)` of all pictures in a row."""
-    if isinstance(features, (list, tuple)):
-        return torch.cat([_flatten(part) for part in features])
-    return features.reshape(-1, features.shape[-1])
 
 
 def _round_up(count: int, multiple: int | None) -> int:

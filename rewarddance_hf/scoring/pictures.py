@@ -183,6 +183,11 @@ def requires_grad(picture: Any) -> bool:
     return isinstance(picture, torch.Tensor) and picture.requires_grad and torch.is_grad_enabled()
 
 
+def needs_graph(model: torch.nn.Module, is_sample: bool) -> bool:
+    """Whether something is to carry a gradient: below pictures that do, and everywhere in a judge that is trained."""
+    return torch.is_grad_enabled() and (is_sample or any(weights.requires_grad for weights in model.parameters()))
+
+
 def _done(function: Callable[[], Any]) -> "Future[Any]":
     future: Future[Any] = Future()
     _fulfil(future, function)

@@ -15,6 +15,7 @@ from .pictures import PreparedPicture
 # Symbols of picture tokens begin above all token IDs; each picture has room for so many tokens.
 FIRST_SYMBOL = 1 << 32
 TOKENS_OF_PICTURE = 1 << 24
+MAX_TEXTS = 4096  # questions whose tokens are kept for the next ones
 
 
 @dataclass(eq=False)
@@ -125,6 +126,8 @@ class QuestionWriter:
         num_references = 0 if judgement.reference is None else _num_frames(judgement.reference)
         num_samples = len(pictures) - has_condition - num_references
         key = (judgement.prompt, num_references, num_samples, has_condition, judgement.task, judgement.criteria)
+        if len(self._tokens) > MAX_TEXTS:
+            self._texts, self._tokens, self._counts = {}, {}, {}
         text = self._texts.get(key)
         if text is None:
             text = self._texts[key] = self.processor.write_question(*key)

@@ -13,9 +13,10 @@ from tqdm.auto import tqdm
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.processing_rewarddance import load_frames, load_picture
 from .dataset import score_into_file
-from .engine import EngineSession, ScoringEngine, ScoringStatistics
+from .engine import ScoringEngine
 from .judgements import Comparison, Judgement, NonFiniteScoreError, Ranking
 from .loading import load_judge
+from .session import EngineSession, ScoringStatistics
 from .tournaments import METHODS, halving, swiss
 
 
@@ -51,6 +52,9 @@ class RewardDanceScorer:
             to 64 with `compile_model`, else to no padding.
         compile_model (`bool` or `dict`, *optional*, defaults to `False`):
             Whether to compile the language model in place for the engine, or arguments of `torch.compile` to do it with.
+
+    After each call, `statistics` holds what the engine computed ([`~rewarddance_hf.scoring.session.ScoringStatistics`]), or
+    None if the call took the plain path.
 
     Raises:
         `ValueError`: If model and processor disagree about the answer tokens, an argument is out of range, or `engine`
@@ -494,7 +498,7 @@ class RewardDanceScorer:
             try:
                 yield self._kept
             finally:
-                self._engine.drop_gradients(self._kept)
+                self._engine.vision.drop_gradients(self._kept)
         else:
             with self._engine.session() as session:
                 self.statistics = session.statistics

@@ -41,6 +41,9 @@ class RewardDanceTrainer(Trainer):
             Processor of the judge. Loaded from `model` if not given.
         data_collator ([`DataCollatorForRewardDance`], *optional*):
             Collator in place of the one that follows from `args`.
+        evaluator (`Callable`, *optional*):
+            Function of model and processor that gives further metrics at each evaluation of all of `eval_dataset`, e.g.
+            a [`RewardDanceEvaluator`]: accuracy with its interval, order consistency, calibration.
         compute_metrics (`Callable`, *optional*):
             Metrics in place of `accuracy`, `margin`, `mean_reward`, `min_reward` and `max_reward`. `predictions` are the
             log-odds that the chosen sample is better, of shape `(rows,)`, and scores, of shape `(rows, 1 or 2)`.
@@ -79,6 +82,7 @@ class RewardDanceTrainer(Trainer):
         eval_dataset: Any = None,
         processing_class: RewardDanceProcessor | None = None,
         data_collator: Callable | None = None,
+        evaluator: Callable[[Any, RewardDanceProcessor], dict[str, float]] | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -149,6 +153,7 @@ class RewardDanceTrainer(Trainer):
             optimizers=optimizers,
             **kwargs,
         )
+        self.evaluator = evaluator
         self.label_names = ["labels"]
         self.can_return_loss = True
         # `compute_loss` gives means over rows, which have to be divided by the accumulation steps.
@@ -203,6 +208,17 @@ class RewardDanceTrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         return loss, (outputs["preferences"], outputs["scores"]), inputs["labels"]
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.evaluator is not None and eval_dataset is None:
+            results = self.evaluator(self.accelerator.unwrap_model(self.model), self.processing_class)
+            results = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
+            self.log(dict(results))
+            metrics.update(results)
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._records and "loss" in logs:

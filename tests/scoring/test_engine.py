@@ -11,6 +11,8 @@ from tiny_vlms import FAMILIES, random_picture
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.scoring import engine as engine_module
 from rewarddance_hf.scoring import pictures as pictures_module
+from rewarddance_hf.scoring import states as states_module
+from rewarddance_hf.scoring import vision as vision_module
 from rewarddance_hf.scoring.judgements import Judgement
 from rewarddance_hf.scoring.questions import Question, build_tree
 
@@ -170,7 +172,7 @@ def test_windows_do_not_matter(make_scorer, monkeypatch):
     scorer = make_scorer("internvl")
     assert assert_same(scorer, round_robin(PICTURES)).num_encoded == 5
     monkeypatch.setattr(engine_module, "WINDOW", 2)
-    monkeypatch.setattr(engine_module, "MAX_FEATURE_TOKENS", 12)
+    monkeypatch.setattr(vision_module, "MAX_FEATURE_TOKENS", 12)
     assert assert_same(scorer, round_robin(PICTURES)).num_encoded > 5
 
 
@@ -220,7 +222,7 @@ def test_unknown_models_are_scored_plainly(make_scorer, monkeypatch):
 def test_other_caches_are_not_shared(make_scorer, monkeypatch):
     """A model whose cache is of another class goes on without shared prefixes."""
     scorer = make_scorer()
-    monkeypatch.setattr(engine_module, "DynamicLayer", type("Other", (engine_module.DynamicLayer,), {}))
+    monkeypatch.setattr(states_module, "DynamicLayer", type("Other", (states_module.DynamicLayer,), {}))
     statistics = assert_same(scorer, round_robin(PICTURES[:3]))
     assert statistics.tokens >= statistics.plain_tokens
 
@@ -359,6 +361,14 @@ def test_adapter_is_part_of_the_judge(vlm_folder, tmp_path):
     assert "virtual tokens" in engine_module.ScoringEngine.unsupported_reason(model)
 
 
+def test_sharded_models_are_scored_plainly(vlm_folder):
+    """Parts of a model whose weights are sharded cannot be called alone."""
+    model = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"))
+    assert engine_module.ScoringEngine.unsupported_reason(model) is None
+    next(model.parameters()).device_mesh = "mesh"
+    assert "sharded" in engine_module.ScoringEngine.unsupported_reason(model)
+
+
 def test_out_of_memory_is_survived(make_scorer, caplog):
     """Batches are halved until they fit, and stay small; a judgement that does not fit alone is an error."""
     scorer = make_scorer(batch_size=8)
@@ -419,6 +429,19 @@ def test_gradient_of_all_families(make_scorer, family, layout):
     second = where[len(where) // 2]
     assert meter.graph_tokens == 3 * (len(question) - second)
     assert meter.tokens - meter.graph_tokens == second
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llava_onevision", "qwen2_5_vl", "smolvlm"])
+def test_gradient_of_clips(make_scorer, family):
+    """Frames of clips, beside a first frame, get the gradient of the full graph."""
+    scorer = make_scorer(family)
+    plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
+    samples = torch.rand(2, 2, 3, 40, 36, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    context = {"conditions": [PICTURES[0], None], "task": "image-to-video"}
+    arguments = (samples, ["a red circle", "two"], [PICTURES[1:4], PICTURES[1:3]])
+    (want,) = torch.autograd.grad(plain.score(*arguments, **context).log().sum(), samples)
+    (got,) = torch.autograd.grad(scorer.score(*arguments, **context).log().sum(), samples)
+    assert (got - want).norm() <= 1e-5 * want.norm()
 
 
 def test_gradient_of_references(make_scorer):

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from rewarddance_hf import (
     DataCollatorForRewardDance,
+    RewardDanceEvaluator,
     RewardDanceForYesScoring,
     RewardDanceProcessor,
     RewardDanceTrainer,
@@ -46,7 +47,9 @@ def dataset():
     return make_dataset()
 
 
-def make_trainer(folder, output_dir, dataset, peft_config=None, eval_dataset=None, callbacks=None, **arguments):
+def make_trainer(
+    folder, output_dir, dataset, peft_config=None, eval_dataset=None, callbacks=None, evaluator=None, **arguments
+):
     defaults = {
         "per_device_train_batch_size": 2,
         "max_steps": 1,
@@ -65,6 +68,7 @@ def make_trainer(folder, output_dir, dataset, peft_config=None, eval_dataset=Non
         eval_dataset=eval_dataset,
         peft_config=peft_config,
         callbacks=callbacks,
+        evaluator=evaluator,
     )
 
 
@@ -220,6 +224,34 @@ def test_several_evaluation_sets_and_the_best_checkpoint(vlm_folder, dataset, tm
     assert all("eval_ood_accuracy" in log for log in trainer.state.log_history if "eval_ood_loss" in log)
     best = RewardDanceForYesScoring.from_pretrained(tmp_path / f"checkpoint-{1 + losses.index(min(losses))}")
     assert_equal_weights(trainer.model, best)
+
+
+def test_evaluator_gives_its_metrics_at_each_evaluation(vlm_folder, dataset, tmp_path):
+    """A `RewardDanceEvaluator` is asked at each evaluation, its metrics are logged and can choose the best checkpoint."""
+    evaluator = RewardDanceEvaluator(dataset, name="held_out", bootstrap_samples=10)
+    trainer = make_trainer(
+        vlm_folder("internvl"),
+        tmp_path,
+        dataset,
+        eval_dataset={"id": dataset},
+        evaluator=evaluator,
+        max_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_held_out_nll",
+        greater_is_better=False,
+    )
+    trainer.train()
+    logged = [log["eval_held_out_accuracy"] for log in trainer.state.log_history if "eval_held_out_accuracy" in log]
+    assert len(logged) == 2
+    assert trainer.state.best_metric is not None
+    alone = evaluator(trainer.model, trainer.processing_class)
+    again = trainer.evaluate()
+    assert again["eval_held_out_nll"] == pytest.approx(alone["held_out_nll"])
+    assert "eval_id_accuracy" in again
 
 
 def test_evaluation_keeps_its_order_and_leaves_training_alone(vlm_folder, dataset, tmp_path):

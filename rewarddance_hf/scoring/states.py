@@ -1,0 +1,94 @@
+"""Key/value states of shared prefixes: taken from one batch, expanded into others."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+@dataclass(eq=False)
+class PrefixStates:
+    """Key/value states of one row of a batch, whose first ones may be padding."""
+
+    layers: list[tuple[torch.Tensor, ...]]
+    row: int
+
+
+class PrefixesNotShareableError(RuntimeError):
+    """A model keeps other states than keys and values of all tokens."""
+
+
+def take_states(
+    cache: Any, parts: list[tuple[int, int]], past: int, longest: int, copy: bool = False
+) -> list[PrefixStates]:
+    """
+    Take the states of each row out of a cache, in which rows are `[padding, prefix, padding, part]`.
+
+    Args:
+        cache (`DynamicCache`):
+            Cache after a forward pass.
+        parts (`list[tuple[int, int]]`):
+            Start and end of the part in the question of each row.
+        past (`int`):
+            Number of states before the parts, with padding.
+        longest (`int`):
+            Number of states of the parts, with padding.
+        copy (`bool`, *optional*, defaults to `False`):
+            Whether the cache's tensors will be written to again.
+
+    Returns:
+        `list[PrefixStates]`: States up to the end of each part.
+
+    Raises:
+        `PrefixesNotShareableError`: If the model keeps other states than keys and values of all tokens.
+    """
+    length = past + longest
+    layers: list[tuple[torch.Tensor, ...]] = []
+    for layer in cache.layers:
+        states = (layer.keys, layer.values)
+        if type(layer) is not DynamicLayer or any(part.ndim != 4 or part.shape[2] != length for part in states):
+            raise PrefixesNotShareableError(f"a cache layer is of type `{type(layer).__name__}`")
+        layers.append(tuple(part.clone() for part in states) if copy else states)
+    taken = []
+    for row, (start, end) in enumerate(parts):
+        if 0 < start and end - start < longest:  # take the padding between prefix and part out
+            pieces = ((past - start, past), (length - (end - start), length))
+            own = [
+                tuple(torch.cat([states[row : row + 1, :, a:b] for a, b in pieces], dim=2) for states in layer)
+                for layer in layers
+            ]
+            taken.append(PrefixStates(own, 0))
+        else:
+            taken.append(PrefixStates(layers, row))
+    return taken
+
+
+def expand_states(prefixes: list[PrefixStates], past: int) -> DynamicCache:
+    """Cache whose rows are the key/value states of prefixes, padded on the left."""
+    cache = DynamicCache()
+    first = prefixes[0]
+    is_one = all(prefix.layers is first.layers and prefix.row == first.row for prefix in prefixes)
+    for i in range(len(first.layers)):
+        states = []
+        for kind in range(2):
+            if is_one:
+                rows = first.layers[i][kind][first.row : first.row + 1]
+                states.append(_fit(rows, past).expand(len(prefixes), -1, -1, -1))
+            else:
+                states.append(torch.cat([_fit(p.layers[i][kind][p.row : p.row + 1], past) for p in prefixes]))
+        layer = DynamicLayer()
+        layer.lazy_initialization(*states)
+        layer.keys, layer.values = states
+        cache.layers.append(layer)
+    return cache
+
+
+def _fit(states: torch.Tensor, past: int) -> torch.Tensor:
+    """The last `past` states, after padding where there are fewer. Padding is masked out by whoever uses them."""
+    length = states.shape[2]
+    if length >= past:
+        return states[:, :, length - past :]
+    return nn.functional.pad(states, (0, 0, past - length, 0))

@@ -1,0 +1,34 @@
+"""The demo from end to end, with few steps."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from rewarddance_hf.shapes.demo import run_demo
+
+
+def test_demo_writes_its_report(tmp_path):
+    """All files are written, metrics have the promised keys, and the report shows all three models."""
+    metrics = run_demo(str(tmp_path), steps=2, rows=24)
+    saved = json.loads((tmp_path / "metrics.json").read_text())
+    assert saved == metrics
+    for name in ("untrained", "judge", "regressive"):
+        for split in ("id", "ood"):
+            assert 0 <= metrics[f"{name}/{split}/accuracy"] <= 1
+            assert metrics[f"{name}/{split}/num_rows"] == 24
+    assert metrics["seconds"] > 0
+    report = (tmp_path / "report.md").read_text()
+    for name in ("untrained", "regressive", "judge"):
+        assert f"| {name} |" in report
+    for picture in ("learning_curve.png", "judged_pairs.png", "ranking.png"):
+        assert picture in report
+        with Image.open(tmp_path / picture) as image:
+            assert min(image.size) > 200
+
+
+def test_unwritable_folder_is_noticed_before_training(tmp_path):
+    """A folder that cannot be made costs no minutes of training."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        run_demo(str(tmp_path / "file" / "demo"))
