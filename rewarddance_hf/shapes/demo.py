@@ -22,7 +22,7 @@ from .report import write_report
 
 MODELS = ("untrained", "judge", "regressive")
 PARADIGM = {"untrained": "pairwise", "judge": "pairwise", "regressive": "regressive"}
-TRAINING_STEPS = 850
+TRAINING_STEPS = 700
 BATCH_SIZE = 48
 EVALUATION_ROWS = 1000
 # Rows of the learning curve are others than those that the report's figures come from.
