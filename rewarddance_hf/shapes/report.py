@@ -162,12 +162,16 @@ def draw_ranking(scorer: RewardDanceScorer) -> tuple[Figure, str]:
     Returns:
         `tuple[matplotlib.figure.Figure, str]`: Figure, and a sentence that says how well the order fits.
     """
-    wanted = Scene("relation", (SceneObject("red", "circle"), SceneObject("blue", "square")), "left of")
+
+    def scene(first: tuple[str, str], second: tuple[str, str]) -> Scene:
+        return Scene("binding", (SceneObject(*first), SceneObject(*second)))
+
+    wanted = scene(("red", "circle"), ("blue", "square"))
     shown = [
         wanted,
-        Scene("relation", (SceneObject("blue", "square"), SceneObject("red", "circle")), "left of"),
-        Scene("relation", (SceneObject("green", "square"), SceneObject("white", "circle")), "left of"),
-        Scene("single", (SceneObject("yellow", "triangle"),)),
+        scene(("red", "circle"), ("white", "square")),
+        scene(("purple", "circle"), ("white", "square")),
+        scene(("purple", "triangle"), ("white", "circle")),
     ]
     rng = random.Random(1)
     pictures = [render_scene(scene, rng, OUT_OF_DOMAIN) for scene in shown]
@@ -179,8 +183,5 @@ def draw_ranking(scorer: RewardDanceScorer) -> tuple[Figure, str]:
         axes.imshow(pictures[index], interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(f"{ranking.wins[index]:g} wins, reward {ranking.scores[index]:.2f}", fontsize=9)
-    place = ranking.order.index(0) + 1
-    return (
-        figure,
-        f"In the ranking the only picture that shows its prompt comes {['first', 'second', 'third', 'last'][place - 1]}.",
-    )
+    place = ("first", "second", "third", "last")[ranking.order.index(0)]
+    return figure, f"In the ranking, the picture that shows its prompt comes {place}."
