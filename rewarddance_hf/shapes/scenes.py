@@ -210,7 +210,7 @@ OUT_OF_DOMAIN = Nuisance(
     tint=0.03,
     color_jitter=0.07,
     position_jitter=0.7,
-    noise=(0.02, 0.03),
+    noise=(0.022, 0.03),
     blur=(0.3, 0.4),
     resolution=(0.9, 0.95),
 )
