@@ -85,6 +85,12 @@ def _make_parser() -> argparse.ArgumentParser:
     rank = commands.add_parser("rank", parents=[judge, criteria], help="order of images of one prompt")
     rank.add_argument("--prompt", required=True, help="prompt that all images were generated from")
     rank.add_argument("--top-k", type=_positive_integer, help="number of best images to list (default: all)")
+    rank.add_argument(
+        "--method",
+        choices=("round_robin", "swiss", "halving"),
+        default="round_robin",
+        help="which images are compared (default: all with all)",
+    )
     rank.add_argument("images", nargs="+", metavar="image", help="two or more images")
     rank.set_defaults(run=_rank)
 
@@ -138,7 +144,13 @@ def _score(args: argparse.Namespace) -> None:
 
 def _rank(args: argparse.Namespace) -> None:
     ranking = _load_scorer(args).rank(
-        args.images, args.prompt, top_k=args.top_k, task=args.task, criteria=args.criteria, show_progress=True
+        args.images,
+        args.prompt,
+        top_k=args.top_k,
+        task=args.task,
+        criteria=args.criteria,
+        show_progress=True,
+        method=args.method,
     )
     wins, scores = ranking.wins.tolist(), ranking.scores.tolist()
     if args.json:

@@ -106,6 +106,16 @@ def test_score_without_references(capsys, pointwise_judge, pictures):
     assert [row["score"] for row in json.loads(out)["scores"]] == pytest.approx(want.tolist())
 
 
+def test_rank_by_a_tournament(capsys, judge, pictures):
+    """`--method` reaches the library: a Swiss tournament leaves pairs out that a round robin compares."""
+    code, out, _ = run(
+        capsys, "rank", "--model", judge, "--prompt", "a circle", *pictures, *pictures, "--json", "--method", "swiss"
+    )
+    assert code == 0
+    want = RewardDanceScorer.from_pretrained(judge).rank([*pictures, *pictures], "a circle", method="swiss")
+    assert json.loads(out)["order"] == want.order
+
+
 def test_rank(capsys, judge, pictures):
     """The ranking is that of the library; NaN of the diagonal is null in JSON."""
     want = RewardDanceScorer.from_pretrained(judge).rank(pictures, "a circle")
