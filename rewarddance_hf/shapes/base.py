@@ -3,7 +3,8 @@ Train the tiny base model that the demo starts from: it learns to see, to descri
 
 First it describes single pictures. Then each row is a chat about several pictures of one prompt: for one after the other
 it says whether the picture is right, and what it shows. Run it with `make shapes-base` (about 40 minutes on two cores); the
-same seed gives the same weights on the same machine.
+same seed gives the same weights on the same machine. The checkpoint that ships was trained by the same stages in several
+runs of other lengths, so this does not give its very weights.
 """
 
 import argparse
