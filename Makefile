@@ -43,6 +43,7 @@ test-torchvision: .venv-torchvision/.installed  ## run the tests of the models w
 	REWARDDANCE_TEST_TORCHVISION=1 OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -n 2 tests/models
 
 bench: $(VENV)/.installed  ## measure side by side (writes outputs/bench.json)
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check sentence-transformers
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/run.py
 
 shapes-base: $(VENV)/.installed  ## train the tiny vision-language model that the demo starts from

@@ -4,7 +4,7 @@ Scoring with the engine, against a plain forward pass of well-filled batches and
 All is measured side by side in one process, end to end from pictures to scores; medians of interleaved repeats. Baselines
 do the same work for each pair and are timed on some of the pairs. The CPU models are small ones with the proportions of
 released models: `InternVL3.5-1B` has 0.69 parameters of the vision encoder to one of the language model's layers, and
-`InternVL3.5-2B` 0.22. With CUDA, the models have the sizes of the former, random weights, and bfloat16.
+`InternVL3.5-2B` 0.22. With CUDA, the models have the sizes of InternVL3.5-1B, -2B and -8B, random weights, and bfloat16.
 """
 
 import ctypes
@@ -35,15 +35,14 @@ TEXT = {
     "head_dim": 64,
 }
 VISION_LAYERS = {"1b": 6, "2b": 2}
+# InternVL3.5: one vision encoder, language models of Qwen3.
 CUDA_VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
 CUDA_TEXT = {
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
+    "1b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
+    "2b": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
+    "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
 }
+CUDA_HEADS = {"num_key_value_heads": 8, "head_dim": 128}
 
 
 def make_judge(num_tokens: int, layout: str, proportions: str = "1b"):
@@ -66,7 +65,7 @@ def make_judge(num_tokens: int, layout: str, proportions: str = "1b"):
             "model_type": "qwen3",
             **tiny_vlms._text_ids(tiny.tokenizer),
             "max_position_embeddings": 4096,
-            **(CUDA_TEXT if cuda else TEXT),
+            **(CUDA_TEXT[proportions] | CUDA_HEADS if cuda else TEXT),
         },
         vision_config={"model_type": "internvl_vision", "image_size": side, "patch_size": 14, **vision},
         image_token_id=tiny.tokenizer.context_image_token_id,
@@ -182,6 +181,8 @@ def round_robin(num_images: int, num_tokens: int, layout: str, proportions: str 
                 torch.testing.assert_close(torch.tensor(result), want[0].sigmoid().float().cpu(), rtol=2e-2, atol=1e-2)
     wall, cpu = ({name: statistics.median(v[i] for v in values) for name, values in seconds.items()} for i in (0, 1))
     index = [pairs.index(pair) for pair in some]
+    peak = matrix_product_peak(model)
+    operations = {"engine": flops(engine, pairs) / len(pairs), "batched": flops(batched, some) / len(some)}
     others = {"speedup_vs_cross_encoder": wall["cross_encoder"] / wall["engine"]} if cross_encoder else {}
     return {
         **others,
@@ -191,7 +192,9 @@ def round_robin(num_images: int, num_tokens: int, layout: str, proportions: str 
         "speedup_vs_batched_cpu_time": cpu["batched"] / cpu["engine"],
         "speedup_vs_batched_forward": wall["batched_forward"] / wall["engine"],
         "speedup_vs_naive": wall["naive"] / wall["engine"],
-        "theoretical_speedup": flops(batched, some) / len(some) / (flops(engine, pairs) / len(pairs)),
+        "theoretical_speedup": operations["batched"] / operations["engine"],
+        "share_of_peak": operations["engine"] / wall["engine"] / peak,
+        "share_of_peak_batched": operations["batched"] / wall["batched"] / peak,
         "tokens_over_minimum": counted.tokens / counted.minimum_tokens,
         "tokens_saved": counted.plain_tokens / counted.tokens,
         "tokens_per_question": counted.plain_tokens / len(pairs),
@@ -205,6 +208,13 @@ def flops(scorer, judgements) -> int:
     with FlopCounterMode(display=False) as counter:
         scorer._judge(judgements)
     return counter.get_total_flops()
+
+
+def matrix_product_peak(model, size: int = 1024, repeats: int = 5) -> float:
+    """Floating-point operations per second of the best of some large matrix products on the model's device."""
+    size *= 8 if model.device.type == "cuda" else 1
+    a, b = (torch.randn(size, size, device=model.device, dtype=model.dtype) for _ in range(2))
+    return 2 * size**3 / min(timed(torch.matmul, a, b)[1] for _ in range(repeats))
 
 
 def reward_step(scorer, pictures, samples) -> torch.Tensor:
@@ -308,6 +318,7 @@ CASES = {
     "round_robin_16_2b": (16, 64, "text_first", "2b", 1),
     "round_robin_4": (4, 64, "text_first"),
 }
+CUDA_CASES = {"round_robin_16_8b": (16, 256, "text_first", "8b", 1)}
 
 
 def run(only: str | None = None) -> dict[str, float]:
@@ -321,8 +332,9 @@ def run(only: str | None = None) -> dict[str, float]:
     Returns:
         `dict[str, float]`: Flat keys `case/what`.
     """
+    round_robins = CASES | (CUDA_CASES if torch.cuda.is_available() else {})
     cases: dict[str, Callable[[], dict[str, float]]] = {
-        name: (lambda arguments=arguments: round_robin(*arguments)) for name, arguments in CASES.items()
+        name: (lambda arguments=arguments: round_robin(*arguments)) for name, arguments in round_robins.items()
     }
     cases |= {
         f"reward_step_{layout}": (lambda layout=layout: reward_steps(layout))
