@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-min test-torchvision bench shapes-base style quality build clean
+.PHONY: help demo test test-min test-torchvision bench shapes-base shapes-generator style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -48,6 +48,9 @@ bench: $(VENV)/.installed  ## measure side by side (writes outputs/bench.json)
 
 shapes-base: $(VENV)/.installed  ## train the tiny vision-language model that the demo starts from
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.base
+
+shapes-generator: $(VENV)/.installed  ## train the tiny generator that alignment and search start from
+	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.generator_base
 
 style: $(VENV)/.installed  ## format and fix
 	$(BIN)/ruff check --fix

@@ -23,7 +23,9 @@ class EvaluationArguments:
     """What to measure, and on what."""
 
     model: str = field(metadata={"help": "Judge: repository ID or folder."})
-    dataset: str = field(metadata={"help": "Repository ID or folder of preference rows, 'shapes:id' or 'shapes:ood'."})
+    dataset: str = field(
+        metadata={"help": "Repository ID or folder of preference rows, or shapes:id, shapes:ood, shapes:video-id, ..."}
+    )
     split: str = field(default="test", metadata={"help": "Split, or a slice of one."})
     limit: int = field(default=1000, metadata={"help": "Number of rows to use."})
     batch_size: int = field(default=16, metadata={"help": "Judgements per forward pass."})
@@ -36,9 +38,9 @@ def main(args: EvaluationArguments) -> dict[str, float]:
     from rewarddance_hf import RewardDanceEvaluator, RewardDanceScorer
 
     if args.dataset.startswith("shapes:"):
-        from rewarddance_hf.shapes.preferences import ShapesPreferences
+        from rewarddance_hf.shapes.clips import load_shapes
 
-        rows = ShapesPreferences(args.limit, args.dataset.removeprefix("shapes:"))
+        rows = load_shapes(args.dataset.removeprefix("shapes:"), args.limit)
     else:
         from datasets import load_dataset
 

@@ -26,6 +26,10 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 from rewarddance_hf import RewardDanceTrainingArguments
 
 
+# Datasets that are made when they are asked for, and how the names of their splits begin.
+SHAPES = {"shapes": "", "shapes-video": "video-"}
+
+
 @dataclass
 class RewardDanceScriptArguments(ScriptArguments):
     """Arguments of the script that belong neither to the model nor to the run."""
@@ -35,17 +39,18 @@ class RewardDanceScriptArguments(ScriptArguments):
         metadata={"help": "Arguments of `RewardDanceProcessor`, e.g. `{prompt_layout: text_first}` in YAML."},
     )
     shapes_rows: int = field(
-        default=40_000, metadata={"help": "Number of training rows when `dataset_name` is 'shapes'."}
+        default=40_000, metadata={"help": "Number of training rows when `dataset_name` is 'shapes' or 'shapes-video'."}
     )
 
 
 def load_rows(script_args: RewardDanceScriptArguments, with_eval: bool) -> tuple[Any, Any]:
     """Training rows, and evaluation sets by name or None."""
-    if script_args.dataset_name == "shapes":
-        from rewarddance_hf.shapes.preferences import ShapesPreferences
+    if script_args.dataset_name in SHAPES:
+        from rewarddance_hf.shapes.clips import load_shapes
 
-        train = ShapesPreferences(script_args.shapes_rows)
-        return train, {split: ShapesPreferences(500, split) for split in ("id", "ood")} if with_eval else None
+        kind = SHAPES[script_args.dataset_name]
+        train = load_shapes(f"{kind}train", script_args.shapes_rows)
+        return train, {split: load_shapes(f"{kind}{split}", 500) for split in ("id", "ood")} if with_eval else None
     from datasets import load_dataset
 
     def split(name: str) -> Any:
@@ -67,7 +72,7 @@ def main(
 
     model_name = model_args.model_name_or_path
     processor_kwargs = dict(script_args.processor_kwargs or {})
-    if script_args.dataset_name == "shapes":
+    if script_args.dataset_name in SHAPES:
         from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 
         model_name = model_name or str(BASE_VLM)

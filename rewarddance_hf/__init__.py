@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 # torch nor transformers.
 _PUBLIC_NAMES = {
     "DataCollatorForRewardDance": "data.collator",
+    "ReFLTrainer": "alignment.refl_trainer",
+    "ReFLTrainingArguments": "alignment.refl_arguments",
     "RewardDanceConfig": "models",
     "RewardDanceEvaluator": "evaluation.evaluator",
     "RewardDanceForYesScoring": "models",
@@ -17,11 +19,19 @@ _PUBLIC_NAMES = {
     "RewardDanceScorer": "scoring.scorer",
     "RewardDanceTrainer": "trainer.rewarddance_trainer",
     "RewardDanceTrainingArguments": "trainer.training_args",
+    "RewardDynamics": "alignment.dynamics",
+    "RewardDynamicsCallback": "alignment.dynamics_callback",
     "RewardGradientCallback": "alignment.gradient",
+    "best_of_n": "alignment.search",
+    "best_of_n_references": "alignment.references",
+    "search_over_paths": "alignment.search",
+    "zero_order_search": "alignment.search",
 }
 
 __all__ = [
     "DataCollatorForRewardDance",
+    "ReFLTrainer",
+    "ReFLTrainingArguments",
     "RewardDanceConfig",
     "RewardDanceEvaluator",
     "RewardDanceForYesScoring",
@@ -30,7 +40,13 @@ __all__ = [
     "RewardDanceScorer",
     "RewardDanceTrainer",
     "RewardDanceTrainingArguments",
+    "RewardDynamics",
+    "RewardDynamicsCallback",
     "RewardGradientCallback",
+    "best_of_n",
+    "best_of_n_references",
+    "search_over_paths",
+    "zero_order_search",
 ]
 
 

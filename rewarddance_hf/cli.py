@@ -1,4 +1,4 @@
-"""Command line: `rewarddance score | rank | evaluate | demo`. Results go to stdout, progress and errors to stderr."""
+"""Command line: `rewarddance score | rank | evaluate | generate | demo | release`. Results go to stdout, progress and errors to stderr."""
 
 import argparse
 import json
@@ -56,7 +56,9 @@ def _make_parser() -> argparse.ArgumentParser:
         description="Judge generated images by the probability that a vision-language model says yes.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{score,rank,evaluate,demo}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{score,rank,evaluate,generate,demo,release}"
+    )
 
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--traceback", action="store_true", help="show the traceback of errors")
@@ -95,12 +97,16 @@ def _make_parser() -> argparse.ArgumentParser:
     rank.set_defaults(run=_rank)
 
     evaluate = commands.add_parser("evaluate", parents=[judge], help="accuracy on preference rows")
-    evaluate.add_argument(
+    rows = evaluate.add_mutually_exclusive_group(required=True)
+    rows.add_argument(
         "--dataset",
-        required=True,
-        help="repository ID or folder, a folder written by `save_to_disk`, or shapes:id, shapes:ood, shapes:train",
+        help="repository ID or folder, a folder written by `save_to_disk`, or shapes:id, shapes:ood, shapes:train, "
+        "of clips shapes:video-id, shapes:t2v-id, shapes:i2v-id, ...",
     )
-    evaluate.add_argument("--split", help="split, e.g. test or test[:100] (default: the only one)")
+    rows.add_argument(
+        "--benchmark", metavar="NAME", help="public benchmark, e.g. genai-bench-image (a wrong name lists all)"
+    )
+    evaluate.add_argument("--split", help="split, e.g. test or test[:100] (default: the only one, or the benchmark's)")
     evaluate.add_argument("--config", help="configuration of the dataset")
     evaluate.add_argument("--data-files", nargs="+", help="files of the dataset, e.g. with --dataset parquet")
     evaluate.add_argument(
@@ -111,11 +117,99 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--calibrate", metavar="FOLDER", help="fit a temperature on these rows and save the calibrated judge there"
     )
+    evaluate.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="JUDGE",
+        default=[],
+        help="with --benchmark: other judges on the same rows: clipscore, pickscore (or clipscore:ID), module:function, or "
+        "the ID of a judge or of an untrained vision-language model",
+    )
+    evaluate.add_argument(
+        "--model-index",
+        metavar="FILE",
+        help="with --benchmark: model card (or new file) that gets the results as metadata",
+    )
     evaluate.set_defaults(run=_evaluate)
+
+    generate = commands.add_parser(
+        "generate", parents=[judge, criteria], help="images that a judge chose while a pipeline made them"
+    )
+    generate.add_argument(
+        "--pipeline", required=True, help="diffusers pipeline that makes the images: repository ID or folder"
+    )
+    generate.add_argument("--prompt", nargs="+", required=True, help="one or more prompts")
+    generate.add_argument(
+        "--search",
+        choices=("best-of-n", "paths", "zero-order"),
+        default="best-of-n",
+        help="how to search (paths and zero-order need a pointwise judge; default: best-of-n)",
+    )
+    generate.add_argument(
+        "--budget",
+        type=_positive_integer,
+        required=True,
+        help="largest number of denoiser evaluations for each prompt: images times steps, guidance not counted",
+    )
+    generate.add_argument(
+        "--num-images", type=_positive_integer, default=1, help="number of best images to write (default: 1)"
+    )
+    generate.add_argument("--steps", type=_positive_integer, help="denoising steps (default: those of the pipeline)")
+    generate.add_argument(
+        "--num-paths", type=_positive_integer, default=4, help="paths that are kept by --search paths (default: 4)"
+    )
+    generate.add_argument(
+        "--argument",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any argument of the pipeline's call, values as in JSON or plain text, e.g. guidance_scale=4.5 height=512",
+    )
+    generate.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
+    generate.add_argument(
+        "--images-per-batch", type=_positive_integer, default=8, help="images that are made at once (default: 8)"
+    )
+    generate.add_argument(
+        "--output-dir", default="outputs/generate", help="folder for the images (default: outputs/generate)"
+    )
+    generate.set_defaults(run=_generate)
 
     demo = commands.add_parser("demo", parents=[shared], help="train and measure a tiny judge on this computer")
     demo.add_argument("--output-dir", default="outputs/demo", help="folder for the report (default: outputs/demo)")
+    demo.add_argument(
+        "--tune-generator", action="store_true", help="then tune a tiny generator by the judge (twice as long)"
+    )
     demo.set_defaults(run=_demo)
+
+    release = commands.add_parser(
+        "release", parents=[shared], help="build a release folder, verify it in a clean process, push and tag it"
+    )
+    release.add_argument(
+        "--folder", required=True, help="release folder: to be built with --model, else ready to push"
+    )
+    release.add_argument("--repo-id", required=True, help="repository on the Hub, OWNER/NAME")
+    release.add_argument("--tag", required=True, help="tag of the release, e.g. v1.0")
+    release.add_argument("--model", help="judge to build the folder from: checkpoint or adapter")
+    release.add_argument(
+        "--training-data",
+        nargs="+",
+        default=[],
+        metavar="NAME=LICENSE",
+        help="all data that the judge was trained on; none=none if it was not",
+    )
+    release.add_argument("--results", nargs="+", default=[], help="files of `rewarddance evaluate --output`")
+    release.add_argument("--license", default="apache-2.0", help="license of the judge (default: apache-2.0)")
+    release.add_argument("--base-model", help="base model (default: as the trainer recorded)")
+    release.add_argument("--limit", nargs="+", default=[], help="limits of the judge to name in its card")
+    release.add_argument("--media", default="images", help="what is judged, for the card (default: images)")
+    release.add_argument(
+        "--allow-non-commercial",
+        action="store_true",
+        help="go on with training data that forbids commercial use; the license of the judge then says so",
+    )
+    release.add_argument("--private", action="store_true", help="keep a new repository private")
+    release.add_argument("--dry-run", action="store_true", help="show what would be pushed, and push nothing")
+    release.set_defaults(run=_release)
     return parser
 
 
@@ -164,6 +258,10 @@ def _rank(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    if args.benchmark:
+        return _evaluate_benchmark(args)
+    if args.compare or args.model_index:
+        raise argparse.ArgumentTypeError("arguments --compare and --model-index: need --benchmark")
     if args.output:
         _check_file(args.output)
     if args.calibrate:
@@ -191,19 +289,138 @@ def _evaluate(args: argparse.Namespace) -> None:
         scorer.save_pretrained(args.calibrate)
 
 
+def _evaluate_benchmark(args: argparse.Namespace) -> None:
+    for name in ("config", "data_files", "calibrate"):
+        if getattr(args, name):
+            raise argparse.ArgumentTypeError(f"argument --{name.replace('_', '-')}: not allowed with --benchmark")
+    for path in (args.output, args.model_index):
+        if path:
+            _check_file(path)
+    from .import_utils import require_extra
+
+    require_extra("train", "datasets")
+    from .evaluation.baselines import load_baseline
+    from .evaluation.benchmarks import BenchmarkRun, write_model_index
+
+    run = BenchmarkRun(
+        args.benchmark, args.split, args.limit, batch_size=args.batch_size, seed=args.seed, show_progress=True
+    )
+    try:
+        run(args.model, _load_scorer(args))
+        for name in args.compare:
+            run(name, load_baseline(name, _device(args), _dtype(args)) or _load_scorer(args, name))
+    finally:  # a judge that fails does not cost the results of those before it
+        if run.results:
+            document = {"model": args.model, **run.document(), "metrics": run.results[args.model]}
+            if args.json:
+                _write_json(document)
+            else:
+                _write_lines([run.table()])
+            sys.stdout.flush()
+            if args.output:
+                with open(args.output, "w", encoding="utf-8") as file:
+                    file.write(json.dumps(document, indent=2) + "\n")
+            if args.model_index:
+                write_model_index(args.model_index, args.model, run.eval_results(args.model))
+
+
+def _generate(args: argparse.Namespace) -> None:
+    arguments = dict(_pipeline_argument(text) for text in args.argument)
+    if args.steps is not None:
+        arguments["num_inference_steps"] = args.steps
+    os.makedirs(args.output_dir, exist_ok=True)
+    with tempfile.TemporaryFile(dir=args.output_dir):  # fail now rather than after the computation
+        pass
+    from .alignment.search import best_of_n, search_over_paths, zero_order_search
+    from .alignment.search_loading import load_pipeline
+
+    scorer = _load_scorer(args)
+    pipeline = load_pipeline(args.pipeline, scorer.model.device, args.dtype)
+    searches: dict[str, Any] = {"best-of-n": best_of_n, "paths": search_over_paths, "zero-order": zero_order_search}
+    if args.search == "paths":
+        arguments["num_paths"] = args.num_paths
+    context = {"criteria": args.criteria, "task": None if args.task == "text-to-image" else args.task}
+    results = searches[args.search](
+        pipeline,
+        args.prompt,
+        scorer,
+        max_denoiser_evaluations=args.budget,
+        num_images=args.num_images,
+        context={name: value for name, value in context.items() if value is not None},
+        seed=args.seed,
+        batch_size=args.images_per_batch,
+        **arguments,
+    )
+    documents = []
+    for number, result in enumerate(results):
+        folder = args.output_dir if len(results) == 1 else os.path.join(args.output_dir, f"prompt_{number}")
+        documents.append({"prompt": result.prompt, "images": result.save(folder), "rewards": result.rewards})
+    if args.json:
+        _write_json({"results": documents})
+    else:
+        _write_lines(
+            f"{reward:.6f}\t{image}"
+            for document in documents
+            for reward, image in zip(document["rewards"], document["images"], strict=True)
+        )
+
+
 def _demo(args: argparse.Namespace) -> None:
     from .import_utils import require_extra
 
-    require_extra("demo", "accelerate", "datasets", "matplotlib")
+    require_extra("demo", "accelerate", "datasets", "diffusers", "matplotlib", "peft")
     from .shapes.demo import run_demo
 
-    run_demo(args.output_dir)
+    run_demo(args.output_dir, args.tune_generator)
 
 
-def _load_scorer(args: argparse.Namespace) -> "RewardDanceScorer":
-    import torch
+def _release(args: argparse.Namespace) -> None:
+    if args.repo_id.count("/") != 1:
+        raise argparse.ArgumentTypeError(f"argument --repo-id: {args.repo_id!r} must be OWNER/NAME")
+    from .import_utils import require_extra
 
+    require_extra("train", "datasets")
+    from .hub.licenses import TrainingData, check_training_data
+    from .hub.release import build_model_release, plan_push, push_release
+    from .hub.verification import verify_release
+
+    if args.model:
+        training_data = [TrainingData.parse(text) for text in args.training_data]
+        check_training_data(training_data, allow_non_commercial=args.allow_non_commercial)
+        build_model_release(
+            args.model,
+            args.folder,
+            args.repo_id,
+            args.tag,
+            training_data,
+            results=args.results,
+            license=args.license,
+            base_model=args.base_model,
+            limits=args.limit,
+            media=args.media,
+            allow_non_commercial=args.allow_non_commercial,
+        )
+    else:
+        verify_release(args.folder)
+    _write_lines([f"{args.folder}: verified in a process without this package"])
+    if args.dry_run:
+        _write_lines([plan_push(args.folder, args.repo_id, args.tag)])
+    else:
+        plan = push_release(args.folder, args.repo_id, args.tag, private=args.private)
+        _write_lines([plan] if plan.is_released else [plan, "pushed and tagged"])
+
+
+def _load_scorer(args: argparse.Namespace, model: str | None = None) -> "RewardDanceScorer":
     from .scoring.scorer import RewardDanceScorer
+
+    device = _device(args)
+    scorer = RewardDanceScorer.from_pretrained(model or args.model, dtype=_dtype(args), batch_size=args.batch_size)
+    scorer.model.to(device)
+    return scorer
+
+
+def _device(args: argparse.Namespace) -> str:
+    import torch
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -212,19 +429,33 @@ def _load_scorer(args: argparse.Namespace) -> "RewardDanceScorer":
         raise ValueError(
             f"`--device` is {device!r}, which cannot be used here ({error}). Choose another, e.g. cpu."
         ) from error
-    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
-    scorer = RewardDanceScorer.from_pretrained(args.model, dtype=dtype, batch_size=args.batch_size)
-    scorer.model.to(device)
-    return scorer
+    return device
+
+
+def _dtype(args: argparse.Namespace) -> Any:
+    import torch
+
+    return args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
+
+
+def _pipeline_argument(text: str) -> tuple[str, Any]:
+    """Name and value of `NAME=VALUE`."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"argument --argument: {text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def _load_rows(args: argparse.Namespace) -> Any:
     """Preference rows of `--dataset`."""
     if args.dataset.startswith(SHAPES_PREFIX):
-        from .shapes.preferences import ShapesPreferences
+        from .shapes.clips import load_shapes
 
         split = args.dataset.removeprefix(SHAPES_PREFIX)
-        return ShapesPreferences(args.limit or DEFAULT_SHAPES_ROWS, split, seed=args.seed)
+        return load_shapes(split, args.limit or DEFAULT_SHAPES_ROWS, seed=args.seed)
     import datasets
 
     is_saved = any(

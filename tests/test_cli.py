@@ -17,6 +17,7 @@ from rewarddance_hf import (
     __version__,
 )
 from rewarddance_hf.cli import main
+from rewarddance_hf.shapes.generator import BASE_GENERATOR
 from rewarddance_hf.shapes.preferences import ShapesPreferences
 
 
@@ -255,6 +256,41 @@ def test_calibrated_judge_does_not_overwrite_the_one_in_use(capsys, pointwise_ju
     assert "whose weights are in use" in err
 
 
+@pytest.mark.parametrize("search", ["best-of-n", "paths", "zero-order"])
+def test_generate(capsys, pointwise_judge, tmp_path, search):
+    """Images, their seeds and rewards and the tree are written, within the budget; the images are those of the library."""
+    code, out, _ = run(
+        capsys, "generate", "--pipeline", BASE_GENERATOR, "--model", pointwise_judge, "--prompt", "a red circle",
+        "two blue squares", "--search", search, "--budget", 13, "--steps", 4, "--num-paths", 1, "--seed", 3, "--argument",
+        "max_sequence_length=1", "guidance_scale=2.5", "negative_prompt=blur", "--output-dir", tmp_path, "--json",
+    )  # fmt: skip
+    assert code == 0
+    results = json.loads(out)["results"]
+    assert [result["prompt"] for result in results] == ["a red circle", "two blue squares"]
+    for number, result in enumerate(results):
+        folder = tmp_path / f"prompt_{number}"
+        assert result["images"] == [str(folder / "image_0.png")]
+        assert sorted(path.name for path in folder.iterdir()) == ["image_0.png", "search.json", "tree.png"]
+        document = json.loads((folder / "search.json").read_text())
+        assert document["method"] == search
+        assert document["rewards"] == result["rewards"]
+        assert 8 <= document["denoiser_evaluations"] <= 13
+        want = RewardDanceScorer.from_pretrained(pointwise_judge).score(result["images"], result["prompt"])
+        assert result["rewards"] == pytest.approx(want.tolist(), abs=1e-5)
+
+
+def test_generate_with_a_pairwise_judge(capsys, judge, tmp_path):
+    """A pairwise judge ranks candidates; a search that needs single scores ends with one clean line."""
+    arguments = ["generate", "--pipeline", BASE_GENERATOR, "--model", judge, "--prompt", "a", "--budget", 4]
+    arguments += ["--steps", 2, "--argument", "max_sequence_length=1", "--output-dir", tmp_path]
+    code, out, _ = run(capsys, *arguments)
+    assert (code, out.split("\t")[1]) == (0, f"{tmp_path / 'image_0.png'}\n")
+    code, out, err = run(capsys, *arguments, "--search", "paths")
+    assert (code, out) == (1, "")
+    assert "The judge is pairwise" in err.splitlines()[-1]
+    assert run(capsys, *arguments, "--argument", "steps")[0] == 2
+
+
 def test_demo(capsys, monkeypatch, tmp_path):
     """`demo` runs the demo of the shapes world in the folder that is given."""
     folders = []
@@ -281,6 +317,7 @@ def test_demo(capsys, monkeypatch, tmp_path):
         (["rank", "--model", "JUDGE", "--prompt", "a", "0", "1", "--task", "song"], "`task` is 'song'"),
         (["evaluate", "--model", "JUDGE", "--dataset", "shapes:moon"], "`split` is 'moon'"),
         (["evaluate", "--model", "JUDGE", "--dataset", "/no/dataset"], "/no/dataset"),
+        (["evaluate", "--model", "JUDGE", "--benchmark", "moon"], "There is no benchmark 'moon', but imagereward"),
     ],
 )
 def test_errors_of_input_and_model(capsys, judge, pictures, arguments, message):
@@ -304,6 +341,13 @@ def test_errors_of_input_and_model(capsys, judge, pictures, arguments, message):
         (["score", "--model", "m", "--image", "0", "1", "2", "--prompt", "a", "--reference", "0", "1"], "--reference"),
         (["rank", "--model", "m", "--prompt", "a", "0", "1", "--top-k", "0"], "0 is not 1 or more"),
         (["evaluate", "--model", "m", "--dataset", "d", "--limit", "x"], "invalid"),
+        (["evaluate", "--model", "m"], "one of the arguments --dataset --benchmark is required"),
+        (["evaluate", "--model", "m", "--dataset", "d", "--benchmark", "hpdv2"], "not allowed with"),
+        (["evaluate", "--model", "m", "--dataset", "d", "--compare", "clipscore"], "need --benchmark"),
+        (
+            ["evaluate", "--model", "m", "--benchmark", "hpdv2", "--calibrate", "f"],
+            "--calibrate: not allowed with --benchmark",
+        ),
         (["score", "--model", "m", "--image", "0", "--prompt", "a", "--dtype", "int8"], "invalid choice"),
     ],
 )

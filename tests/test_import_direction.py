@@ -79,6 +79,8 @@ def test_hub_files_can_travel(path):
             assert node.module, ast.unparse(node)
             assert "." not in node.module, ast.unparse(node)
     allowed = {"torch", "transformers", "PIL", "numpy", "tqdm"}
+    if path.name == "video_rewarddance.py":
+        allowed.add("av")  # in a `try`, which loading by remote code does not demand
     for name in imports(path):
         library = name.partition(".")[0]
         standard = library in __import__("sys").stdlib_module_names

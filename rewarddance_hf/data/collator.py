@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..models import RewardDanceProcessor
 from ..models.configuration_rewarddance import PARADIGMS
-from ..models.processing_rewarddance import load_frames, load_picture
+from ..models.processing_rewarddance import load_picture
 from .preference import check_row, rationale_text
 
 
@@ -77,14 +77,19 @@ class DataCollatorForRewardDance:
         names = [str(row.get("row", f"row {i} of the batch")) for i, row in enumerate(rows)]
         for row, name in zip(rows, names, strict=True):
             check_row(row, name)
-        chosen = [load_frames(row["chosen"], f"chosen of {name}") for row, name in zip(rows, names, strict=True)]
-        rejected = [load_frames(row["rejected"], f"rejected of {name}") for row, name in zip(rows, names, strict=True)]
+        tasks = [row.get("task") or "text-to-image" for row in rows]
+        chosen, rejected = (
+            [
+                self.processor.load_frames(row[column], f"{column} of {name}", task)
+                for row, name, task in zip(rows, names, tasks, strict=True)
+            ]
+            for column in ("chosen", "rejected")
+        )
         conditions = [
             None if row.get("condition") is None else load_picture(row["condition"], f"condition of {name}")
             for row, name in zip(rows, names, strict=True)
         ]
         prompts = [row["prompt"] for row in rows]
-        tasks = [row.get("task") or "text-to-image" for row in rows]
         criteria = [row.get("criteria") for row in rows]
         ties = torch.tensor([bool(row.get("tie")) for row in rows])
 

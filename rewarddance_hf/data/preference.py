@@ -41,7 +41,7 @@ def check_columns(column_names: Iterable[str], name: str = "dataset") -> None:
     hint = f", e.g. `dataset.rename_columns({renames})`" if renames else ""
     raise ValueError(
         f"`{name}` lacks the columns {missing}; it has {found}. A preference row needs `prompt` (text), `chosen` and "
-        f"`rejected` (pictures, or lists of pictures as clips). Rename or add columns{hint}."
+        f"`rejected` (pictures or clips). Rename or add columns{hint}."
     )
 
 
@@ -51,9 +51,9 @@ def check_row(row: Mapping[str, Any], name: str = "row") -> None:
 
     Args:
         row (`Mapping`):
-            Preference row: `prompt` (`str`), `chosen` and `rejected` (pictures, or lists of pictures as frames of a
-            clip), and optionally `task` (`str`), `condition` (picture), `criteria` (`str`), `rationale` (`str` with
-            `{chosen}` and `{rejected}` in place of "Image 1" and "Image 2", or `{"yes": str, "no": str}` with one
+            Preference row: `prompt` (`str`), `chosen` and `rejected` (pictures, or clips: lists of pictures, tensors,
+            animated pictures or video files), and optionally `task` (`str`), `condition` (picture), `criteria` (`str`), `rationale` (`str` with
+            `{chosen}` and `{rejected}` in place of "Image 1" and "Image 2", or "Video 1" and "Video 2", or `{"yes": str, "no": str}` with one
             text for each verdict), `margin` (`float`), `tie` (`bool`).
         name (`str`, *optional*, defaults to `"row"`):
             Name of the row in error messages.
@@ -69,9 +69,7 @@ def check_row(row: Mapping[str, Any], name: str = "row") -> None:
             _check_type(row, column, str, name)
     for column in ("chosen", "rejected"):
         if row[column] is None:
-            raise ValueError(
-                f"`{column}` of {name} is None, but must be a picture or a list of pictures. Drop the row."
-            )
+            raise ValueError(f"`{column}` of {name} is None, but must be a picture or a clip. Drop the row.")
     if row.get("rationale") is not None:
         _check_type(row, "rationale", (str, Mapping), name)
         if isinstance(row["rationale"], Mapping) and not {"yes", "no"} <= set(row["rationale"]):
@@ -106,6 +104,7 @@ def rationale_text(row: Mapping[str, Any], chosen_second: bool) -> str | None:
     if isinstance(rationale, Mapping):
         rationale = rationale["yes" if chosen_second else "no"]
     elif rationale is not None:
-        chosen, rejected = ("Image 2", "Image 1") if chosen_second else ("Image 1", "Image 2")
+        noun = "Video" if (row.get("task") or "").endswith("video") else "Image"
+        chosen, rejected = (f"{noun} {number}" for number in ((2, 1) if chosen_second else (1, 2)))
         rationale = rationale.replace("{chosen}", chosen).replace("{rejected}", rejected)
     return rationale or None

@@ -75,14 +75,14 @@ class PreferenceRows(torch.utils.data.Dataset):
 
 def keep_pictures_encoded(dataset: Any) -> Any:
     """
-    Turn off the decoding of picture columns.
+    Turn off the decoding of picture and video columns.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             Dataset with any features.
 
     Returns:
-        The same dataset with `{"bytes": ..., "path": ...}` in place of pictures.
+        The same dataset with `{"bytes": ..., "path": ...}` in place of pictures and videos.
     """
     encoded = datasets.Image(decode=False)
     for column, feature in (dataset.features or {}).items():
@@ -90,4 +90,6 @@ def keep_pictures_encoded(dataset: Any) -> Any:
             dataset = dataset.cast_column(column, encoded)
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             dataset = dataset.cast_column(column, datasets.List(encoded))
+        elif isinstance(feature, datasets.Video):
+            dataset = dataset.cast_column(column, datasets.Video(decode=False))
     return dataset

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..data.preference import check_columns, check_row
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
-from ..models.processing_rewarddance import load_frames, load_picture
+from ..models.processing_rewarddance import load_picture
 from ..scoring.judgements import Judgement, NonFiniteScoreError
 from ..scoring.scorer import RewardDanceScorer
 from . import statistics
@@ -272,9 +272,7 @@ class RewardDanceEvaluator:
             ) as progress:
                 for rows in self._batches(scorer.batch_size):
                     start = len(logits)
-                    judgements = [
-                        j for i, row in enumerate(rows, start) for j in _row_judgements(row, i, scorer.is_pairwise)
-                    ]
+                    judgements = [j for i, row in enumerate(rows, start) for j in _row_judgements(row, i, scorer)]
                     batch_logits, batch_scores = _ask_batch(scorer, judgements, start)
                     logits.extend(batch_logits)
                     scores.extend(batch_scores)
@@ -298,21 +296,24 @@ class RewardDanceEvaluator:
             yield rows
 
 
-def _row_judgements(row: Mapping[str, Any], index: int, is_pairwise: bool) -> list[Judgement]:
+def _row_judgements(row: Mapping[str, Any], index: int, scorer: RewardDanceScorer) -> list[Judgement]:
     """The chosen picture as sample, then the rejected one; the other is the reference of a pairwise judge."""
     name = f"row {index}"
     check_row(row, name)
-    chosen, rejected = (load_frames(row[column], f"{column} of {name}") for column in ("chosen", "rejected"))
+    task = row.get("task") or "text-to-image"
+    chosen, rejected = (
+        scorer.processor.load_frames(row[column], f"{column} of {name}", task) for column in ("chosen", "rejected")
+    )
     condition = row.get("condition")
     context = {
         "prompt": row["prompt"],
         "condition": None if condition is None else load_picture(condition, f"condition of {name}"),
-        "task": row.get("task") or "text-to-image",
+        "task": task,
         "criteria": row.get("criteria"),
     }
     return [
-        Judgement(chosen, reference=rejected if is_pairwise else None, **context),
-        Judgement(rejected, reference=chosen if is_pairwise else None, **context),
+        Judgement(chosen, reference=rejected if scorer.is_pairwise else None, **context),
+        Judgement(rejected, reference=chosen if scorer.is_pairwise else None, **context),
     ]
 
 

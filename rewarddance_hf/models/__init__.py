@@ -1,9 +1,13 @@
 """Configuration, model and processor: the files that travel with every checkpoint on the Hub."""
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_rewarddance import RewardDanceConfig
 from .modeling_rewarddance import RewardDanceForYesScoring, RewardDanceOutput, RewardDancePreTrainedModel
+from .pipeline_rewarddance import TASK, VisualPreferencePipeline
 from .processing_rewarddance import RewardDanceProcessor
 
 
@@ -11,6 +15,25 @@ from .processing_rewarddance import RewardDanceProcessor
 AutoConfig.register("rewarddance", RewardDanceConfig, exist_ok=True)
 AutoModel.register(RewardDanceConfig, RewardDanceForYesScoring, exist_ok=True)
 AutoProcessor.register(RewardDanceConfig, RewardDanceProcessor, exist_ok=True)
+
+if TASK not in PIPELINE_REGISTRY.supported_tasks:
+    PIPELINE_REGISTRY.register_pipeline(TASK, VisualPreferencePipeline, pt_model=AutoModel, type="multimodal")
+
+
+class _CustomPipelines:
+    """
+    What `config.json` says about its own copy of the pipeline: kept and saved again, but not shown to
+    `transformers.pipeline`, which would ask for `trust_remote_code` although the pipeline is installed.
+    """
+
+    def __get__(self, config: Any, config_class: type) -> dict[str, Any]:
+        return {}
+
+    def __set__(self, config: Any, value: dict[str, Any]) -> None:
+        vars(config)["custom_pipelines"] = value
+
+
+RewardDanceConfig.custom_pipelines = _CustomPipelines()
 
 # Saved checkpoints carry the code, so that `trust_remote_code=True` loads them without the package.
 RewardDanceConfig.register_for_auto_class()
@@ -23,4 +46,5 @@ __all__ = [
     "RewardDanceOutput",
     "RewardDancePreTrainedModel",
     "RewardDanceProcessor",
+    "VisualPreferencePipeline",
 ]

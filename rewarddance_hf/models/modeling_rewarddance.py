@@ -1,5 +1,6 @@
 """RewardDance model: a vision-language model whose probability of answering "yes" is the reward."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,15 @@ from torch import nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
+from .checkpoints_rewarddance import (
+    ADAPTER_FILES,
+    CONFIG_OVERRIDES,
+    HUB_ARGUMENTS,
+    PICKLED_ADAPTER_FILES,
+    AdapterSource,
+    find_adapter,
+    refuse_pickles,
+)
 from .configuration_rewarddance import RewardDanceConfig
 from .processing_rewarddance import RewardDanceProcessor
 
@@ -18,7 +28,6 @@ logger = logging.get_logger(__name__)
 
 # Where pictures may be: a wrapped model that gets none of these reads the placeholders as text and answers all the same.
 PICTURE_ARGUMENTS = ("pixel_values", "mm_encoder_outputs", "inputs_embeds", "past_key_values")
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 @dataclass
@@ -106,17 +115,60 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """
-        Load a RewardDance checkpoint, or wrap that of a plain vision-language model.
+        Load a RewardDance checkpoint, wrap that of a plain vision-language model, or put an adapter on either.
 
-        Answer token IDs that the checkpoint does not know are looked up with its processor. Arguments are those of
-        [`~transformers.PreTrainedModel.from_pretrained`]; fields of [`RewardDanceConfig`] (`paradigm`,
-        `score_normalization`, ...) are accepted too.
+        Answer token IDs that the checkpoint does not know are looked up with its processor. An adapter is put on the base
+        model that it names, and stays an adapter when saved again; a RewardDance `config.json` beside it replaces the
+        base model's. Arguments are those of [`~transformers.PreTrainedModel.from_pretrained`]; fields of
+        [`RewardDanceConfig`] (`paradigm`, `score_normalization`, ...) are accepted too. `use_safetensors` is always true.
 
         Raises:
-            `ValueError`: If weights are missing in the checkpoint, or it is not that of an image-text-to-text model.
+            `ValueError`: If weights are missing in the checkpoint or stored in pickle files, or it is not that of an
+                image-text-to-text model.
+            `ImportError`: If an adapter is to be loaded without peft.
         """
         return_loading_info = kwargs.pop("output_loading_info", False)
+        kwargs["use_safetensors"] = True
+        adapter = find_adapter(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            if adapter.name != os.fspath(pretrained_model_name_or_path):
+                kwargs.pop("config", None)  # `AutoModel` has read that of the base model
+            model, loading_info = cls._from_adapter(adapter, *model_args, **kwargs)
+        else:
+            model, loading_info = cls._from_all_weights(pretrained_model_name_or_path, *model_args, **kwargs)
+        return (model, loading_info) if return_loading_info else model
+
+    @classmethod
+    def _from_adapter(cls, adapter: AdapterSource, *model_args: Any, **kwargs: Any) -> "tuple[Any, dict[str, Any]]":
+        refuse_pickles(adapter.name, adapter.arguments, ADAPTER_FILES, PICKLED_ADAPTER_FILES)
+        kwargs = {k: v for k, v in kwargs.items() if k not in (*HUB_ARGUMENTS, "adapter_kwargs")}
+        if kwargs.get("config") is None:
+            overrides = {k: kwargs.pop(k) for k in CONFIG_OVERRIDES if k in kwargs}
+            source, arguments = adapter.source_of("config.json")
+            kwargs["config"] = RewardDanceConfig.from_pretrained(source, **arguments, **overrides)
+        config = kwargs["config"]
+        if config.paradigm != "regressive" and config.yes_token_id is None:
+            source, arguments = adapter.source_of("processor_config.json")
+            processor = RewardDanceProcessor.from_pretrained(source, **arguments)
+            config.yes_token_id, config.no_token_id = processor.yes_token_id, processor.no_token_id
+        model, loading_info = cls._from_all_weights(adapter.base, *model_args, **adapter.base_arguments, **kwargs)
+        missing = set(model.load_adapter(adapter.name, adapter_kwargs=adapter.arguments).missing_keys)
+        if missing:
+            raise ValueError(
+                f"Adapter {adapter.name!r} lacks {len(missing)} weights that its `adapter_config.json` announces (first: "
+                f"{sorted(missing)[:3]}), which would be random numbers. Save or download it again."
+            )
+        if "score" in (adapter.settings.get("modules_to_save") or []):
+            loading_info["missing_keys"] = set(loading_info["missing_keys"]) - {"score.weight"}
+        return model, loading_info
+
+    @classmethod
+    def _from_all_weights(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any
+    ) -> "tuple[Any, dict[str, Any]]":
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if pretrained_model_name_or_path is not None:
+            refuse_pickles(pretrained_model_name_or_path, hub_arguments, variant=kwargs.get("variant"))
         model, loading_info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
@@ -142,7 +194,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 )
             else:
                 model.check_processor(processor)
-        return (model, loading_info) if return_loading_info else model
+        return model, loading_info
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vlm.get_input_embeddings()

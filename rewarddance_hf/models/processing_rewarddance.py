@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFea
 from transformers.utils import is_torchvision_available, logging
 
 from .pixels_rewarddance import preprocess_with_gradient
+from .video_rewarddance import Clip, ClipReader, check_sampling, open_clip
 
 
 logger = logging.get_logger(__name__)
@@ -46,6 +47,12 @@ PROMPT_TEXTS = {
     "criteria": "Criteria: {criteria}",
     "pairwise_question": "Is {noun} 2 better than {noun} 1 by these criteria? Answer yes or no.",
     "pointwise_question": "Is this a high-quality result by these criteria? Answer yes or no.",
+    "image": "image",
+    "video": "video",
+    "first_frame": "{name}, {frame}: ",
+    "frame": "{name}, {frame}: ",
+    "frame_number": "frame {number}",
+    "frame_time": "frame {number} at {time:.2f} s",
 }
 
 # Splits the spelling of a special token without showing.
@@ -109,30 +116,34 @@ def load_picture(picture: Any, name: str = "picture", keep_gradient: bool = Fals
     return picture
 
 
-def load_frames(media: Any, name: str = "media", keep_gradient: bool = False) -> "list[Any]":
+def load_frames(media: Any, name: str = "media", keep_gradient: bool = False) -> Clip:
     """
-    Load a picture as one frame, or a clip as a list of frames.
+    Load a picture as one frame, or all frames of a clip. [`RewardDanceProcessor.load_frames`] loads those that a judge sees.
 
     Args:
-        media (picture, `list` of pictures, or `torch.Tensor` of shape `(frames, 3, height, width)`):
-            Anything that [`load_picture`] takes, or several of them.
+        media (picture, clip, `list` of pictures, or `torch.Tensor` of shape `(frames, 3, height, width)`):
+            Anything that [`load_picture`] or [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes.
         name (`str`, *optional*, defaults to `"media"`):
             Name in error messages.
         keep_gradient (`bool`, *optional*, defaults to `False`):
             Whether to leave tensors that require a gradient as they are, as in [`load_picture`].
 
     Returns:
-        `list[PIL.Image.Image]`: RGB images, beside tensors with `keep_gradient`.
+        [`~rewarddance_hf.models.video_rewarddance.Clip`]: List of RGB images, beside tensors with `keep_gradient`.
 
     Raises:
-        `ValueError`: If a clip has no frames or a picture cannot be read.
+        `ValueError`: If a clip has no frames or frames of different size, or cannot be read.
+        `ImportError`: If this is a video file and PyAV is not installed.
     """
-    is_clip = isinstance(media, (list, tuple)) or getattr(media, "ndim", 3) == 4
-    if not is_clip:
-        return [load_picture(media, name, keep_gradient)]
-    if len(media) == 0:
-        raise ValueError(f"`{name}` is a clip without frames, but must have at least one.")
-    return [load_picture(frame, f"{name}[{i}]", keep_gradient) for i, frame in enumerate(media)]
+    reader = open_clip(media, name)
+    return Clip([load_picture(media, name, keep_gradient)]) if reader is None else _read_clip(reader, keep_gradient)
+
+
+def _read_clip(reader: ClipReader, keep_gradient: bool) -> Clip:
+    clip = reader.read()
+    names = [f"{reader.name}[{index}]" for index in clip.indices]
+    clip[:] = [load_picture(frame, name, keep_gradient) for frame, name in zip(clip, names, strict=True)]
+    return clip
 
 
 def _picture_from_array(array: "np.ndarray | torch.Tensor", name: str) -> Image.Image:
@@ -195,6 +206,15 @@ class RewardDanceProcessor(ProcessorMixin):
             `"image-to-video"` (Section 3.2.1).
         prompt_texts (`dict[str, str]`, *optional*):
             Wording of the question, in place of the default one.
+        num_frames (`int`, *optional*):
+            Number of frames that are taken of a clip, at equal distances. By default all are, up to `max_frames`.
+        fps (`float`, *optional*):
+            Frames that are taken for each second of a clip, in place of `num_frames`. Lists and tensors have no times: pass
+            them as [`~rewarddance_hf.models.video_rewarddance.Clip`] then.
+        max_frames (`int`, *optional*, defaults to `16`):
+            Largest number of frames of a clip. Of longer ones so many are taken, at equal distances.
+        max_clip_tokens (`int`, *optional*):
+            Largest number of tokens for the frames of a clip. Of clips that need more, fewer frames are taken.
         yes_word (`str`, *optional*, defaults to `"yes"`):
             Answer for a better sample. Must be a single token at the start of the assistant's turn.
         no_word (`str`, *optional*, defaults to `"no"`):
@@ -223,6 +243,10 @@ class RewardDanceProcessor(ProcessorMixin):
         prompt_layout: str = "images_first",
         criteria: "dict[str, str] | None" = None,
         prompt_texts: "dict[str, str] | None" = None,
+        num_frames: "int | None" = None,
+        fps: "float | None" = None,
+        max_frames: "int | None" = 16,
+        max_clip_tokens: "int | None" = None,
         yes_word: str = "yes",
         no_word: str = "no",
     ) -> None:
@@ -252,6 +276,11 @@ class RewardDanceProcessor(ProcessorMixin):
         for name, word in {"yes_word": yes_word, "no_word": no_word}.items():
             if not word:
                 raise ValueError(f"`{name}` is {word!r}, but must be a word.")
+        check_sampling(num_frames, fps, max_frames)
+        if max_clip_tokens is not None and max_clip_tokens < 1:
+            raise ValueError(
+                f"`max_clip_tokens` is {max_clip_tokens}, but must be a positive number of tokens, or None."
+            )
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -261,8 +290,13 @@ class RewardDanceProcessor(ProcessorMixin):
         self.prompt_layout = prompt_layout
         self.criteria = {**CRITERIA, **(criteria or {})}
         self.prompt_texts = {**PROMPT_TEXTS, **(prompt_texts or {})}
+        self.num_frames = num_frames
+        self.fps = fps
+        self.max_frames = max_frames
+        self.max_clip_tokens = max_clip_tokens
         self.yes_word = yes_word
         self.no_word = no_word
+        self._frame_tokens: dict[tuple[int, int], int] = {}
 
         self._read_assistant_turn()
         self.yes_token_id = self._find_answer_token("yes_word", yes_word)
@@ -380,7 +414,8 @@ class RewardDanceProcessor(ProcessorMixin):
 
         Args:
             images (`list`):
-                Samples to be judged: anything that [`load_picture`] takes, or a list of those as frames of a clip.
+                Samples to be judged: anything that [`load_picture`] takes; or clips: lists of those, tensors of shape
+                `(frames, 3, height, width)`, animated pictures, video files.
             prompts (`list[str]`):
                 Prompts that the samples were generated from. Plain data: no text can add special tokens or images.
             references (`list`, *optional*):
@@ -396,7 +431,9 @@ class RewardDanceProcessor(ProcessorMixin):
             [`~transformers.BatchFeature`]: Tensors for [`RewardDanceForYesScoring`], padded on the left.
 
         Raises:
-            `ValueError`: If lists differ in length, a picture cannot be read, or `task` has no criteria.
+            `ValueError`: If lists differ in length, a picture or clip cannot be read, `task` has no criteria, or it is about
+                videos and a clip has one frame only.
+            `ImportError`: If a sample is a video file and PyAV is not installed.
             `TypeError`: If a prompt is not a string.
             `NotImplementedError`: If a picture requires a gradient that cannot pass through the image processor.
         """
@@ -425,8 +462,10 @@ class RewardDanceProcessor(ProcessorMixin):
 
         texts, pictures = [], []
         for i in range(count):
-            sample = load_frames(images[i], f"images[{i}]", keep_gradient=True)
-            reference = None if references is None else load_frames(references[i], f"references[{i}]", True)
+            sample = self.load_frames(images[i], f"images[{i}]", tasks[i], keep_gradient=True)
+            reference = None
+            if references is not None:
+                reference = self.load_frames(references[i], f"references[{i}]", tasks[i], keep_gradient=True)
             condition = None if conditions is None or conditions[i] is None else conditions[i]
             condition = None if condition is None else load_picture(condition, f"conditions[{i}]", keep_gradient=True)
             if not isinstance(prompts[i], str):
@@ -434,8 +473,8 @@ class RewardDanceProcessor(ProcessorMixin):
             texts.append(
                 self.write_question(
                     prompts[i],
-                    num_reference_frames=0 if reference is None else len(reference),
-                    num_sample_frames=len(sample),
+                    reference_frames=() if reference is None else reference.marks,
+                    sample_frames=sample.marks,
                     has_condition=condition is not None,
                     task=tasks[i],
                     criteria=all_criteria[i],
@@ -447,6 +486,86 @@ class RewardDanceProcessor(ProcessorMixin):
         if any(isinstance(picture, torch.Tensor) for row in pictures for picture in row):
             return preprocess_with_gradient(self.vlm_processor, pictures, **inputs)
         return self.vlm_processor(images=pictures, **inputs)
+
+    def open_clip(self, media: Any, name: str = "media", task: "str | None" = None) -> "ClipReader | None":
+        """
+        Open a clip and choose the frames that the judge sees, without decoding them.
+
+        Args:
+            media (picture or clip):
+                Anything that [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes.
+            name (`str`, *optional*, defaults to `"media"`):
+                Name in error messages.
+            task (`str`, *optional*):
+                Task that the clip belongs to. If it is about videos, a clip of one frame is refused.
+
+        Returns:
+            [`~rewarddance_hf.models.video_rewarddance.ClipReader`]: Reader of the chosen frames, or None if this is a single
+            picture.
+
+        Raises:
+            `ValueError`: If the clip cannot be read, has no frames or frames of different size, or one frame in a task about
+                videos; or `max_clip_tokens` is too small for two frames.
+            `ImportError`: If this is a video file and PyAV is not installed.
+        """
+        reader = open_clip(media, name)
+        if reader is None:
+            return None
+        if len(reader) < 2 and task is not None and task.endswith("video"):
+            raise ValueError(
+                f"`{name}` is a clip of a single frame, but the task {task!r} is about what happens in time and needs 2 or "
+                "more. Pass all frames of the clip, or another task."
+            )
+        reader = reader.sample(self.num_frames, self.fps, self.max_frames)
+        if self.max_clip_tokens is None or reader.size is None or len(reader) < 2:
+            return reader
+        tokens = self._count_frame_tokens(reader.size)
+        affordable = self.max_clip_tokens // tokens
+        if affordable < 2:
+            raise ValueError(
+                f"`max_clip_tokens` is {self.max_clip_tokens}, but a frame of `{name}` takes {tokens} tokens, and a clip has 2 "
+                "frames or more. Raise it, or pass smaller frames."
+            )
+        return reader.sample(max_frames=affordable)
+
+    def load_frames(
+        self, media: Any, name: str = "media", task: "str | None" = None, keep_gradient: bool = False
+    ) -> Clip:
+        """
+        Load a picture as one frame, or those frames of a clip that the judge sees.
+
+        Args:
+            media (picture or clip):
+                Anything that [`load_picture`] or [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes. Frames that
+                this method gave are given back.
+            name (`str`, *optional*, defaults to `"media"`):
+                Name in error messages.
+            task (`str`, *optional*):
+                Task that the clip belongs to. If it is about videos, a clip of one frame is refused.
+            keep_gradient (`bool`, *optional*, defaults to `False`):
+                Whether to leave tensors that require a gradient as they are, as in [`load_picture`].
+
+        Returns:
+            [`~rewarddance_hf.models.video_rewarddance.Clip`]: List of RGB images, beside tensors with `keep_gradient`, which
+            knows the index and time of each.
+
+        Raises:
+            `ValueError`: As in [`~RewardDanceProcessor.open_clip`], and if a picture cannot be read.
+            `ImportError`: If this is a video file and PyAV is not installed.
+        """
+        reader = self.open_clip(media, name, task)
+        return (
+            Clip([load_picture(media, name, keep_gradient)]) if reader is None else _read_clip(reader, keep_gradient)
+        )
+
+    def _count_frame_tokens(self, size: "tuple[int, int]") -> int:
+        """Tokens of a frame with what surrounds it, as the wrapped processor makes them of frames in company."""
+        if size not in self._frame_tokens:
+            text = "\n".join([str(self.vlm_processor.image_token)] * 2)
+            pictures = [[Image.new("RGB", size)] * 2]
+            batch = self.vlm_processor(images=pictures, text=[text], **self.vlm_arguments(""))
+            self._frame_tokens[size] = batch["input_ids"].shape[1] // 2
+        return self._frame_tokens[size]
 
     def append_answers(
         self, batch: BatchFeature, answers: "list[bool]", rationales: "list[str | None]"
@@ -563,8 +682,8 @@ class RewardDanceProcessor(ProcessorMixin):
     def write_question(
         self,
         prompt: str,
-        num_reference_frames: int,
-        num_sample_frames: int,
+        reference_frames: "tuple[tuple[int, float | None], ...]",
+        sample_frames: "tuple[tuple[int, float | None], ...]",
         has_condition: bool,
         task: str,
         criteria: "str | None",
@@ -575,10 +694,11 @@ class RewardDanceProcessor(ProcessorMixin):
         Args:
             prompt (`str`):
                 Prompt that the sample was generated from.
-            num_reference_frames (`int`):
-                Number of frames of the reference, 0 for the pointwise question.
-            num_sample_frames (`int`):
-                Number of frames of the sample.
+            reference_frames (`tuple[tuple[int, float | None], ...]`):
+                Number and time of each frame of the reference: `marks` of a
+                [`~rewarddance_hf.models.video_rewarddance.Clip`]. Empty for the pointwise question.
+            sample_frames (`tuple[tuple[int, float | None], ...]`):
+                Number and time of each frame of the sample.
             has_condition (`bool`):
                 Whether there is a first frame that was given to an image-to-video generator.
             task (`str`):
@@ -599,8 +719,8 @@ class RewardDanceProcessor(ProcessorMixin):
                 )
             criteria = self.criteria[task]
         texts = self.prompt_texts
-        noun = "video" if task.endswith("video") or num_sample_frames > 1 else "image"
-        pairwise = num_reference_frames > 0
+        noun = texts["video" if task.endswith("video") or len(sample_frames) > 1 else "image"]
+        pairwise = len(reference_frames) > 0
         # JSON quotes the prompt and escapes its quotes and line breaks: its end cannot be faked.
         quoted = json.dumps(self.plain_text(prompt, "prompt"), ensure_ascii=False)
         statement = texts["prompt"].format(prompt=quoted)
@@ -608,26 +728,35 @@ class RewardDanceProcessor(ProcessorMixin):
             statement += "\n" + texts["criteria"].format(criteria=self.plain_text(criteria, "criteria"))
         question = texts["pairwise_question" if pairwise else "pointwise_question"].format(noun=noun)
 
-        media: list[tuple[str, int]] = [(texts["condition"], 1)] if has_condition else []
         label = noun.capitalize()
-        media += [(f"{label} 1", num_reference_frames), (f"{label} 2", num_sample_frames)] if pairwise else []
-        media += [] if pairwise else [(label, num_sample_frames)]
+        if pairwise:
+            heads = [
+                *self._frame_heads(f"{label} 1", reference_frames),
+                *self._frame_heads(f"{label} 2", sample_frames),
+            ]
+        else:
+            heads = self._frame_heads(label, sample_frames)
+        heads = [texts["condition"]] * has_condition + heads
         content: list[dict[str, str]] = []
-        for name, num_frames in media:
-            for frame in range(1, num_frames + 1):
-                head = (
-                    name
-                    if name == texts["condition"]
-                    else f"{name}: "
-                    if num_frames == 1
-                    else f"{name}, frame {frame}: "
-                )
-                content += [{"type": "text", "text": ("\n" if content else "") + head}, {"type": "image"}]
+        for head in heads:
+            content += [{"type": "text", "text": ("\n" if content else "") + head}, {"type": "image"}]
         if self.prompt_layout == "images_first":
             content = [*content, {"type": "text", "text": f"\n{statement}\n{question}"}]
         else:
             content = [{"type": "text", "text": f"{statement}\n"}, *content, {"type": "text", "text": f"\n{question}"}]
         return self._chat(content)
+
+    def _frame_heads(self, name: str, frames: "tuple[tuple[int, float | None], ...]") -> "list[str]":
+        """What introduces each frame."""
+        if len(frames) == 1:
+            return [f"{name}: "]
+        heads: "list[str]" = []
+        for number, time in frames:
+            frame = self.prompt_texts["frame_number" if time is None else "frame_time"].format(
+                number=number, time=time
+            )
+            heads.append(self.prompt_texts["frame" if heads else "first_frame"].format(name=name, frame=frame))
+        return heads
 
     def _chat(self, content: "list[dict[str, str]]", answer: "str | None" = None) -> str:
         messages = [{"role": "user", "content": content}]

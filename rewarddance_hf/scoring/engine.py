@@ -165,12 +165,12 @@ class ScoringEngine:
         """
         rest = iter(judgements)
         size = window or WINDOW
-        start, planned = 0, list(islice(rest, size))
+        start, planned = 0, session.desk.open(list(islice(rest, size)))
         futures = session.desk.take(planned)
         while planned:
             pictures = self.vision.encode(futures, session)
             self.vision.forget(session, pictures)
-            following = list(islice(rest, size))
+            following = session.desk.open(list(islice(rest, size)), start + len(planned))
             # Prepared while the language model works.
             futures = session.desk.take(following, start + len(planned))
             questions = [session.writer.write(*pair) for pair in zip(planned, pictures, strict=True)]

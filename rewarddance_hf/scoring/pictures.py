@@ -6,7 +6,8 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from PIL import Image
 
 from ..models import RewardDanceProcessor
 from ..models.pixels_rewarddance import preprocess_with_gradient
-from ..models.processing_rewarddance import load_frames, load_picture
+from ..models.processing_rewarddance import load_picture
+from ..models.video_rewarddance import ClipReader
 from .judgements import Judgement
 
 
@@ -74,9 +76,9 @@ class PictureDesk:
         vlm_processor: Any = processor.vlm_processor
         self._placeholder = str(vlm_processor.image_token)
 
-    def take(self, judgements: list[Judgement], start: int = 0) -> list[list["Future[PreparedPicture]"]]:
+    def open(self, judgements: list[Judgement], start: int = 0) -> list[Judgement]:
         """
-        Start to prepare the pictures of judgements.
+        Find out which frames of clips are seen, without decoding them.
 
         Args:
             judgements (`list[Judgement]`):
@@ -85,25 +87,62 @@ class PictureDesk:
                 Index of the first judgement, for error messages.
 
         Returns:
+            `list[Judgement]`: The same with a [`~rewarddance_hf.models.video_rewarddance.ClipReader`] in place of each clip.
+            One that cannot be opened says so when its frames are taken.
+        """
+        readers: dict[Any, ClipReader | None] = {}
+
+        def opened(media: Any, name: str, task: str) -> Any:
+            key = (_identity(media), task)
+            if key not in readers:
+                try:
+                    readers[key] = self.processor.open_clip(media, name, task)
+                except Exception as error:
+                    readers[key] = _broken_clip(error, name)
+            return readers[key] or media
+
+        return [
+            replace(
+                judgement,
+                sample=opened(judgement.sample, f"images[{i}]", judgement.task),
+                reference=opened(judgement.reference, f"references[{i}]", judgement.task),
+            )
+            if judgement.reference is not None
+            else replace(judgement, sample=opened(judgement.sample, f"images[{i}]", judgement.task))
+            for i, judgement in enumerate(judgements, start)
+        ]
+
+    def take(self, judgements: list[Judgement], start: int = 0) -> list[list["Future[PreparedPicture]"]]:
+        """
+        Start to prepare the pictures of judgements.
+
+        Args:
+            judgements (`list[Judgement]`):
+                What is asked, as given by [`~PictureDesk.open`].
+            start (`int`, *optional*, defaults to `0`):
+                Index of the first judgement, for error messages.
+
+        Returns:
             `list[list[Future]]`: Prepared pictures of each question in their order: first frame, reference, sample.
         """
         # Objects are kept until the end, as their `id` names them.
-        sources: dict[Any, tuple[Any, Future]] = {}
+        sources: dict[Any, tuple[Any, list[Future]]] = {}
         rows = []
         for i, judgement in enumerate(judgements, start):
-            frames = split_frames(judgement.sample, f"images[{i}]")
-            if judgement.reference is not None:
-                frames = split_frames(judgement.reference, f"references[{i}]") + frames
-            if judgement.condition is not None:
-                frames = [(judgement.condition, f"conditions[{i}]"), *frames]
-            alone = self._knows_company and len(frames) == 1
-            row = []
-            for picture, name in frames:
-                is_path = isinstance(picture, (str, os.PathLike))
-                source = (os.fspath(picture) if is_path else id(picture), alone)
-                if source not in sources:
-                    sources[source] = (picture, self._submit(picture, name, alone))
-                row.append(sources[source][1])
+            named = [
+                (judgement.condition, f"conditions[{i}]"),
+                (judgement.reference, f"references[{i}]"),
+                (judgement.sample, f"images[{i}]"),
+            ]
+            named = [(media, name) for media, name in named if media is not None]
+            alone = self._knows_company and sum(num_frames(media) for media, _ in named) == 1
+            row: list[Future[PreparedPicture]] = []
+            for media, name in named:
+                for source, source_name in split_frames(media, name):
+                    key = (_identity(source), alone)
+                    if key not in sources:
+                        sources[key] = (source, self._submit(source, source_name, alone))
+                    row += sources[key][1]
             rows.append(row)
         return rows
 
@@ -116,13 +155,35 @@ class PictureDesk:
                 if not future.done() or future.exception() is not None or future.result().number not in numbers
             }
 
-    def _submit(self, picture: Any, name: str, alone: bool) -> "Future[PreparedPicture]":
+    def _submit(self, picture: Any, name: str, alone: bool) -> list["Future[PreparedPicture]"]:
+        if isinstance(picture, ClipReader):
+            return self._submit_clip(picture, alone)
         if requires_grad(picture):  # grad mode belongs to a thread
             load_picture(picture, name, keep_gradient=True)
-            return self._once(("gradient", id(picture), alone), lambda: self._prepare(picture, alone), picture)
+            return [self._once(("gradient", id(picture), alone), lambda: self._prepare(picture, alone), picture)]
         if self.executor is None:
-            return _done(lambda: self._load(picture, name, alone))
-        return self.executor.submit(self._load, picture, name, alone)
+            return [_done(lambda: self._load(picture, name, alone))]
+        return [self.executor.submit(self._load, picture, name, alone)]
+
+    def _submit_clip(self, reader: ClipReader, alone: bool) -> list["Future[PreparedPicture]"]:
+        """Frames of a file are decoded together, and not kept."""
+        futures: list[Future[PreparedPicture]] = [Future() for _ in reader.indices]
+
+        def prepare() -> None:
+            try:
+                frames = reader.read()
+            except Exception as error:
+                for future in futures:
+                    future.set_exception(error)
+                return
+            for future, frame, index in zip(futures, frames, reader.indices, strict=True):
+                _fulfil(future, partial(self._load, frame, f"{reader.name}[{index}]", alone))
+
+        if self.executor is None:
+            prepare()
+        else:
+            self.executor.submit(prepare)
+        return futures
 
     @torch.no_grad()
     def _load(self, picture: Any, name: str, alone: bool) -> PreparedPicture:
@@ -170,12 +231,29 @@ class PictureDesk:
 
 
 def split_frames(media: Any, name: str) -> list[tuple[Any, str]]:
-    """Frames of an image or clip that is not decoded yet, each with its name for error messages."""
-    if not isinstance(media, (list, tuple)) and getattr(media, "ndim", 3) != 4:
+    """Pictures that an image or opened clip consists of, each with its name for error messages; a file stays whole."""
+    if not isinstance(media, ClipReader):
         return [(media, name)]
-    if len(media) == 0:
-        load_frames(media, name)  # says what is wrong
-    return [(frame, f"{name}[{i}]") for i, frame in enumerate(media)]
+    if media.frames is None:
+        return [(media, media.name)]
+    names = [f"{media.name}[{index}]" for index in media.indices]
+    return list(zip(media.frames, names, strict=True))
+
+
+def num_frames(media: Any) -> int:
+    """Number of frames of an image or opened clip."""
+    return len(media) if isinstance(media, ClipReader) else 1
+
+
+def _identity(media: Any) -> Any:
+    return os.fspath(media) if isinstance(media, (str, os.PathLike)) else id(media)
+
+
+def _broken_clip(error: Exception, name: str) -> ClipReader:
+    def fail(indices: list[int]) -> list[Image.Image]:
+        raise error
+
+    return ClipReader(name, [0], None, 1, decode=fail)
 
 
 def requires_grad(picture: Any) -> bool:

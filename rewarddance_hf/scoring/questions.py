@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
+from ..models.video_rewarddance import ClipReader
 from .judgements import Judgement
 from .pictures import PreparedPicture
 
@@ -115,7 +116,7 @@ class QuestionWriter:
 
         Args:
             judgement ([`Judgement`]):
-                What is asked.
+                What is asked, with opened clips.
             pictures (`list[PreparedPicture]`):
                 Its pictures in their order.
 
@@ -123,9 +124,9 @@ class QuestionWriter:
             [`Question`]
         """
         has_condition = judgement.condition is not None
-        num_references = 0 if judgement.reference is None else _num_frames(judgement.reference)
-        num_samples = len(pictures) - has_condition - num_references
-        key = (judgement.prompt, num_references, num_samples, has_condition, judgement.task, judgement.criteria)
+        references = () if judgement.reference is None else _marks(judgement.reference)
+        samples = _marks(judgement.sample)
+        key = (judgement.prompt, references, samples, has_condition, judgement.task, judgement.criteria)
         if len(self._tokens) > MAX_TEXTS:
             self._texts, self._tokens, self._counts = {}, {}, {}
         text = self._texts.get(key)
@@ -234,5 +235,6 @@ def _num_shared(a: Question, b: Question) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
-def _num_frames(media: Any) -> int:
-    return len(media) if isinstance(media, (list, tuple)) or getattr(media, "ndim", 3) == 4 else 1
+def _marks(media: Any) -> tuple[tuple[int, float | None], ...]:
+    """Number and time of each frame."""
+    return media.marks if isinstance(media, ClipReader) else ((1, None),)

@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
-from ..models.processing_rewarddance import load_frames, load_picture
+from ..models.processing_rewarddance import load_picture
 from .dataset import score_into_file
 from .engine import ScoringEngine
 from .judgements import Comparison, Judgement, NonFiniteScoreError, Ranking
@@ -338,7 +338,10 @@ class RewardDanceScorer:
                 f"`explain` is True, but the judge is {self.model.config.paradigm} and gives no verdict about two samples. "
                 "Pass `explain=False`, or load a pairwise judge."
             )
-        frames_a, frames_b = load_frames(image_a, "image_a"), load_frames(image_b, "image_b")
+        frames_a, frames_b = (
+            self.processor.load_frames(image, name, task)
+            for image, name in ((image_a, "image_a"), (image_b, "image_b"))
+        )
         judgement_a = Judgement(frames_a, prompt, condition=condition, task=task, criteria=criteria)
         judgement_b = replace(judgement_a, sample=frames_b)
         order_consistent = None
@@ -414,7 +417,10 @@ class RewardDanceScorer:
             `ValueError`: If there are fewer than two samples, `top_k`, `method` or `num_rounds` is out of range, a picture
                 cannot be read, or a score is not finite.
         """
-        samples = [load_frames(image, f"images[{i}]") for i, image in enumerate(_as_list(images, "images"))]
+        samples = [
+            self.processor.load_frames(image, f"images[{i}]", task)
+            for i, image in enumerate(_as_list(images, "images"))
+        ]
         count = len(samples)
         if count < 2:
             raise ValueError(
@@ -559,9 +565,11 @@ class RewardDanceScorer:
         """Inputs of the model for one batch; `start` is the index of its first judgement, for error messages."""
         samples, references, conditions = [], [], []
         for i, judgement in enumerate(judgements, start):
-            samples.append(load_frames(judgement.sample, f"images[{i}]", keep_gradient=True))
+            task = judgement.task
+            samples.append(self.processor.load_frames(judgement.sample, f"images[{i}]", task, keep_gradient=True))
             if judgement.reference is not None:
-                references.append(load_frames(judgement.reference, f"references[{i}]", keep_gradient=True))
+                reference = self.processor.load_frames(judgement.reference, f"references[{i}]", task, True)
+                references.append(reference)
             condition = judgement.condition
             if condition is not None:
                 condition = load_picture(condition, f"conditions[{i}]", keep_gradient=True)

@@ -1,13 +1,21 @@
-"""The demo: fine-tune the tiny base model as a judge of shapes, measure it beside two others, and score with it."""
+"""
+The demo: fine-tune the tiny base model as a judge of shapes, measure it beside two others, and score with it. If it is
+asked to, it then tunes a tiny generator by the judge.
+"""
 
 import json
 import multiprocessing
+import random
+import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers.utils import logging
 
 from ..evaluation.evaluator import RewardDanceEvaluator
@@ -15,6 +23,9 @@ from ..models import RewardDanceForYesScoring
 from ..scoring.scorer import RewardDanceScorer
 from ..trainer.rewarddance_trainer import RewardDanceTrainer
 from ..trainer.training_args import RewardDanceTrainingArguments
+from .alignment_demo import EVALUATION_PROMPTS, GENERATORS, TUNING_STEPS, tune
+from .generated import generated_preferences
+from .generator import load_generator
 from .models import BASE_VLM, judge_processor
 from .preferences import ShapesPreferences
 from .report import write_report
@@ -25,11 +36,59 @@ PARADIGM = {"untrained": "pairwise", "judge": "pairwise", "regressive": "regress
 TRAINING_STEPS = 700
 BATCH_SIZE = 48
 EVALUATION_ROWS = 1000
+# A judge that has only seen clean drawings reads a generator's pictures less well.
+GENERATED_SHARE = 0.4
+GENERATED_PROMPTS = {"train": 600, "id": 200}
 # Rows of the learning curve are others than those that the report's figures come from.
 CURVE_ROWS, CURVE_SEED = 300, 1
 
 
-def train(name: str, output_dir: str, steps: int = TRAINING_STEPS, show_progress: bool = True) -> None:
+def sample_pairs(split: str, output_dir: str, num_prompts: int | None = None) -> None:
+    """
+    Draw pairs of the generator's own samples, labelled by the oracle, and save them.
+
+    Args:
+        split (`str`):
+            `"train"` or `"id"` (held out).
+        output_dir (`str`):
+            Folder for the dataset.
+        num_prompts (`int`, *optional*):
+            Number of prompts, six samples each. Defaults to that of the demo.
+    """
+    torch.set_num_threads(1)
+    rows = generated_preferences(load_generator(), num_prompts or GENERATED_PROMPTS[split], split)
+    datasets.Dataset.from_list(rows).save_to_disk(output_dir)
+
+
+def training_rows(num_rows: int, generated_dir: str | None) -> Dataset:
+    """
+    Rendered pairs, mixed with those of the generator if there are any.
+
+    Args:
+        num_rows (`int`):
+            Number of rows.
+        generated_dir (`str`, *optional*):
+            Folder of a dataset of [`sample_pairs`], whose rows come several times if they are few.
+
+    Returns:
+        `torch.utils.data.Dataset`
+    """
+    if generated_dir is None:
+        return ShapesPreferences(num_rows)
+    generated = datasets.load_from_disk(generated_dir)
+    num_generated = round(GENERATED_SHARE * num_rows)
+    indices = [i % len(generated) for i in range(num_generated)]
+    random.Random(0).shuffle(indices)
+    return ConcatDataset([ShapesPreferences(num_rows - num_generated), Subset(generated, indices)])
+
+
+def train(
+    name: str,
+    output_dir: str,
+    steps: int = TRAINING_STEPS,
+    show_progress: bool = True,
+    generated_dir: str | None = None,
+) -> None:
     """
     Fine-tune the base model and save it.
 
@@ -42,6 +101,8 @@ def train(name: str, output_dir: str, steps: int = TRAINING_STEPS, show_progress
             Number of updates.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
+        generated_dir (`str`, *optional*):
+            Folder of the generator's pairs for training.
     """
     torch.set_num_threads(1)  # two processes train side by side
     paradigm = PARADIGM[name]
@@ -71,7 +132,7 @@ def train(name: str, output_dir: str, steps: int = TRAINING_STEPS, show_progress
     trainer = RewardDanceTrainer(
         model=RewardDanceForYesScoring.from_pretrained(BASE_VLM, paradigm=paradigm),
         args=arguments,
-        train_dataset=ShapesPreferences(steps * BATCH_SIZE),
+        train_dataset=training_rows(steps * BATCH_SIZE, generated_dir),
         eval_dataset={split: ShapesPreferences(CURVE_ROWS, split, seed=CURVE_SEED) for split in ("id", "ood")},
         processing_class=judge_processor(),
     )
@@ -81,9 +142,11 @@ def train(name: str, output_dir: str, steps: int = TRAINING_STEPS, show_progress
     log_history.write_text(json.dumps(trainer.state.log_history, indent=2) + "\n", encoding="utf-8")
 
 
-def evaluate(name: str, model_dir: str, output_file: str, rows: int = EVALUATION_ROWS) -> None:
+def evaluate(
+    name: str, model_dir: str, output_file: str, rows: int = EVALUATION_ROWS, generated_dir: str | None = None
+) -> None:
     """
-    Measure a judge on held-out rows, in and out of domain.
+    Measure a judge on held-out rows, in and out of domain, and on pairs of the generator's samples.
 
     Args:
         name (`str`):
@@ -94,6 +157,8 @@ def evaluate(name: str, model_dir: str, output_file: str, rows: int = EVALUATION
             JSON file for the metrics.
         rows (`int`, *optional*):
             Number of rows of each split.
+        generated_dir (`str`, *optional*):
+            Folder of the generator's held-out pairs.
     """
     torch.set_num_threads(1)
     scorer = RewardDanceScorer(
@@ -102,22 +167,49 @@ def evaluate(name: str, model_dir: str, output_file: str, rows: int = EVALUATION
         batch_size=100,
     )
     metrics: dict[str, Any] = {}
-    for split in ("id", "ood"):
-        evaluator = RewardDanceEvaluator(ShapesPreferences(rows, split))
+    held_out = {split: ShapesPreferences(rows, split) for split in ("id", "ood")}
+    if generated_dir is not None:
+        held_out["generated"] = datasets.load_from_disk(generated_dir)
+    for split, dataset in held_out.items():
+        evaluator = RewardDanceEvaluator(dataset)
         metrics |= {f"{name}/{split}/{key}": value for key, value in evaluator(scorer).items()}
     Path(output_file).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
-def _train_and_evaluate(name: str, output_dir: str, steps: int, rows: int, show_progress: bool) -> None:
+def _train_and_evaluate(
+    name: str, folder: str, pairs: dict[str, str | None], steps: int, rows: int, show_progress: bool
+) -> None:
+    train(name, folder, steps, show_progress, pairs["train"])
+    evaluate(name, folder, str(Path(folder) / "metrics.json"), rows, pairs["id"])
+
+
+def _run_quietly(function: Callable[..., None], *arguments: Any) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder = Path(output_dir) / name
-    train(name, str(folder), steps, show_progress)
-    evaluate(name, str(folder), str(folder / "metrics.json"), rows)
+    datasets.disable_progress_bars()
+    function(*arguments)
+
+
+def _side_by_side(calls: dict[str, tuple[Any, ...]]) -> None:
+    """Run functions with their arguments in processes of their own."""
+    context = multiprocessing.get_context("spawn")
+    processes = {name: context.Process(target=_run_quietly, args=call) for name, call in calls.items()}
+    for process in processes.values():
+        process.start()
+    for process in processes.values():
+        process.join()
+    failed = [name for name, process in processes.items() if process.exitcode != 0]
+    if failed:
+        raise RuntimeError(f"{failed} failed; see the messages above. What was written before is kept.")
 
 
 def run_demo(
-    output_dir: str = "outputs/demo", steps: int = TRAINING_STEPS, rows: int = EVALUATION_ROWS
+    output_dir: str = "outputs/demo",
+    tune_generator: bool = False,
+    steps: int = TRAINING_STEPS,
+    rows: int = EVALUATION_ROWS,
+    tuning_steps: int = TUNING_STEPS,
+    prompts: int = EVALUATION_PROMPTS,
 ) -> dict[str, float]:
     """
     Train a judge and the regressive baseline side by side, measure both and the untrained model, and write a report.
@@ -125,13 +217,20 @@ def run_demo(
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/demo"`):
             Folder for `report.md`, `metrics.json`, pictures and checkpoints.
+        tune_generator (`bool`, *optional*, defaults to `False`):
+            Whether to train on pairs of the generator's samples too, and to tune the generator by the judge and by a weak
+            reward.
         steps (`int`, *optional*):
-            Number of updates of each training.
+            Number of updates of each judge.
         rows (`int`, *optional*):
             Number of held-out rows of each split.
+        tuning_steps (`int`, *optional*):
+            Number of updates of each generator.
+        prompts (`int`, *optional*):
+            Number of held-out prompts that generators are measured on.
 
     Returns:
-        `dict[str, float]`: Metrics with flat keys like `judge/id/accuracy`.
+        `dict[str, float]`: Metrics with flat keys like `judge/id/accuracy` and `generator/tuned/alignment`.
 
     Raises:
         `OSError`: If `output_dir` cannot be written.
@@ -141,32 +240,55 @@ def run_demo(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").touch()  # fails now rather than after minutes of training
+    pairs: dict[str, str | None] = dict.fromkeys(GENERATED_PROMPTS)
+    if tune_generator:
+        pairs = {split: str(folder / f"pairs_{split}") for split in GENERATED_PROMPTS}
+        _say("Sampling pairs from the base generator ...")
+        share = min(1.0, steps / TRAINING_STEPS)
+        _side_by_side(
+            {
+                f"sampling {split}": (sample_pairs, split, pairs[split], max(20, round(share * count)))
+                for split, count in GENERATED_PROMPTS.items()
+            }
+        )
     _say(f"Training a pairwise judge and a regressive baseline, {steps} steps each, side by side ...")
-    context = multiprocessing.get_context("spawn")
-    processes = {
-        name: context.Process(target=_train_and_evaluate, args=(name, str(folder), steps, rows, name == "judge"))
-        for name in ("judge", "regressive")
+    _side_by_side(
+        {
+            name: (_train_and_evaluate, name, str(folder / name), pairs, steps, rows, name == "judge")
+            for name in ("judge", "regressive")
+        }
+    )
+    calls: dict[str, tuple[Any, ...]] = {
+        "untrained": (evaluate, "untrained", str(BASE_VLM), str(folder / "untrained.json"), rows, pairs["id"])
     }
-    for process in processes.values():
-        process.start()
-    for process in processes.values():
-        process.join()
-    failed = [name for name, process in processes.items() if process.exitcode != 0]
-    if failed:
-        raise RuntimeError(f"Training of {failed} failed; see the messages above. Nothing else was written.")
-    _say("Measuring the untrained model ...")
-    evaluate("untrained", str(BASE_VLM), str(folder / "untrained.json"), rows)
+    files = [folder / "untrained.json", *(folder / name / "metrics.json" for name in ("judge", "regressive"))]
+    if tune_generator:
+        _say(f"Tuning the generator by the judge and by a weak reward, {tuning_steps} steps each, side by side ...")
+        for name in GENERATORS:
+            judge_dir = str(folder / "judge") if name == "tuned" else None
+            calls[name] = (tune, name, str(folder / name), judge_dir, tuning_steps, prompts, name == "tuned")
+            files.append(folder / name / "metrics.json")
+    else:
+        _say("Measuring the untrained model ...")
+    _side_by_side(calls)
 
     metrics: dict[str, Any] = {}
-    for file in (folder / "untrained.json", folder / "judge" / "metrics.json", folder / "regressive" / "metrics.json"):
+    for file in files:
         metrics |= json.loads(file.read_text(encoding="utf-8"))
     scorer = RewardDanceScorer.from_pretrained(folder / "judge", batch_size=100)
     metrics["seconds"] = time.monotonic() - start
     write_report(folder, metrics, scorer, steps)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     for name in MODELS:
-        values = [f"{split} {100 * metrics[f'{name}/{split}/accuracy']:.1f} %" for split in ("id", "ood")]
+        accuracies = {
+            key.split("/")[1]: metrics[key] for key in metrics if re.fullmatch(f"{name}/[a-z]+/accuracy", key)
+        }
+        values = [f"{split} {100 * value:.1f} %" for split, value in accuracies.items()]
         _say(f"{name:12} held-out accuracy: {', '.join(values)}")
+    for name in ("base", *GENERATORS) if tune_generator else ():
+        _say(
+            f"{name:12} generator, held-out prompts drawn right: {100 * metrics[f'generator/{name}/alignment']:.1f} %"
+        )
     _say(f"Report: {folder / 'report.md'} ({metrics['seconds']:.0f} s)")
     return metrics
 

@@ -37,6 +37,11 @@ PROMPT_TEXTS = {
     "criteria": "Criteria: {criteria}.",
     "pairwise_question": "Is {noun} 2 better than {noun} 1?",
     "pointwise_question": "Is this {noun} right?",
+    # Clips are told in the words that the base model knows.
+    "video": "image",
+    "condition": "Image: ",
+    "first_frame": "{name}: ",
+    "frame": "",
 }
 CRITERIA = {"text-to-image": "what the picture shows"}
 

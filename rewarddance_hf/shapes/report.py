@@ -14,11 +14,12 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from ..scoring.scorer import RewardDanceScorer  # noqa: E402
+from .alignment_report import draw_generators, generator_lines  # noqa: E402
 from .preferences import CATEGORIES, ShapesPreferences  # noqa: E402
 from .scenes import OUT_OF_DOMAIN, Scene, SceneObject, canonical_caption, render_scene  # noqa: E402
 
 
-SPLIT_NAMES = {"id": "in domain", "ood": "out of domain"}
+SPLIT_NAMES = {"id": "in domain", "ood": "out of domain", "generated": "generator's samples"}
 COLORS = {"judge": "#1f6f8b", "regressive": "#d1812b", "untrained": "#8a8a8a"}
 SHEET_ROWS = 12
 
@@ -41,20 +42,24 @@ def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScore
     draw_judged_pairs(scorer).savefig(folder / "judged_pairs.png", dpi=110)
     figure, ranking = draw_ranking(scorer)
     figure.savefig(folder / "ranking.png", dpi=130)
+    splits = [split for split in SPLIT_NAMES if f"judge/{split}/accuracy" in metrics]
+    has_generators = "generator/base/alignment" in metrics
+    if has_generators:
+        draw_generators(folder).savefig(folder / "generators.png", dpi=110)
     plt.close("all")
     lines = [
         "# A judge of shapes",
         "",
         f"Fine-tuned for {steps} steps from the tiny base model, beside a regressive baseline with as many steps, in "
-        f"{metrics['seconds']:.0f} s. Accuracy on held-out preference pairs in %, ties left out, both orders of each pair, "
-        "with the 95 % bootstrap interval:",
+        f"{metrics['seconds']:.0f} s for all. Accuracy on held-out preference pairs in %, ties left out, both orders of each "
+        "pair, with the 95 % bootstrap interval:",
         "",
-        "| model | in domain | out of domain | order consistency | calibration error |",
-        "|---|---|---|---|---|",
+        f"| model | {' | '.join(SPLIT_NAMES[split] for split in splits)} | order consistency | calibration error |",
+        "|---|---|---|" + "---|" * len(splits),
     ]
     for name in ("untrained", "regressive", "judge"):
         cells = [name]
-        for split in ("id", "ood"):
+        for split in splits:
             value, low, high = (100 * metrics[f"{name}/{split}/accuracy{end}"] for end in ("", "_low", "_high"))
             cells.append(f"{value:.1f} ({low:.1f} to {high:.1f})")
         cells += [f"{100 * metrics[f'{name}/id/order_consistency']:.1f}", f"{metrics[f'{name}/id/ece']:.3f}"]
@@ -78,6 +83,7 @@ def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScore
         "",
         "![Ranking](ranking.png)",
         "",
+        *(generator_lines(folder, metrics) if has_generators else []),
     ]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
 

@@ -1,13 +1,19 @@
-"""Draft of a model card, written by the trainer from what it knows of its run."""
+"""Draft of a model card, written by the trainer from what it knows of its run; a release makes the full card of it."""
 
+import platform
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
 from .training_args import RewardDanceTrainingArguments
 
+
+# Key of the card's metadata under which a release finds what the trainer knows.
+FACTS_KEY = "rewarddance_training"
+DATASET_URL = "https://huggingface.co/datasets/"
 
 TEXT = """---
 {card_data}
@@ -16,32 +22,21 @@ TEXT = """---
 # {model_name}
 
 A [RewardDance](https://huggingface.co/papers/2509.08826) judge of generated images and video ({paradigm} paradigm),
-fine-tuned from [{base_model}](https://huggingface.co/{base_model}). The reward is the probability of the token "yes".
+fine-tuned from {base_model}. The reward is the probability of the token "yes".
 
-```python
-from rewarddance_hf import RewardDanceScorer
+This is a draft that was written at the end of training. `rewarddance release` writes the full card.
 
-scorer = RewardDanceScorer.from_pretrained("{model_name}")
-{call}
-```
-
-Trained for {steps} steps of {batch_size} rows at learning rate {learning_rate}, with rewarddance_hf {version} and
-transformers {transformers_version}.
-
-{metrics}
-## Citation
-
-```bibtex
-@article{{rewarddance2025,
-    title  = {{RewardDance: Reward Scaling in Visual Generation}},
-    year   = {{2025}},
-    eprint = {{2509.08826}},
-}}
-```
-"""
+{metrics}"""
 
 
-def training_card(model: Any, args: RewardDanceTrainingArguments, state: Any, model_name: str, tags: list[str]) -> str:
+def training_card(
+    model: Any,
+    args: RewardDanceTrainingArguments,
+    state: Any,
+    model_name: str,
+    tags: list[str],
+    train_dataset: Any = None,
+) -> str:
     """
     Fill the draft of a model card.
 
@@ -56,38 +51,71 @@ def training_card(model: Any, args: RewardDanceTrainingArguments, state: Any, mo
             Repository ID, or name of the folder.
         tags (`list[str]`):
             Tags of the repository.
+        train_dataset (`Any`, *optional*):
+            Training rows. What their `info` says of source and license is recorded.
 
     Returns:
         `str`: Text of the card in Markdown, with metadata.
     """
     metrics = _last_eval_metrics(state.log_history)
     base_model = model.config._name_or_path or "unknown"
+    facts: dict[str, Any] = {
+        "paradigm": args.paradigm,
+        "steps": state.global_step,
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "learning_rate": args.learning_rate,
+        "hardware": f"{args.world_size} x {_device_name(args.device)}",
+        "versions": {
+            "rewarddance_hf": __version__,
+            "transformers": transformers.__version__,
+            "torch": str(torch.__version__),
+        },
+        "data": recorded_data(train_dataset),
+    }
+    extra: dict[str, Any] = {FACTS_KEY: facts}
     card_data = ModelCardData(
         base_model=base_model,
         library_name="transformers",
         tags=[*tags, "generated_from_trainer"],
         model_name=model_name,
         eval_results=[
-            EvalResult("visual-preference", name, name, "accuracy", value) for name, value in metrics.items()
+            EvalResult("visual-preference", name, name, "accuracy", value, metric_name="accuracy, ties left out")
+            for name, value in metrics.items()
         ],
+        **extra,
     )
     rows = "".join(f"| {name} | {100 * value:.1f} |\n" for name, value in metrics.items())
-    table = f"| held-out rows | accuracy % (ties left out) |\n|---|---|\n{rows}\n" if rows else ""
-    references = ", references=[reference]" if args.paradigm == "pairwise" else ""
+    table = f"| held-out rows | accuracy % (ties left out) |\n|---|---|\n{rows}" if rows else ""
     text = TEXT.format(
         card_data=card_data.to_yaml(),
         model_name=model_name,
         paradigm=args.paradigm,
         base_model=base_model,
-        call=f'scorer.score([sample], ["a red circle"]{references})',
-        steps=state.global_step,
-        batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        learning_rate=args.learning_rate,
-        version=__version__,
-        transformers_version=transformers.__version__,
         metrics=table,
     )
     return str(ModelCard(text))
+
+
+def recorded_data(dataset: Any) -> list[dict[str, str]]:
+    """
+    Read where training rows are from, as far as they know it themselves.
+
+    Args:
+        dataset (`Any`):
+            Training rows: a dataset of `datasets` has an `info`, others know nothing.
+
+    Returns:
+        `list[dict[str, str]]`: `name` (repository ID on the Hub where it is known) and `license` of each source.
+    """
+    info = getattr(getattr(dataset, "dataset", dataset), "info", None)
+    homepage = getattr(info, "homepage", None) or ""
+    name = homepage.removeprefix(DATASET_URL).strip("/") if homepage.startswith(DATASET_URL) else ""
+    name = name or getattr(info, "dataset_name", None) or ""
+    return [{"name": name, "license": getattr(info, "license", None) or "unknown"}] if name else []
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
 def _last_eval_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:

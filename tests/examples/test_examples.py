@@ -15,7 +15,7 @@ from rewarddance_hf import RewardDanceForYesScoring
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (EXAMPLES / "configs").glob("*.yaml") if not path.name.startswith("refl_"))
 
 
 def load_example(name: str):

@@ -101,8 +101,8 @@ def test_every_input_matters(family, judge, rows):
         "no reference": ([sample], [prompt], None),
         "condition": ([sample], [prompt], [reference], [other]),
         "other condition": ([sample], [prompt], [reference], [reference]),
-        "clip": ([[sample, other]], [prompt], [[reference, other]]),
-        "clip in other order": ([[other, sample]], [prompt], [[reference, other]]),
+        "clip": ([[sample, other]], [prompt], [[other, other]]),
+        "clip in other order": ([[other, sample]], [prompt], [[other, other]]),
     }
     scores = {name: model(**processor(*question)).scores.item() for name, question in questions.items()}
     scores["criteria"] = model(**processor([sample], [prompt], [reference], criteria="yes")).scores.item()
@@ -138,10 +138,11 @@ def test_unrelated_to_the_rest_of_the_batch(family, judge, rows, select):
         together = log_probs(model, processor(**select(rows, order)))
         torch.testing.assert_close(together, alone[order], **CLOSE)
 
+    clip = [random_picture(i, 44, 36) for i in range(20, 23)]
     mixed = {
         **rows,
-        "images": [rows["images"][0], rows["images"][:3], rows["images"][2], rows["images"][2:]],
-        "references": [rows["references"][0], rows["references"][:2], rows["references"][2:], rows["references"][3]],
+        "images": [rows["images"][0], clip, rows["images"][2], clip[1:]],
+        "references": [rows["references"][0], clip[:2], rows["references"][1:3], rows["references"][3]],
         "conditions": [None, rows["references"][3], rows["references"][3], None],
         "task": ["text-to-image", "image-to-video", "image-to-video", "text-to-video"],
         "criteria": [None, "motion", None, None],

@@ -210,7 +210,7 @@ def test_clips_first_frames_and_mixed_rows(judge, family):
     arguments = {"prompts": ["a red circle"] * 3, "task": ["text-to-image", "text-to-video", "image-to-video"]}
     wanted = processor(
         images=[sample, frames, frames],
-        references=[reference, frames[::-1], [reference]],
+        references=[reference, frames[::-1], [reference] * 2],
         conditions=[None, None, first],
         **arguments,
     )
@@ -219,7 +219,7 @@ def test_clips_first_frames_and_mixed_rows(judge, family):
     plain = tensor_of(frames[1])
     got = processor(
         images=[sample, clip, [frame, plain]],
-        references=[tensor_of(reference), frames[::-1], [reference]],
+        references=[tensor_of(reference), frames[::-1], [reference] * 2],
         conditions=[None, None, condition],
         **arguments,
     )

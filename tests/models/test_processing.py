@@ -272,7 +272,7 @@ def test_clips_and_conditions(judge):
     assert CRITERIA["text-to-video"] in clip
     assert count == 4
 
-    single, count = text([frames[:1]], ["x"], task="text-to-video")
+    single, count = text([frames[0]], ["x"], task="text-to-video")
     assert "\nVideo: []\n" in single
     assert count == 1
 
@@ -290,9 +290,9 @@ def test_mixed_rows(family, judge, rows, select):
     """Rows with clips, conditions, tasks and criteria of their own are those that they would be alone."""
     _, processor = judge(family)
     mixed = {
-        "images": [rows["images"][0], rows["images"][:3], [rows["images"][1]]],
+        "images": [rows["images"][0], [random_picture(i, 44, 36) for i in range(3)], [rows["images"][1]]],
         "prompts": ["a", "two green triangles", "three"],
-        "references": [rows["references"][0], rows["references"][:2], rows["references"][2]],
+        "references": [rows["references"][0], rows["references"][1:3], rows["references"][2]],
         "conditions": [rows["images"][3], None, None],
         "task": ["image-to-video", "text-to-video", "text-to-image"],
         "criteria": [None, "only colors", None],

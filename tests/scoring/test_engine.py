@@ -109,7 +109,7 @@ def assert_same(scorer, judgements):
 def test_scores_of_all_families(make_scorer, family, layout):
     """Images of mixed sizes in all orders, several prompts, a clip with first frame: any family, any layout."""
     scorer = make_scorer(family, layout=layout)
-    clip = Judgement(PICTURES[:2], "two", PICTURES[1:4], condition=PICTURES[0], task="text-to-video")
+    clip = Judgement(PICTURES[::3], "two", PICTURES[3::-3], condition=PICTURES[0], task="text-to-video")
     others = [Judgement(PICTURES[4], "two green triangles", PICTURES[1]), Judgement(PICTURES[4], "a", PICTURES[1])]
     statistics = assert_same(scorer, [*round_robin(PICTURES[:4]), clip, *others])
     assert statistics.num_pictures == statistics.num_encoded == 5
@@ -123,9 +123,9 @@ def test_scores_without_references(make_scorer, family, paradigm):
         pytest.skip("the head is the same in all families")
     scorer = make_scorer(family, paradigm, "text_first")
     judgements = [Judgement(picture, prompt) for picture in PICTURES for prompt in (PROMPT, "two")]
-    statistics = assert_same(scorer, [*judgements, Judgement(PICTURES[:3], "a clip", task="text-to-video")])
+    statistics = assert_same(scorer, [*judgements, Judgement(PICTURES[::3], "a clip", task="text-to-video")])
     # LLaVA-OneVision sees a picture that is alone in other ways than a frame.
-    assert statistics.num_encoded == (8 if family == "llava_onevision" else 5)
+    assert statistics.num_encoded == (7 if family == "llava_onevision" else 5)
 
 
 @pytest.mark.parametrize("family", ["internvl", "gemma3"])
@@ -438,7 +438,7 @@ def test_gradient_of_clips(make_scorer, family):
     plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
     samples = torch.rand(2, 2, 3, 40, 36, generator=torch.Generator().manual_seed(0)).requires_grad_()
     context = {"conditions": [PICTURES[0], None], "task": "image-to-video"}
-    arguments = (samples, ["a red circle", "two"], [PICTURES[1:4], PICTURES[1:3]])
+    arguments = (samples, ["a red circle", "two"], [[PICTURES[1]] * 3, PICTURES[::3]])
     (want,) = torch.autograd.grad(plain.score(*arguments, **context).log().sum(), samples)
     (got,) = torch.autograd.grad(scorer.score(*arguments, **context).log().sum(), samples)
     assert (got - want).norm() <= 1e-5 * want.norm()

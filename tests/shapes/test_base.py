@@ -73,3 +73,11 @@ def test_shipped_base_model_is_small_and_loads():
     model = RewardDanceForYesScoring.from_pretrained(BASE_VLM)
     assert model.config.vlm_config.model_type == "internvl"
     assert model.config.yes_token_id == judge_processor().yes_token_id
+
+
+def test_shipped_tokenizer_is_the_one_that_is_built():
+    """Token IDs are the same in every process, so that stages and judges agree about them."""
+    built, shipped = build_tokenizer(), judge_processor().tokenizer
+    assert built.get_vocab() == shipped.get_vocab()
+    text = "two small red circles left of a blue square, clear. yes no"
+    assert built(text)["input_ids"] == shipped(text)["input_ids"]

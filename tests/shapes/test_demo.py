@@ -10,18 +10,28 @@ from rewarddance_hf.shapes.demo import run_demo
 
 def test_demo_writes_its_report(tmp_path):
     """All files are written, metrics have the promised keys, and the report shows all three models."""
-    metrics = run_demo(str(tmp_path), steps=2, rows=24)
+    metrics = run_demo(str(tmp_path), tune_generator=True, steps=2, rows=24, tuning_steps=2, prompts=8)
     saved = json.loads((tmp_path / "metrics.json").read_text())
     assert saved == metrics
     for name in ("untrained", "judge", "regressive"):
         for split in ("id", "ood"):
             assert 0 <= metrics[f"{name}/{split}/accuracy"] <= 1
             assert metrics[f"{name}/{split}/num_rows"] == 24
+        assert metrics[f"{name}/generated/num_rows"] > 10
+    for name in ("base", "tuned", "hacked"):
+        assert 0 <= metrics[f"generator/{name}/alignment"] <= 1
     assert metrics["seconds"] > 0
     report = (tmp_path / "report.md").read_text()
     for name in ("untrained", "regressive", "judge"):
         assert f"| {name} |" in report
-    for picture in ("learning_curve.png", "judged_pairs.png", "ranking.png"):
+    pictures = (
+        "learning_curve.png",
+        "judged_pairs.png",
+        "ranking.png",
+        "generators.png",
+        "hacked/reward_dynamics.png",
+    )
+    for picture in pictures:
         assert picture in report
         with Image.open(tmp_path / picture) as image:
             assert min(image.size) > 200

@@ -1,0 +1,187 @@
+# /// script
+# dependencies = [
+#     "rewarddance_hf[scripts,diffusers]",
+# ]
+# ///
+"""
+Tune a diffusers pipeline by the gradient of a judge's reward (ReFL), with Best-of-N references for a pairwise judge.
+
+The shapes run takes minutes on one CPU core and needs no download. Its judge is trained first:
+
+    accelerate launch --cpu examples/train_reward_model.py --config examples/configs/shapes.yaml
+    accelerate launch --cpu examples/train_refl.py --config examples/configs/refl_shapes.yaml
+
+Real generators with LoRA on one 80 GB GPU (not run by us; the configurations say what they rest on):
+
+    accelerate launch examples/train_refl.py --config examples/configs/refl_sd35.yaml --judge org/my-judge
+
+Any argument of the configuration can be set on the command line too, e.g. `--beta 0.1`. An interrupted run goes on with
+`--resume_from_checkpoint true`. On several GPUs, add `--config_file examples/accelerate_configs/multi_gpu.yaml` after
+`launch`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config
+
+from rewarddance_hf.alignment.refl_arguments import ReFLTrainingArguments
+
+
+SHAPES = "shapes"
+
+
+@dataclass
+class ReFLScriptArguments(ScriptArguments):
+    """Arguments of the script that belong neither to the generator nor to the run."""
+
+    judge: str | None = field(
+        default=None, metadata={"help": "Judge: repository ID or folder of a RewardDance checkpoint or any VLM."}
+    )
+    judge_device: str | None = field(
+        default=None, metadata={"help": "Device of the judge, e.g. 'cuda:1' or 'cpu'. Defaults to that of the run."}
+    )
+    judge_load_in_8bit: bool = field(
+        default=False, metadata={"help": "Whether to load the judge in 8 bit (needs bitsandbytes and a GPU)."}
+    )
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the dataset that holds the prompts."})
+    num_prompts: int | None = field(default=None, metadata={"help": "Number of prompts to train on. Defaults to all."})
+    num_eval_prompts: int = field(
+        default=100, metadata={"help": "Number of held-out prompts, used if `eval_strategy` is not 'no'."}
+    )
+    num_candidates: int = field(
+        default=16, metadata={"help": "Number of candidates that references of a prompt are chosen from."}
+    )
+    num_references: int = field(default=2, metadata={"help": "Number of references of a prompt."})
+    reference_method: str = field(
+        default="top",
+        metadata={"help": "Which candidates become references.", "choices": ["top", "bottom", "random"]},
+    )
+
+
+def load_pipeline(model_args: ModelConfig) -> Any:
+    if model_args.model_name_or_path == SHAPES:
+        from rewarddance_hf.shapes.generator import load_generator
+
+        return load_generator()
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, torch_dtype=model_args.dtype
+    )
+
+
+def load_judge(script_args: ReFLScriptArguments, device: Any) -> Any:
+    from rewarddance_hf import RewardDanceScorer
+
+    if script_args.judge is None:
+        raise ValueError(
+            "`judge` is None, but a reward is needed. Pass the path of a judge, e.g. `--judge org/my-judge`."
+        )
+    settings = {}
+    if script_args.judge_load_in_8bit:
+        from transformers import BitsAndBytesConfig
+
+        settings["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    return RewardDanceScorer.from_pretrained(
+        script_args.judge, device_map=script_args.judge_device or str(device), **settings
+    )
+
+
+def load_prompts(script_args: ReFLScriptArguments, split: str, count: int | None) -> Any:
+    from datasets import Dataset, load_dataset
+
+    if script_args.dataset_name == SHAPES:
+        from rewarddance_hf.shapes.generated import ShapesPrompts
+
+        rows = ShapesPrompts(count or 1000, split="train" if split == script_args.dataset_train_split else "id")
+        return Dataset.from_list([{"prompt": rows[index]["prompt"]} for index in range(len(rows))])
+    rows = load_dataset(script_args.dataset_name, script_args.dataset_config, split=split)
+    if script_args.prompt_column != "prompt":
+        rows = rows.rename_column(script_args.prompt_column, "prompt")
+    return rows if count is None else rows.select(range(min(count, len(rows))))
+
+
+def add_references(
+    rows: Any, pipeline: Any, judge: Any, script_args: ReFLScriptArguments, args: ReFLTrainingArguments, name: str
+) -> Any:
+    """Best-of-N references by the judge, from the un-tuned generator. A second call reads what the first has made."""
+    if not judge.is_pairwise or "references" in rows.column_names:
+        return rows
+    from rewarddance_hf.alignment.references import best_of_n_references
+
+    settings = {**(args.pipeline_kwargs or {})}
+    for key in ("num_inference_steps", "guidance_scale"):
+        if getattr(args, key) is not None:
+            settings[key] = getattr(args, key)
+    with args.main_process_first(desc=f"references of {name} prompts"):
+        return best_of_n_references(
+            pipeline.to(args.device),
+            judge,
+            rows,
+            num_candidates=script_args.num_candidates,
+            top_k=script_args.num_references,
+            method=script_args.reference_method,
+            batch_size=args.per_device_eval_batch_size,
+            seed=args.seed,
+            output_dir=Path(args.output_dir) / "references" / name,
+            show_progress=not args.disable_tqdm,
+            **settings,
+        )
+
+
+def main(
+    script_args: ReFLScriptArguments, training_args: ReFLTrainingArguments, model_args: ModelConfig
+) -> dict[str, float]:
+    from rewarddance_hf.alignment.refl_trainer import ReFLTrainer
+
+    pipeline = load_pipeline(model_args)
+    judge = load_judge(script_args, training_args.device)
+    train_dataset = load_prompts(script_args, script_args.dataset_train_split, script_args.num_prompts)
+    train_dataset = add_references(train_dataset, pipeline, judge, script_args, training_args, "train")
+    eval_dataset = None
+    if training_args.eval_strategy != "no":
+        eval_dataset = load_prompts(script_args, script_args.dataset_test_split, script_args.num_eval_prompts)
+        eval_dataset = add_references(eval_dataset, pipeline, judge, script_args, training_args, "eval")
+    trainer = ReFLTrainer(
+        pipeline=pipeline,
+        reward={"judge": judge},
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=get_peft_config(model_args),
+    )
+    resume = {"true": True, "false": False}.get(
+        str(training_args.resume_from_checkpoint).lower(), training_args.resume_from_checkpoint
+    )
+    has_oracle = script_args.dataset_name == SHAPES
+    before = oracle_share(trainer, script_args.num_eval_prompts) if has_oracle else None
+    metrics = trainer.train(resume_from_checkpoint=resume).metrics
+    if has_oracle:
+        metrics |= {"oracle_before": before, "oracle_after": oracle_share(trainer, script_args.num_eval_prompts)}
+    trainer.accelerator.print(metrics)
+    trainer.save_model()
+    trainer.create_model_card()
+    trainer.accelerator.print(f"Generator saved to {training_args.output_dir}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.end()
+    return metrics
+
+
+def oracle_share(trainer: Any, num_prompts: int) -> float:
+    """Share of held-out prompts of the shapes world that the oracle finds drawn right, always from the same noise."""
+    from rewarddance_hf.shapes.generated import ShapesPrompts, alignment_holds
+
+    rows = ShapesPrompts(num_prompts, split="id")
+    prompts = [rows[index]["prompt"] for index in range(num_prompts)]
+    return float(alignment_holds(trainer.sample(prompts, output_type="pt"), prompts).mean())
+
+
+def make_parser() -> TrlParser:
+    return TrlParser((ReFLScriptArguments, ReFLTrainingArguments, ModelConfig))
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

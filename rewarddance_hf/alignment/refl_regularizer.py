@@ -1,0 +1,78 @@
+"""Distance of a denoiser that is being tuned from the un-tuned one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class BaseDistance:
+    """
+    Mean squared distance between the outputs of a denoiser and of its un-tuned self, in the calls that carry gradient.
+
+    For a sampler that adds Gaussian noise, the KL divergence between a step of both is this distance times a factor that
+    depends on the noise level only.
+
+    Args:
+        denoiser (`nn.Module`):
+            Denoiser that is tuned.
+        base (`nn.Module`, *optional*):
+            Un-tuned copy of it. If None, the denoiser's adapters are turned off in its place.
+    """
+
+    def __init__(self, denoiser: Any, base: nn.Module | None = None) -> None:
+        self.denoiser = denoiser
+        self.base = base
+        self._distances: list[torch.Tensor] = []
+        self._running = False
+
+    @contextmanager
+    def measured(self) -> Iterator["BaseDistance"]:
+        """Measure every call of the denoiser that carries gradient within the block."""
+        self._distances.clear()
+        handle = self.denoiser.register_forward_hook(self._compare, with_kwargs=True)
+        try:
+            yield self
+        finally:
+            handle.remove()
+
+    def mean(self) -> torch.Tensor:
+        """
+        Mean over the calls that were measured.
+
+        Returns:
+            `torch.Tensor` of shape `()`: Distance, with gradient.
+        """
+        return torch.stack(self._distances).mean()
+
+    def _compare(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._running or not torch.is_grad_enabled():
+            return
+        self._running = True
+        try:
+            with torch.no_grad():
+                base_output = self._base_output(*args, **kwargs)
+        finally:
+            self._running = False
+        pairs = zip(_tensors(output), _tensors(base_output), strict=True)
+        self._distances.append(
+            torch.stack([F.mse_loss(ours.float(), theirs.float()) for ours, theirs in pairs]).mean()
+        )
+
+    def _base_output(self, *args: Any, **kwargs: Any) -> Any:
+        if self.base is not None:
+            return self.base(*args, **kwargs)
+        self.denoiser.disable_adapters()
+        try:
+            return self.denoiser(*args, **kwargs)
+        finally:
+            self.denoiser.enable_adapters()
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """Prediction of a denoiser: the first entry of its output, which some give as a list with one for each sample."""
+    prediction = output[0]
+    return [prediction] if isinstance(prediction, torch.Tensor) else list(prediction)

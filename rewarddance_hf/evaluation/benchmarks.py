@@ -1,0 +1,430 @@
+"""
+Public benchmarks: a judge and others through the same rows, beside published figures.
+
+Figures of one benchmark differ by up to ten points with the split and with what is done with ties: both stand beside every
+figure, and where a source does not state them, that stands there.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard import metadata_load, metadata_save
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from ..data import adapters
+from ..data.adapters import editing, genai_bench, images, videos
+from ..data.adapters.repository import DatasetRepository
+from ..data.rows import keep_pictures_encoded
+from ..scoring.scorer import RewardDanceScorer
+from .baselines import FunctionEvaluator
+from .evaluator import EvaluationResults, RewardDanceEvaluator
+
+
+PUBLISHED_FIGURES = Path(__file__).with_name("published_figures.json")
+TASK = "visual-preference"
+TIES_LEFT_OUT = "ties left out"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """
+    Public benchmark.
+
+    Args:
+        title (`str`):
+            Name for people.
+        load (`Callable`):
+            Function of [`~rewarddance_hf.data.adapters`] that loads its rows.
+        repo_id (`str`):
+            Repository of its rows.
+        split (`str`):
+            Split that is measured unless another is asked for.
+        arguments (`dict[str, str]`, *optional*):
+            Further arguments of `load`.
+    """
+
+    title: str
+    load: Callable[..., Any]
+    repo_id: str
+    split: str
+    arguments: dict[str, str] = field(default_factory=dict)
+
+
+def _genai(config: str, title: str) -> Benchmark:
+    return Benchmark(title, adapters.load_genai_bench, genai_bench.GENAI_BENCH, "test_v1", {"config": config})
+
+
+def _videogen(dimension: str) -> Benchmark:
+    return Benchmark(
+        f"VideoGen-RewardBench, {dimension}",
+        adapters.load_videogen_rewardbench,
+        videos.VIDEOGEN_REWARDBENCH,
+        "eval",
+        {"dimension": dimension},
+    )
+
+
+BENCHMARKS = {
+    "imagereward": Benchmark("ImageRewardDB", adapters.load_imagereward_db, images.IMAGEREWARD_DB, "test"),
+    "pickapic": Benchmark("Pick-a-Pic v2", adapters.load_pickapic, images.PICKAPIC, "test"),
+    "hpdv2": Benchmark("HPDv2", adapters.load_hpdv2, images.HPDV2, "test"),
+    "hpdv3": Benchmark("HPDv3", adapters.load_hpdv3, images.HPDV3, "test"),
+    "hpdv3pp-aes": Benchmark("HPDv3++, aesthetics", adapters.load_hpdv3_plus_plus, images.HPDV3_PLUS_PLUS, "test_aes"),
+    "hpdv3pp-tf": Benchmark(
+        "HPDv3++, text following", adapters.load_hpdv3_plus_plus, images.HPDV3_PLUS_PLUS, "test_tf"
+    ),
+    "mmrb2-t2i": Benchmark(
+        "Multimodal RewardBench 2, T2I", adapters.load_mmrb2, editing.MMRB2, "test", {"config": "t2i"}
+    ),
+    "mmrb2-edit": Benchmark(
+        "Multimodal RewardBench 2, Edit", adapters.load_mmrb2, editing.MMRB2, "test", {"config": "edit"}
+    ),
+    "editreward-bench": Benchmark(
+        "EditReward-Bench (TIGER-Lab)", adapters.load_editreward_bench, editing.EDITREWARD_BENCH, "train"
+    ),
+    "genai-bench-image": _genai("image_generation", "GenAI-Bench (TIGER-Lab), image generation"),
+    "genai-bench-edit": _genai("image_edition", "GenAI-Bench (TIGER-Lab), image editing"),
+    "genai-bench-video": _genai("video_generation", "GenAI-Bench (TIGER-Lab), video generation"),
+    "videogen-rewardbench": _videogen("Overall"),
+    "videogen-rewardbench-vq": _videogen("VQ"),
+    "videogen-rewardbench-mq": _videogen("MQ"),
+    "videogen-rewardbench-ta": _videogen("TA"),
+}
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """
+    Accuracy of a judge as others have published it.
+
+    Args:
+        judge (`str`):
+            Name of the judge.
+        accuracy (`float`):
+            Accuracy in percent.
+        split (`str`):
+            Split, or that it is not stated.
+        ties (`str`):
+            What was done with ties, or that it is not stated.
+        source (`str`):
+            Where it is from.
+    """
+
+    judge: str
+    accuracy: float
+    split: str
+    ties: str
+    source: str
+
+
+def published_figures(benchmark: str) -> list[PublishedFigure]:
+    """
+    Look up what others have published.
+
+    Args:
+        benchmark (`str`):
+            Name of a benchmark.
+
+    Returns:
+        `list[PublishedFigure]`: Figures, none of which was run again.
+    """
+    tables = json.loads(PUBLISHED_FIGURES.read_text(encoding="utf-8"))
+    return [
+        PublishedFigure(judge, accuracy, table["split"], table["ties"], table["source"])
+        for table in tables
+        if benchmark in table["benchmarks"]
+        for judge, accuracy in table["accuracy"].items()
+    ]
+
+
+def best_accuracy_with_ties(probabilities: np.ndarray, ties: np.ndarray) -> float:
+    """
+    Compute the accuracy over three verdicts (chosen, rejected, tie) for the tie margin that makes it largest, as
+    VideoGen-RewardBench does (Algorithm 1 of [Ties Matter](https://huggingface.co/papers/2305.14324)). The margin is chosen on
+    the very rows that are measured.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(rows,)`):
+            Probabilities of the chosen picture being preferred.
+        ties (`np.ndarray` of shape `(rows,)`):
+            Whether neither picture is preferred in truth.
+
+    Returns:
+        `float`: Share of right verdicts.
+
+    Example:
+    ```python
+    >>> best_accuracy_with_ties(np.array([0.9, 0.55, 0.52, 0.1]), np.array([False, True, True, False]))
+    0.75
+    ```
+    """
+    distances = np.abs(probabilities - 0.5)
+    order = np.argsort(distances, kind="stable")
+    right = ~ties & (probabilities > 0.5)
+    # With the k nearest to 0.5 called ties: ties among them are right, and preferences among the others.
+    called = np.concatenate([[0], np.cumsum(ties[order])])
+    kept = right.sum() - np.concatenate([[0], np.cumsum(right[order])])
+    # A margin takes all rows of one distance or none.
+    sorted_distances = distances[order]
+    ends = np.concatenate([[True], sorted_distances[1:] != sorted_distances[:-1], [True]])
+    return float((called + kept)[ends].max() / len(ties))
+
+
+class BenchmarkRun:
+    r"""
+    Rows of a public benchmark, and what judges say about them.
+
+    Args:
+        name (`str`):
+            Name in `BENCHMARKS`.
+        split (`str`, *optional*):
+            Split in place of the usual one.
+        limit (`int`, *optional*):
+            Number of rows from the beginning, which are streamed. Not comparable to figures of all rows.
+        repo_id (`str` or `os.PathLike`, *optional*):
+            Mirror, or local folder, of the same layout.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the benchmark.
+        token (`str`, *optional*):
+            Token for the Hub.
+        batch_size (`int`, *optional*):
+            Number of judgements per forward pass.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the bootstrap.
+        show_progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
+
+    Attributes:
+        results (`dict[str, dict[str, float]]`):
+            Metrics of each judge: those of [`RewardDanceEvaluator`], and `accuracy_with_ties_best` where there are ties.
+
+    Raises:
+        `ValueError`: If there is no such benchmark, or its rows cannot be loaded.
+
+    Example:
+
+    ```python
+    run = BenchmarkRun("genai-bench-image")
+    run("my-judge", RewardDanceScorer.from_pretrained("org/my-judge"))
+    run("PickScore", CLIPJudge.from_pretrained(PICKSCORE_MODEL, PICKSCORE_PROCESSOR))
+    print(run.table())
+    ```
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str | None = None,
+        limit: int | None = None,
+        repo_id: str | os.PathLike | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> None:
+        if name not in BENCHMARKS:
+            raise ValueError(f"There is no benchmark {name!r}, but {', '.join(BENCHMARKS)}. Choose one of them.")
+        self.name = name
+        self.benchmark = BENCHMARKS[name]
+        self.split = split or self.benchmark.split
+        self.limit = limit
+        repository = DatasetRepository(repo_id or self.benchmark.repo_id, revision, token)
+        self.repo_id = repository.repo_id
+        self.revision = repository.revision
+        rows = self.benchmark.load(
+            split=self.split,
+            streaming=limit is not None,
+            revision=repository.revision,
+            token=token,
+            repo_id=repository.repo_id,
+            **self.benchmark.arguments,
+        )
+        rows = keep_pictures_encoded(rows)
+        self.rows = rows if limit is None else list(rows.take(limit))
+        self.results: dict[str, dict[str, float]] = {}
+        self._settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "show_progress": show_progress}
+
+    def __call__(self, judge_name: str, judge: Any) -> dict[str, float]:
+        """
+        Measure a judge.
+
+        Args:
+            judge_name (`str`):
+                Name of the judge in the table.
+            judge ([`RewardDanceScorer`] or `Callable`):
+                Judge, which is asked in both orders if it is pairwise, or a function as [`FunctionEvaluator`] takes it.
+
+        Returns:
+            `dict[str, float]`: Metrics.
+
+        Raises:
+            `ValueError`: If a picture cannot be read, or a score is not finite.
+        """
+        kind = RewardDanceEvaluator if isinstance(judge, RewardDanceScorer) else FunctionEvaluator
+        evaluator = kind(self.rows, **self._settings)
+        metrics = evaluator(judge)
+        answers = evaluator.results
+        if isinstance(answers, EvaluationResults) and answers.ties.any():
+            averaged = answers.probabilities.mean(axis=1)
+            metrics["accuracy_with_ties_best"] = best_accuracy_with_ties(averaged, answers.ties)
+        self.results[judge_name] = metrics
+        return metrics
+
+    @cached_property
+    def published(self) -> list[PublishedFigure]:
+        """Figures of others for this benchmark."""
+        return published_figures(self.name)
+
+    def table(self) -> str:
+        """
+        Write the results, and published figures, as Markdown.
+
+        Returns:
+            `str`: Two tables, with split and tie rule beside every figure.
+        """
+        first = next(iter(self.results.values()))
+        total, ties = int(first["num_rows"]), int(first["num_ties"])
+        part = (
+            "" if self.limit is None else f" (the first {self.limit} at most: not comparable to figures of all rows)"
+        )
+        lines = [
+            f"{self.benchmark.title}: {self._source}",
+            f"{total} pairs, of which {ties} are ties{part}. Accuracy: {TIES_LEFT_OUT}, each order of a pair counts one half.",
+            "",
+            "| judge | split | accuracy % (ties left out) | 95 % interval | % with ties (tie within 0.05 of 0.5) "
+            "| % with ties (best tie margin) | same verdict in both orders % |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for judge, metrics in self.results.items():
+            interval = f"{_percent(metrics['accuracy_low'])} to {_percent(metrics['accuracy_high'])}"
+            with_ties = [_percent(metrics[key]) if ties else "no ties" for key in _TIE_METRICS]
+            cells = [judge, self.split, _percent(metrics["accuracy"]), interval, *with_ties]
+            lines.append(f"| {' | '.join([*cells, _percent(metrics['order_consistency'])])} |")
+        if self.published:
+            lines += [
+                "",
+                "Published, not run again here. Compare only where split and tie rule agree:",
+                "",
+                "| judge | split | accuracy % | ties | source |",
+                "|---|---|---|---|---|",
+            ]
+            lines += [f"| {f.judge} | {f.split} | {f.accuracy:g} | {f.ties} | {f.source} |" for f in self.published]
+        return "\n".join(lines)
+
+    def document(self) -> dict[str, Any]:
+        """
+        Give all results.
+
+        Returns:
+            `dict[str, Any]`: Benchmark, repository, configuration, split, revision, limit, tie rule, metrics of each judge,
+            and published figures.
+        """
+        return {
+            "benchmark": self.name,
+            "dataset": self.repo_id,
+            "config": self._config,
+            "split": self.split,
+            "revision": self.revision,
+            "limit": self.limit,
+            "ties": TIES_LEFT_OUT,
+            "results": self.results,
+            "published": [vars(figure) for figure in self.published],
+        }
+
+    def eval_results(self, judge_name: str) -> list[EvalResult]:
+        """
+        Make the entries of a judge for the model-index of its card.
+
+        Args:
+            judge_name (`str`):
+                Name of a judge that was measured.
+
+        Returns:
+            `list[EvalResult]`: One for each metric, with split, tie rule and interval.
+        """
+        metrics = self.results[judge_name]
+        counts = {"pairs": int(metrics["num_rows"]), "ties": int(metrics["num_ties"]), "limit": self.limit}
+        interval = [round(metrics["accuracy_low"], 4), round(metrics["accuracy_high"], 4)]
+        shown: dict[str, tuple[str, str, dict[str, Any]]] = {
+            "accuracy": ("accuracy", f"accuracy, both orders, {TIES_LEFT_OUT}", counts | {"interval_95": interval}),
+            "order_consistency": ("order_consistency", f"same verdict in both orders, {TIES_LEFT_OUT}", counts),
+        }
+        if metrics["num_ties"]:
+            names = ("ties counted, tie within 0.05 of 0.5", "ties counted, best tie margin on these pairs")
+            for key, name in zip(_TIE_METRICS, names, strict=True):
+                shown[key] = ("accuracy", f"accuracy of the mean of both orders, {name}", counts)
+        return [
+            EvalResult(
+                task_type=TASK,
+                dataset_type=self.repo_id if "/" in self.repo_id else self.benchmark.repo_id,
+                dataset_name=self.benchmark.title,
+                dataset_config=self._config,
+                dataset_split=self.split,
+                dataset_revision=self.revision,
+                metric_type=metric_type,
+                metric_name=name,
+                metric_value=round(metrics[key], 4),
+                metric_args=arguments,
+            )
+            for key, (metric_type, name, arguments) in shown.items()
+        ]
+
+    @property
+    def _config(self) -> str | None:
+        return next(iter(self.benchmark.arguments.values()), None)
+
+    @property
+    def _source(self) -> str:
+        parts = [self.repo_id, self._config, f"split {self.split}", self.revision and f"revision {self.revision}"]
+        return ", ".join(part for part in parts if part)
+
+
+_TIE_METRICS = ("accuracy_with_ties", "accuracy_with_ties_best")
+
+
+def write_model_index(path: str | os.PathLike, model_name: str, eval_results: list[EvalResult]) -> None:
+    """
+    Write results into the metadata of a model card, in place of older ones of the same benchmark. All else in the file stays.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            Model card, or a file that will only hold its metadata.
+        model_name (`str`):
+            Name of the judge, for a file that has no model-index yet.
+        eval_results (`list[EvalResult]`):
+            Results.
+
+    Raises:
+        `ValueError`: If the file has metadata that cannot be read.
+    """
+    path = Path(path)
+    name, known = model_name, list[EvalResult]()
+    try:
+        metadata = (metadata_load(path) if path.exists() else None) or {}
+        if metadata.get("model-index"):
+            name, known = model_index_to_eval_results(metadata["model-index"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The metadata of {str(path)!r} cannot be read ({error}). Repair it, or choose another file."
+        ) from error
+    measured = {_measured_on(result) for result in eval_results}
+    kept = [result for result in known if _measured_on(result) not in measured]
+    metadata["model-index"] = eval_results_to_model_index(name, [*kept, *eval_results])
+    metadata_save(path, metadata)
+
+
+def _measured_on(result: EvalResult) -> tuple[str, str | None, str | None]:
+    return result.dataset_type, result.dataset_config, result.dataset_split
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"

@@ -1,0 +1,547 @@
+"""Cards of models, datasets and metrics: the templates of `hub_cards/`, filled from what was measured."""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import DatasetCardData, EvalResult, ModelCard, ModelCardData, SpaceCardData
+
+from .licenses import TrainingData
+
+
+# Metadata of a card that tells what was released by this package from what was not.
+RELEASE_KEY = "rewarddance_release"
+GRADIO_VERSION = "6.31.0"
+
+LIMITS = (
+    "A reward that a generator is tuned on can be gamed. Watch the samples, and a second judge that is not tuned on.",
+    "Verdicts about other kinds of pictures, prompts or criteria than those measured above are not known to be right.",
+    "The judge has the taste and the biases of its training data and its base model. It says nothing about whether content "
+    "is true, safe or lawful.",
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """
+    What an evaluation measured on one split of one dataset.
+
+    Args:
+        dataset (`str`):
+            Repository ID, or name, of the dataset.
+        split (`str`):
+            Name of the split.
+        metrics (`Mapping[str, float]`):
+            Metrics as [`~rewarddance_hf.RewardDanceEvaluator`] gives them.
+        config (`str`, *optional*):
+            Configuration of the dataset.
+    """
+
+    dataset: str
+    split: str
+    metrics: Mapping[str, float]
+    config: str | None = None
+
+    def __post_init__(self) -> None:
+        missing = {"accuracy", "accuracy_low", "accuracy_high", "accuracy_with_ties", "num_rows", "num_ties"} - set(
+            self.metrics
+        )
+        if missing or not self.dataset or not self.split:
+            raise ValueError(
+                f"A measurement of {self.dataset!r}, split {self.split!r}, lacks {sorted(missing) or 'dataset or split'}, but no "
+                "number is published without. Write it with `rewarddance evaluate --split ... --output results.json`."
+            )
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """
+    What a model card says.
+
+    Args:
+        repo_id (`str`):
+            Repository that the model will be in.
+        revision (`str`):
+            Tag of the release.
+        paradigm (`str`):
+            Paradigm of the judge.
+        num_parameters (`int`):
+            Number of weights.
+        dtype (`str`):
+            Type of the weights.
+        license (`str`):
+            License of the model.
+        base_model (`str`, *optional*):
+            Repository ID or name of the model that it was fine-tuned from.
+        training_data (`Sequence[TrainingData]`, *optional*):
+            All data that it was trained on.
+        non_commercial (`Sequence[str]`, *optional*):
+            Names of those that forbid commercial use.
+        measurements (`Sequence[Measurement]`, *optional*):
+            What was measured.
+        training (`Mapping[str, Any]`, *optional*):
+            What the trainer recorded of its run.
+        limits (`Sequence[str]`, *optional*):
+            Limits to name before those of every judge.
+        media (`str`, *optional*, defaults to `"images"`):
+            What is judged.
+    """
+
+    repo_id: str
+    revision: str
+    paradigm: str
+    num_parameters: int
+    dtype: str
+    license: str
+    base_model: str | None = None
+    training_data: Sequence[TrainingData] = ()
+    non_commercial: Sequence[str] = ()
+    measurements: Sequence[Measurement] = ()
+    training: Mapping[str, Any] | None = None
+    limits: Sequence[str] = ()
+    media: str = "images"
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """
+    What a dataset card says.
+
+    Args:
+        repo_id (`str`):
+            Repository that the dataset will be in.
+        revision (`str`):
+            Tag of the release.
+        description (`str`):
+            What the rows are.
+        source (`str`):
+            How they were made.
+        license (`str`):
+            License of the rows.
+        configurations (`Sequence[Mapping]`):
+            `name`, and `splits` with `name`, `num_rows` and `num_bytes` each.
+        columns (`Mapping[str, str]`):
+            Meaning of each column.
+        limits (`Sequence[str]`, *optional*):
+            Limits.
+        tags (`Sequence[str]`, *optional*):
+            Further tags of the repository.
+    """
+
+    repo_id: str
+    revision: str
+    description: str
+    source: str
+    license: str
+    configurations: Sequence[Mapping[str, Any]]
+    columns: Mapping[str, str]
+    limits: Sequence[str] = ()
+    tags: Sequence[str] = field(default_factory=tuple)
+
+
+def templates_folder() -> Path:
+    """
+    Find the templates: inside of an installed package, or at the top of a checkout.
+
+    Returns:
+        `Path`: Folder with `model_card.md`, `dataset_card.md`, `metric_card.md` and `space/`.
+
+    Raises:
+        `FileNotFoundError`: If they are in neither place.
+    """
+    package = Path(__file__).parents[1]
+    for folder in (package / "hub_cards", package.parent / "hub_cards"):
+        if (folder / "model_card.md").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"The card templates are neither in {package} nor beside it. Install rewarddance_hf again, from its wheel or in a "
+        "complete checkout."
+    )
+
+
+def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
+    """
+    Read results as `rewarddance evaluate --output` writes them.
+
+    Args:
+        files (`list` of `str` or `Path`):
+            JSON files with `dataset`, `split` and `metrics`, and optionally `config`.
+
+    Returns:
+        `list[Measurement]`
+
+    Raises:
+        `ValueError`: If a file is no such document, or lacks a metric or the split.
+    """
+    measurements = []
+    for file in files:
+        try:
+            document = json.loads(Path(file).read_text(encoding="utf-8"))
+            dataset, split, metrics = (document[name] for name in ("dataset", "split", "metrics"))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{str(file)!r} is no result of `rewarddance evaluate --output` ({error!r}). Write it again with that command."
+            ) from error
+        if dataset.startswith("shapes:"):
+            dataset, split = "shapes", split or dataset.removeprefix("shapes:")
+        measurements.append(Measurement(dataset, split or "", metrics, document.get("config")))
+    return measurements
+
+
+def model_card(facts: ModelFacts) -> str:
+    """
+    Write the card of a judge.
+
+    Args:
+        facts ([`ModelFacts`]):
+            What it says.
+
+    Returns:
+        `str`: Markdown with metadata, among it a model-index that names split and tie rule beside every number.
+    """
+    name = facts.repo_id.rpartition("/")[2]
+    public_base = facts.base_model if facts.base_model and _is_repo_id(facts.base_model) else None
+    card_data = ModelCardData(
+        license=facts.license,
+        base_model=public_base,
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["rewarddance", "reward-model", "visual-preference"],
+        datasets=[data.name for data in facts.training_data if _is_repo_id(data.name)] or None,
+        model_name=name,
+        eval_results=[result for measurement in facts.measurements for result in model_index(measurement)] or None,
+        **_marker("model"),
+    )
+    limits = [*facts.limits, *LIMITS]
+    if facts.paradigm == "pairwise" and facts.measurements:
+        worst = min(measurement.metrics.get("order_consistency", 1.0) for measurement in facts.measurements)
+        limits.insert(
+            0,
+            f"In up to {100 * (1 - worst):.1f} % of the pairs above the verdict changes with the order of the samples.",
+        )
+    return _render(
+        "model_card.md",
+        card_data=card_data.to_yaml(),
+        name=name,
+        repo_id=facts.repo_id,
+        revision=facts.revision,
+        media=facts.media,
+        paradigm=facts.paradigm,
+        base_model=facts.base_model,
+        base_model_is_public=public_base is not None,
+        parameters=_rounded(facts.num_parameters),
+        dtype=facts.dtype,
+        license=facts.license,
+        training_data=facts.training_data,
+        non_commercial=facts.non_commercial,
+        training=facts.training,
+        measurements=[row for measurement in facts.measurements for row in _table_rows(measurement)],
+        limits=limits,
+    )
+
+
+def dataset_card(facts: DatasetFacts) -> str:
+    """
+    Write the card of a dataset in parquet files, `<configuration>/<split>-*.parquet`.
+
+    Args:
+        facts ([`DatasetFacts`]):
+            What it says.
+
+    Returns:
+        `str`: Markdown with metadata.
+    """
+    card_data = DatasetCardData(
+        license=facts.license,
+        pretty_name=facts.repo_id.rpartition("/")[2],
+        tags=["rewarddance", "visual-preference", *facts.tags],
+        configs=[
+            {
+                "config_name": configuration["name"],
+                "data_files": [
+                    {"split": split["name"], "path": f"{configuration['name']}/{split['name']}-*.parquet"}
+                    for split in configuration["splits"]
+                ],
+            }
+            for configuration in facts.configurations
+        ],
+        **_marker("dataset"),
+    )
+    return _render(
+        "dataset_card.md",
+        card_data=card_data.to_yaml(),
+        name=facts.repo_id.rpartition("/")[2],
+        **{
+            name: getattr(facts, name) for name in DatasetFacts.__dataclass_fields__ if name not in ("license", "tags")
+        },
+    )
+
+
+def generator_card(
+    repo_id: str,
+    revision: str,
+    kind: str,
+    license: str,
+    description: str,
+    source: str,
+    limits: Sequence[str],
+    prompt: str,
+    sampling: Mapping[str, Any],
+    loading: Mapping[str, Any],
+    base_repo_id: str | None = None,
+) -> str:
+    """
+    Write the card of a diffusers pipeline, or of LoRA weights for one.
+
+    Args:
+        repo_id (`str`):
+            Repository that it will be in.
+        revision (`str`):
+            Tag of the release.
+        kind (`str`):
+            `"pipeline"` or `"adapter"`.
+        license (`str`):
+            License.
+        description (`str`):
+            What it is.
+        source (`str`):
+            How it was made.
+        limits (`Sequence[str]`):
+            Limits.
+        prompt (`str`):
+            Prompt of the snippet.
+        sampling (`Mapping[str, Any]`):
+            Arguments that it is called with.
+        loading (`Mapping[str, Any]`):
+            Arguments that it is loaded with.
+        base_repo_id (`str`, *optional*):
+            Pipeline that LoRA weights are for.
+
+    Returns:
+        `str`: Markdown with metadata.
+    """
+    card_data = ModelCardData(
+        license=license,
+        base_model=base_repo_id,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["rewarddance"],
+        **_marker(kind),
+    )
+    return _render(
+        "generator_card.md",
+        card_data=card_data.to_yaml(),
+        name=repo_id.rpartition("/")[2],
+        repo_id=repo_id,
+        revision=revision,
+        description=description,
+        source=source,
+        limits=limits,
+        prompt=prompt,
+        sampling=sampling,
+        loading=loading,
+        base_repo_id=base_repo_id,
+    )
+
+
+def metric_card(module: str | Path) -> str:
+    """
+    Write the card of an `evaluate` module from the texts in it, without running it.
+
+    Args:
+        module (`str` or `Path`):
+            The module's Python file, with `_DESCRIPTION`, `_KWARGS_DESCRIPTION` and `_CITATION`.
+
+    Returns:
+        `str`: Markdown with the metadata of a Gradio Space.
+    """
+    module = Path(module)
+    texts = {
+        node.targets[0].id: ast.literal_eval(node.value).strip()
+        for node in ast.parse(module.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id.startswith("_")
+    }
+    arguments, _, example = texts["_KWARGS_DESCRIPTION"].partition("Examples:\n")
+    return _render(
+        "metric_card.md",
+        card_data=_space_data(module.stem.replace("_", " ").capitalize(), ["evaluate", "metric"], "metric"),
+        name=module.stem,
+        description=texts["_DESCRIPTION"],
+        example=re.sub(r"^ {4}", "", example, flags=re.MULTILINE).strip(),
+        arguments=arguments.strip(),
+        citation=texts["_CITATION"],
+    )
+
+
+def space_card(title: str, text: str, models: Sequence[str] = (), datasets: Sequence[str] = ()) -> str:
+    """
+    Write the `README.md` of a Gradio Space.
+
+    Args:
+        title (`str`):
+            Title of the Space.
+        text (`str`):
+            What it shows.
+        models (`Sequence[str]`, *optional*):
+            Repository IDs of models that it uses.
+        datasets (`Sequence[str]`, *optional*):
+            Repository IDs of datasets that it uses.
+
+    Returns:
+        `str`: Markdown with metadata.
+    """
+    card_data = _space_data(
+        title, ["rewarddance"], "space", models=list(models) or None, datasets=list(datasets) or None
+    )
+    return f"---\n{card_data}\n---\n\n# {title}\n\n{text.strip()}\n"
+
+
+def model_index(measurement: Measurement) -> list[EvalResult]:
+    """
+    Make the model-index entries of a measurement. Each names its split, and its tie rule in the name of the metric.
+
+    Args:
+        measurement ([`Measurement`]):
+            What was measured.
+
+    Returns:
+        `list[EvalResult]`
+    """
+    names = {
+        "accuracy": "accuracy, ties left out, both orders",
+        "accuracy_with_ties": "accuracy, ties counted (within 0.05 of one half)",
+        "order_consistency": "order consistency, ties left out",
+        "ece": "expected calibration error, ties left out",
+        "brier": "Brier score, ties left out",
+    }
+    if not measurement.metrics["num_ties"]:
+        del names["accuracy_with_ties"]
+    return [
+        EvalResult(
+            task_type="visual-preference",
+            dataset_type=measurement.dataset,
+            dataset_name=measurement.dataset,
+            dataset_config=measurement.config,
+            dataset_split=measurement.split,
+            metric_type=key.removesuffix("_with_ties"),
+            metric_name=name,
+            metric_value=round(measurement.metrics[key], 4),
+        )
+        for key, name in names.items()
+        if key in measurement.metrics
+    ]
+
+
+def release_marker(card: str) -> dict[str, Any] | None:
+    """
+    Read from a card whether a repository was released by this package.
+
+    Args:
+        card (`str`):
+            Text of its `README.md`.
+
+    Returns:
+        `dict` or `None`: `kind` of the release and `tool`, None for repositories of others.
+    """
+    try:
+        marker = ModelCard(card, ignore_metadata_errors=True).data.to_dict().get(RELEASE_KEY)
+    except (ValueError, yaml.YAMLError):  # metadata that cannot be read is not ours
+        return None
+    return marker if isinstance(marker, dict) and "kind" in marker else None
+
+
+def code_blocks(card: str) -> list[str]:
+    """
+    Find the Python snippets of a card.
+
+    Args:
+        card (`str`):
+            Markdown.
+
+    Returns:
+        `list[str]`
+    """
+    return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+
+
+def _marker(kind: str) -> dict[str, Any]:
+    return {RELEASE_KEY: {"kind": kind, "tool": "rewarddance_hf"}}
+
+
+def _space_data(title: str, tags: list[str], kind: str, **fields: Any) -> str:
+    return SpaceCardData(
+        title=title,
+        emoji="⚖️",
+        colorFrom="blue",
+        colorTo="red",
+        sdk="gradio",
+        sdk_version=GRADIO_VERSION,
+        app_file="app.py",
+        pinned=False,
+        license="apache-2.0",
+        tags=tags,
+        **_marker(kind),
+        **fields,
+    ).to_yaml()
+
+
+def _table_rows(measurement: Measurement) -> list[dict[str, str]]:
+    metrics = measurement.metrics
+    num_ties = int(metrics["num_ties"])
+
+    def shown(key: str, form: str, factor: float = 1.0) -> str:
+        return format(factor * metrics[key], form) if key in metrics else "-"
+
+    rows = [
+        {
+            "ties": "left out" if num_ties else "none",
+            "accuracy": shown("accuracy", ".1f", 100),
+            "interval": f"{100 * metrics['accuracy_low']:.1f} to {100 * metrics['accuracy_high']:.1f}",
+            "order_consistency": shown("order_consistency", ".1f", 100),
+            "ece": shown("ece", ".3f"),
+            "brier": shown("brier", ".3f"),
+            "pairs": f"{int(metrics['num_rows'])}",
+        }
+    ]
+    if num_ties:
+        rows.append(
+            {
+                "ties": "counted",
+                "accuracy": shown("accuracy_with_ties", ".1f", 100),
+                **dict.fromkeys(("interval", "order_consistency", "ece", "brier"), "-"),
+                "pairs": f"{int(metrics['num_rows']) + num_ties}",
+            }
+        )
+    dataset = measurement.dataset + (f" ({measurement.config})" if measurement.config else "")
+    return [{"dataset": dataset, "split": measurement.split, **row} for row in rows]
+
+
+def _is_repo_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
+
+
+def _rounded(count: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates_folder()),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    return environment.get_template(template).render(**values)

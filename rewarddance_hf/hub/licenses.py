@@ -1,0 +1,141 @@
+"""Licenses of training data: what forbids commercial use never enters a release unnoticed."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.adapters.terms import RENAMED_OWNERS, terms_of
+
+
+NON_COMMERCIAL = re.compile(r"(^|-)(nc|noncommercial|non-commercial)(-|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """
+    A dataset that a model was trained on.
+
+    Args:
+        name (`str`):
+            Repository ID on the Hub, or a name.
+        license (`str`):
+            License identifier as on the Hub, e.g. `"apache-2.0"`.
+    """
+
+    name: str
+    license: str
+
+    @classmethod
+    def parse(cls, text: str) -> "TrainingData":
+        """
+        Read `NAME=LICENSE`.
+
+        Args:
+            text (`str`):
+                Text of that form.
+
+        Returns:
+            [`TrainingData`]
+
+        Raises:
+            `ValueError`: If it has another form.
+        """
+        name, separator, license = text.rpartition("=")
+        if not (name and separator and license):
+            raise ValueError(
+                f"`training_data` has {text!r}, but must be NAME=LICENSE, e.g. ymhao/HPDv2=apache-2.0. Read the dataset's card."
+            )
+        return cls(name.strip(), license.strip().lower())
+
+    @property
+    def is_non_commercial(self) -> bool:
+        """Whether its license, or what is known of it, forbids commercial use of what is trained on it."""
+        return bool(NON_COMMERCIAL.search(self.license)) or terms_of(self.name).commercial_training is False
+
+
+def check_training_data(
+    declared: Sequence[TrainingData],
+    recorded: Iterable[Mapping[str, Any]] = (),
+    allow_non_commercial: bool = False,
+) -> list[TrainingData]:
+    """
+    Make sure that all training data is declared with its license, and that none forbids commercial use unnoticed.
+
+    Args:
+        declared (`list[TrainingData]`):
+            All data that the model was trained on, in its own words.
+        recorded (`Iterable[Mapping]`, *optional*):
+            `name` and `license` of data that the trainer recorded.
+        allow_non_commercial (`bool`, *optional*, defaults to `False`):
+            Whether to go on with data that forbids commercial use. The license of the model must then say so.
+
+    Returns:
+        `list[TrainingData]`: The data that forbids commercial use.
+
+    Raises:
+        `ValueError`: If nothing is declared, something recorded is not declared, a declared license is empty or contradicts
+            what is known, or commercial use is forbidden and `allow_non_commercial` is false.
+    """
+    if not declared:
+        raise ValueError(
+            "`training_data` is empty, but a release says what its model was trained on, and under which licenses. Declare all "
+            "of it: `--training-data NAME=LICENSE ...`, or `none=none` for an untrained model."
+        )
+    by_name = {_comparable(data.name): data for data in declared}
+    recorded = list(recorded)
+    undeclared = [data["name"] for data in recorded if _comparable(data["name"]) not in by_name]
+    if undeclared:
+        raise ValueError(
+            f"`training_data` lacks {undeclared}, which the trainer recorded in the checkpoint's card. Declare them with their "
+            "licenses."
+        )
+    for entry in recorded:
+        found = by_name[_comparable(entry["name"])]
+        if NON_COMMERCIAL.search(entry.get("license") or "") and not found.is_non_commercial:
+            raise ValueError(
+                f"The license of {found.name!r} was declared as {found.license!r}, but the trainer recorded {entry['license']!r}. "
+                "Declare that, or take the data out of the training."
+            )
+    for data in declared:
+        known = terms_of(data.name)
+        if data.license == "unknown":
+            raise ValueError(f"The license of {data.name!r} is 'unknown', but must be known. Read the dataset's card.")
+        if known.license not in ("unknown", data.license):
+            raise ValueError(
+                f"The license of {data.name!r} was declared as {data.license!r}, but is {known.license!r} ({known.source}). "
+                "Declare that, or take the data out of the training."
+            )
+    non_commercial = [data for data in declared if data.is_non_commercial]
+    if non_commercial and not allow_non_commercial:
+        listed = ", ".join(f"{data.name} ({data.license})" for data in non_commercial)
+        raise ValueError(
+            f"`training_data` has {listed}, which forbids commercial use of the model. Train without it, or pass "
+            "`--allow-non-commercial`: the model's license then says so."
+        )
+    return non_commercial
+
+
+def model_license(wanted: str, non_commercial: Sequence[TrainingData]) -> str:
+    """
+    Find the license that a model can be released under.
+
+    Args:
+        wanted (`str`):
+            License that was asked for.
+        non_commercial (`list[TrainingData]`):
+            Training data that forbids commercial use.
+
+    Returns:
+        `str`: `wanted`, or a non-commercial license if the training data has one and `wanted` has not.
+    """
+    if not non_commercial or NON_COMMERCIAL.search(wanted):
+        return wanted
+    licenses = [data.license for data in non_commercial if NON_COMMERCIAL.search(data.license)]
+    return licenses[0] if licenses else "cc-by-nc-4.0"
+
+
+def _comparable(name: str) -> str:
+    owner, _, rest = name.lower().partition("/")
+    owners = {old.lower(): new.lower() for old, new in RENAMED_OWNERS.items()}
+    return f"{owners.get(owner, owner)}/{rest}"

@@ -1,0 +1,261 @@
+"""Check of release folders in a process of its own, in which this package cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from ..models import RewardDanceForYesScoring, RewardDanceProcessor
+from .cards import release_marker
+
+
+SHEET_FOLDER = "verification"
+SHEET_FILE = "scores.json"
+NUM_PICTURES = 6
+PROMPTS = ("a red circle", "two blue squares left of a green triangle", 'a sign that says "no", at night')
+# Largest difference of log-odds between two processes, by type of the weights.
+TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 0.05, "bfloat16": 0.3}
+
+# What runs there. Each reads the folder (or repository and revision) and fails with the reason.
+_PREAMBLE = """
+import sys
+sys.modules["rewarddance_hf"] = None  # importing it raises ImportError
+"""
+_SCRIPTS = {
+    "model": """
+import json, sys
+from pathlib import Path
+import torch
+from huggingface_hub import snapshot_download
+from transformers import pipeline
+
+source, revision, threads = sys.argv[1], sys.argv[2] or None, int(sys.argv[3])
+torch.set_num_threads(threads)
+folder = Path(source if Path(source).is_dir() else snapshot_download(source, revision=revision))
+judge = pipeline("visual-preference", model=source, revision=revision, trust_remote_code=True, device="cpu")
+assert type(judge.model).__module__.startswith("transformers_modules."), type(judge.model).__module__
+sheet = json.loads((folder / "verification" / "scores.json").read_text())
+rows = [dict(row, **{key: str(folder / row[key]) for key in ("image", "reference") if key in row}) for row in sheet["rows"]]
+log_odds = []
+for row in rows:
+    references = [row["reference"]] if "reference" in row else None
+    inputs = judge.processor(images=[row["image"]], prompts=[row["prompt"]], references=references)
+    with torch.no_grad():
+        log_odds.append(judge.model(**inputs).logits.item())
+scores = [judge({key: row[key] for key in ("prompt", "image", "reference") if key in row})["score"] for row in rows]
+print()
+print(json.dumps({"log_odds": log_odds, "scores": scores}))
+""",
+    "dataset": """
+import json, sys
+from pathlib import Path
+import datasets
+
+source, revision = sys.argv[1], sys.argv[2] or None
+rows = {}
+for config in datasets.get_dataset_config_names(source, revision=revision):
+    splits = datasets.load_dataset(source, config, revision=revision, streaming=True)
+    for split, dataset in splits.items():
+        row = next(iter(dataset))
+        missing = {"prompt", "chosen", "rejected"} - set(row)
+        assert not missing, f"{config}/{split} lacks {missing}"
+        rows[f"{config}/{split}"] = row["prompt"]
+assert rows, "there is no configuration"
+print()
+print(json.dumps({"prompts": rows}))
+""",
+    "metric": """
+import doctest, json, sys
+from pathlib import Path
+from types import SimpleNamespace
+import evaluate
+
+folder = Path(sys.argv[1])
+(module,) = (path for path in folder.glob("*.py") if path.name != "app.py")
+metric = evaluate.load(str(module), keep_in_memory=True)
+names = {"evaluate": SimpleNamespace(load=lambda name: metric)}
+runner = doctest.DocTestRunner()
+runner.run(doctest.DocTestParser().get_doctest(metric.inputs_description, names, module.stem, None, 0))
+assert runner.summarize().failed == 0 < runner.summarize().attempted, "its examples are not true"
+print()
+print(json.dumps({"examples": runner.summarize().attempted}))
+""",
+    "space": """
+import ast, json, sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+ast.parse((folder / "app.py").read_text(encoding="utf-8"))
+assert (folder / "requirements.txt").is_file(), "there is no requirements.txt"
+print()
+print(json.dumps({}))
+""",
+    "pipeline": """
+import json, sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+index = json.loads((folder / "model_index.json").read_text())
+import diffusers
+absent = {name: None for name, part in index.items() if part == [None, None]}
+diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
+print()
+print(json.dumps({"class": index["_class_name"]}))
+""",
+    "adapter": """
+import json, sys
+from pathlib import Path
+from safetensors import safe_open
+
+with safe_open(next(Path(sys.argv[1]).glob("*.safetensors")), "pt") as file:
+    names = list(file.keys())
+assert any("lora" in name for name in names), "there are no LoRA weights"
+print()
+print(json.dumps({"tensors": len(names)}))
+""",
+}
+KINDS = tuple(_SCRIPTS)
+
+
+def write_sheet(model: RewardDanceForYesScoring, processor: RewardDanceProcessor, folder: Path) -> None:
+    """
+    Write a fixed sheet of pictures and the judge's scores of them into a release folder.
+
+    Args:
+        model ([`RewardDanceForYesScoring`]):
+            Judge.
+        processor ([`RewardDanceProcessor`]):
+            Its processor.
+        folder (`Path`):
+            Release folder. Pictures and `scores.json` are written to `verification/`.
+    """
+    sheet = folder / SHEET_FOLDER
+    sheet.mkdir()
+    pictures = [_picture(number) for number in range(NUM_PICTURES)]
+    names = [f"{SHEET_FOLDER}/{number}.png" for number in range(NUM_PICTURES)]
+    for picture, name in zip(pictures, names, strict=True):
+        picture.save(folder / name)
+    is_pairwise = model.config.paradigm == "pairwise"
+    rows: list[dict[str, Any]] = []
+    for number in range(NUM_PICTURES):
+        other = (number + 1) % NUM_PICTURES
+        prompt = PROMPTS[number % len(PROMPTS)]
+        references = [pictures[other]] if is_pairwise else None
+        inputs = processor(images=[pictures[number]], prompts=[prompt], references=references).to(model.device)
+        with torch.no_grad():
+            output = model.eval()(**inputs)
+        row = {"prompt": prompt, "image": names[number]} | ({"reference": names[other]} if is_pairwise else {})
+        rows.append({**row, "score": output.scores.item(), "log_odds": output.logits.item()})
+    dtype = str(model.dtype).removeprefix("torch.")
+    document = {"tolerance": TOLERANCES.get(dtype, max(TOLERANCES.values())), "dtype": dtype, "rows": rows}
+    (sheet / SHEET_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def verify_release(source: str | Path, revision: str | None = None, kind: str | None = None) -> dict[str, Any]:
+    """
+    Load what a release holds in a process without this package, and compare.
+
+    A judge is loaded by the code of its own repository, and must give the scores of its sheet. A dataset must give a row of
+    each configuration and split, a metric its own examples.
+
+    Args:
+        source (`str` or `Path`):
+            Release folder, or repository ID of a released judge or dataset.
+        revision (`str`, *optional*):
+            Tag or commit of the repository.
+        kind (`str`, *optional*):
+            Kind of release. Read from the folder's card by default.
+
+    Returns:
+        `dict[str, Any]`: What was seen there; `max_difference` of log-odds for a judge.
+
+    Raises:
+        `ValueError`: If the folder was not made by this package, cannot be loaded, or gives other scores.
+    """
+    folder = Path(source)
+    if kind is None:
+        kind = read_kind(folder)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if folder.is_dir():
+        source = str(folder.resolve())
+        environment["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as elsewhere:
+        environment["HF_MODULES_CACHE"] = str(Path(elsewhere) / "modules")
+        if folder.is_dir():
+            environment["HF_DATASETS_CACHE"] = str(Path(elsewhere) / "datasets")
+        command = [sys.executable, "-c", _PREAMBLE + _SCRIPTS[kind], str(source), revision or ""]
+        command.append(str(torch.get_num_threads()))
+        done = subprocess.run(
+            command, cwd=elsewhere, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+            raise ValueError(
+                f"{str(source)!r} cannot be used without this package: {last}. Nothing was uploaded. Build it again; its process "
+                f"said:\n{done.stderr[-2000:]}"
+            )
+    seen = json.loads(done.stdout.splitlines()[-1])
+    if kind == "model":
+        path = folder if folder.is_dir() else Path(_download_sheet(str(source), revision))
+        sheet = json.loads((path / SHEET_FOLDER / SHEET_FILE).read_text(encoding="utf-8"))
+        # A score differs by a quarter of what its log-odds do, or less.
+        difference = max(
+            abs(got - row[name])
+            for name, values in {"log_odds": seen["log_odds"], "score": seen["scores"]}.items()
+            for got, row in zip(values, sheet["rows"], strict=True)
+        )
+        if not difference <= sheet["tolerance"]:
+            raise ValueError(
+                f"{str(source)!r} gives log-odds that differ by {difference:.2g} from those of its sheet, but at most "
+                f"{sheet['tolerance']:g} is allowed. Nothing was uploaded. Its code or weights are not those that were built: "
+                "build it again."
+            )
+        seen["max_difference"] = difference
+    return seen
+
+
+def read_kind(folder: Path) -> str:
+    """
+    Read from its card what kind of release a folder is.
+
+    Args:
+        folder (`Path`):
+            Release folder.
+
+    Returns:
+        `str`: One of `KINDS`.
+
+    Raises:
+        `ValueError`: If it has no card of this package.
+    """
+    card = folder / "README.md"
+    marker = release_marker(card.read_text(encoding="utf-8")) if card.is_file() else None
+    if marker is None or marker["kind"] not in KINDS:
+        raise ValueError(
+            f"{str(folder)!r} has no card of a release, but only folders that `rewarddance release --model` or `make "
+            "release-artifacts` built are released. Build it first."
+        )
+    return marker["kind"]
+
+
+def _download_sheet(repo_id: str, revision: str | None) -> str:
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(repo_id, revision=revision, allow_patterns=f"{SHEET_FOLDER}/*")
+
+
+def _picture(number: int) -> Image.Image:
+    """A drawing of two shapes; sizes and proportions differ so that each way of preprocessing is seen."""
+    size = ((64, 64), (96, 48), (48, 96), (80, 80), (33, 57), (128, 72))[number % 6]
+    picture = Image.new("RGB", size, (40 * number % 256, 200, 255 - 30 * number % 256))
+    draw = ImageDraw.Draw(picture)
+    width, height = size
+    draw.ellipse((width // 8, height // 8, width // 2, height // 2), fill=(220, 30 * number % 256, 30))
+    draw.rectangle((width // 2, height // 2, width - 5, height - 5), fill=(20, 60, 90 + 25 * number % 166))
+    return picture

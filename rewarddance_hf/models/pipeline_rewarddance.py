@@ -1,0 +1,182 @@
+"""RewardDance pipeline: the task "visual-preference" of `transformers.pipeline`."""
+
+from itertools import permutations
+from typing import Any
+
+import torch
+from transformers import Pipeline
+
+from .processing_rewarddance import load_picture
+
+
+TASK = "visual-preference"
+INPUT_KEYS = ("prompt", "images", "image", "reference", "condition", "task", "criteria")
+
+
+class VisualPreferencePipeline(Pipeline):
+    r"""
+    Judge generated images or clips with [`RewardDanceForYesScoring`], by `transformers.pipeline("visual-preference")`.
+
+    An input is a `dict` with `prompt` (`str`) and either `images`, samples of that prompt that are compared with each
+    other, or `image`, a single sample; a pairwise judge needs a `reference` for the latter. `condition` (first frame
+    given to an image-to-video generator), `task` and `criteria` are those of [`RewardDanceProcessor`] and optional.
+    Samples are anything that [`RewardDanceProcessor.load_frames`] takes: images, paths, bytes, or clips.
+
+    Args:
+        questions_per_batch (`int`, *optional*, defaults to `8`):
+            Largest number of questions per forward pass. `n` images make `n * (n - 1)` questions to a pairwise judge.
+
+    Returns:
+        `dict`, or a `list` of them for a list of inputs:
+        - `score` (`float`): reward of `image` in `[0, 1]`, the probability of "yes" (Eq. 2);
+        - `scores` (`list[float]`): reward of each of `images`: its mean over all others as references for a pairwise
+          judge;
+        - `wins` (`list[float]`): number of the others that each of `images` wins against; a tie gives one half. A pairwise
+          judge is asked about each pair in both orders;
+        - `order` (`list[int]`): indices of `images`, best first: by wins, then by score.
+
+    Raises:
+        `TypeError`: If an input is no `dict`, or a prompt no string.
+        `ValueError`: If an input lacks a key or has one too many, or a picture cannot be read.
+
+    Example:
+
+    ```python
+    from transformers import pipeline
+
+    judge = pipeline("visual-preference", model="org/my-judge", trust_remote_code=True)
+    judge({"prompt": "a red circle", "images": ["a.png", "b.png"]})["order"]
+    judge({"prompt": "a red circle", "image": "a.png", "reference": "b.png"})["score"]
+    ```
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model.eval()
+        judge: Any = self.model
+        judge.check_processor(self.processor)
+
+    def _sanitize_parameters(
+        self, questions_per_batch: "int | None" = None
+    ) -> "tuple[dict[str, Any], dict[str, Any], dict[str, Any]]":
+        if questions_per_batch is None:
+            return {}, {}, {}
+        if questions_per_batch < 1:
+            raise ValueError(f"`questions_per_batch` is {questions_per_batch}, but must be 1 or more. Leave it at 8.")
+        return {}, {"questions_per_batch": questions_per_batch}, {}
+
+    def preprocess(self, inputs: "dict[str, Any]") -> "dict[str, Any]":
+        paradigm = self.model.config.paradigm
+        is_pairwise = paradigm == "pairwise"
+        if not isinstance(inputs, dict):
+            raise TypeError(
+                f"An input is of type `{type(inputs).__name__}`, but must be a dict with `prompt` and `images`, or `prompt`, "
+                "`image` and `reference`."
+            )
+        unknown = sorted(set(inputs) - set(INPUT_KEYS))
+        if unknown or "prompt" not in inputs or ("images" in inputs) == ("image" in inputs):
+            raise ValueError(
+                f"An input has the keys {sorted(inputs)}, but must have `prompt`, either `images` or `image`, and of the others "
+                f"only {INPUT_KEYS[3:]}."
+            )
+        if not isinstance(inputs["prompt"], str):
+            raise TypeError(f"`prompt` is of type `{type(inputs['prompt']).__name__}`, but must be a string.")
+        reference, condition = inputs.get("reference"), inputs.get("condition")
+        task = inputs.get("task") or "text-to-image"
+        load = self.processor.load_frames
+        if "images" in inputs:
+            samples = [load(image, f"images[{i}]", task) for i, image in enumerate(inputs["images"])]
+            if len(samples) < 2:
+                raise ValueError(f"`images` has {len(samples)} entries, but must have 2 or more. Pass one as `image`.")
+            if reference is not None:
+                raise ValueError(
+                    "`reference` was given with `images`, which are compared with each other. Leave it out."
+                )
+            pairs: list[Any] = list(permutations(range(len(samples)), 2)) if is_pairwise else []
+        else:
+            samples = [load(inputs["image"], "image", task)]
+            if is_pairwise != (reference is not None):
+                wanted = "needs one" if is_pairwise else "looks at one sample only"
+                given = "is None" if reference is None else "was given"
+                raise ValueError(f"`reference` {given}, but a {paradigm} judge {wanted}.")
+            pairs = []
+            if reference is not None:
+                samples.append(load(reference, "reference", task))
+                pairs = [(1, 0)]
+        return {
+            "request": {
+                "prompt": inputs["prompt"],
+                "samples": samples,
+                # Reference and sample of each question.
+                "pairs": pairs or [(None, j) for j in range(len(samples))],
+                "condition": None if condition is None else load_picture(condition, "condition"),
+                "task": task,
+                "criteria": inputs.get("criteria"),
+                "is_ranking": "images" in inputs,
+            }
+        }
+
+    def _forward(self, model_inputs: "dict[str, Any]", questions_per_batch: int = 8) -> "dict[str, Any]":
+        requests = model_inputs["request"]
+        is_batch = isinstance(requests, list)  # by `batch_size=` of the pipeline
+        requests = requests if is_batch else [requests]
+        questions = [(request, *pair) for request in requests for pair in request["pairs"]]
+        logits, scores = [], []
+        for start in range(0, len(questions), questions_per_batch):
+            batch = questions[start : start + questions_per_batch]
+            has_references = batch[0][1] is not None
+            inputs = self.processor(
+                images=[request["samples"][j] for request, _, j in batch],
+                prompts=[request["prompt"] for request, _, _ in batch],
+                references=[request["samples"][i] for request, i, _ in batch] if has_references else None,
+                conditions=[request["condition"] for request, _, _ in batch],
+                task=[request["task"] for request, _, _ in batch],
+                criteria=[request["criteria"] for request, _, _ in batch],
+            )
+            output = self.model(**inputs.to(self.device))
+            logits += output.logits[:, 0].double().tolist()
+            scores += output.scores.double().tolist()
+        answers = []
+        for request in requests:
+            count = len(request["pairs"])
+            answers.append({"request": request, "logits": logits[:count], "scores": scores[:count]})
+            logits, scores = logits[count:], scores[count:]
+        return {"answer": answers if is_batch else answers[0]}
+
+    def postprocess(self, model_outputs: "dict[str, Any]") -> "dict[str, Any]":
+        answer = model_outputs["answer"]
+        request, logits, scores = (
+            answer["request"],
+            torch.tensor(answer["logits"], dtype=torch.float64),
+            answer["scores"],
+        )
+        bad = sum(not (-float("inf") < value < float("inf")) for value in [*answer["logits"], *scores])
+        if bad:
+            raise ValueError(
+                f"{bad} scores are NaN or infinite, but must be finite. Check the weights for NaN, or load them in another type "
+                "(`dtype=torch.float32`)."
+            )
+        if not request["is_ranking"]:
+            return {"score": scores[0]}
+        count = len(request["samples"])
+        if self.model.config.paradigm == "pairwise":
+            yes = dict(zip(request["pairs"], logits.sigmoid().tolist(), strict=True))
+            margins = {(i, j): yes[i, j] - yes[j, i] for i, j in yes}
+            by_pair = dict(zip(request["pairs"], scores, strict=True))
+            scores = [sum(by_pair[i, j] for i in range(count) if i != j) / (count - 1) for j in range(count)]
+        else:
+            margins = {(i, j): float(logits[j] - logits[i]) for i, j in permutations(range(count), 2)}
+        wins = [
+            sum((margins[i, j] > 0) + 0.5 * (margins[i, j] == 0) for i in range(count) if i != j) for j in range(count)
+        ]
+        order = sorted(range(count), key=lambda j: (-wins[j], -scores[j], j))
+        return {"scores": scores, "wins": wins, "order": order}
+
+
+__all__ = ["TASK", "VisualPreferencePipeline"]

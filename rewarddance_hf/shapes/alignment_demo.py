@@ -1,0 +1,205 @@
+"""
+The demo's second half: tune the tiny generator by the freshly trained judge, and beside it by a weak reward that it can
+hack, both under the eyes of the monitor.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig
+
+from ..alignment.dynamics import RewardDynamics
+from ..alignment.dynamics_callback import RewardDynamicsCallback
+from ..alignment.references import best_of_n_references
+from ..alignment.refl_arguments import ReFLTrainingArguments
+from ..alignment.refl_trainer import ReFLTrainer
+from ..evaluation.statistics import bootstrap_interval
+from ..scoring.scorer import RewardDanceScorer
+from .generated import ShapesPrompts, alignment_holds, alignment_score, sample_pictures
+from .generator import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, NUM_INFERENCE_STEPS, SAMPLING, load_generator
+from .scenes import COLORS, parse_caption
+
+
+GENERATORS = ("tuned", "hacked")
+TUNING_STEPS = 150
+BATCH_SIZE = 32
+LEARNING_RATE = {"tuned": 5e-4, "hacked": 1.5e-3}
+NUM_REFERENCE_PROMPTS, NUM_CANDIDATES, NUM_REFERENCES = 200, 8, 2
+# The monitor's held-out prompts are others than those that the report's figures come from.
+MONITOR_PROMPTS, MONITOR_SEED = 250, 1
+EVALUATION_PROMPTS, SAMPLES_PER_PROMPT = 500, 2
+EVALUATION_SEED = 2
+LORA_TARGETS = [
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+]
+
+
+def color_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """
+    Share of a picture that has the colors of its prompt, whatever their shapes and number: a reward to be hacked.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+            Pictures in [0, 1].
+        prompts (`list[str]`):
+            Prompts of the shapes world.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`: Rewards in [0, 1], differentiable.
+    """
+    rewards = []
+    for image, prompt in zip(images, prompts, strict=True):
+        colors = dict.fromkeys(item.color for item in parse_caption(prompt).objects)
+        palette = image.new_tensor([COLORS[color] for color in colors]) / 255
+        distances = (image - palette[:, :, None, None]).square().sum(1)
+        share = torch.exp(-distances / 0.08).mean((1, 2)).sum()
+        rewards.append(share / (share + 0.15))
+    return torch.stack(rewards)
+
+
+def oracle_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """
+    Share of each prompt's facts that its picture shows, by the oracle: less noisy than whether it shows all of them.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+            Pictures in [0, 1].
+        prompts (`list[str]`):
+            Prompts of the shapes world.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`
+    """
+    return torch.from_numpy(alignment_score(images, prompts)).float()
+
+
+def evaluate_generator(name: str, pipeline: Any, num_prompts: int = EVALUATION_PROMPTS) -> dict[str, float]:
+    """
+    Measure how often a generator draws what held-out prompts say, always from the same noise.
+
+    Args:
+        name (`str`):
+            Name of the generator in the metrics.
+        pipeline (`diffusers.DiffusionPipeline`):
+            Generator.
+        num_prompts (`int`, *optional*, defaults to `500`):
+            Number of prompts.
+
+    Returns:
+        `dict[str, float]`: `generator/{name}/alignment` with the 95 % bootstrap interval over prompts (`_low`, `_high`),
+        and `generator/{name}/kind/{kind}/alignment`.
+    """
+    dataset = ShapesPrompts(num_prompts, "id", EVALUATION_SEED)
+    rows = [dataset[i] for i in range(num_prompts)]
+    prompts = [row["prompt"] for row in rows for _ in range(SAMPLES_PER_PROMPT)]
+    pictures = sample_pictures(pipeline, prompts, EVALUATION_SEED)
+    right = alignment_holds(pictures, prompts).reshape(num_prompts, SAMPLES_PER_PROMPT).mean(1)
+    key = f"generator/{name}"
+    low, high = bootstrap_interval(right)
+    metrics = {f"{key}/alignment": float(right.mean()), f"{key}/alignment_low": low, f"{key}/alignment_high": high}
+    kinds = np.array([row["kind"] for row in rows])
+    return metrics | {
+        f"{key}/kind/{kind}/alignment": float(right[kinds == kind].mean()) for kind in dict.fromkeys(kinds.tolist())
+    }
+
+
+def tune(
+    name: str,
+    output_dir: str,
+    judge_dir: str | None = None,
+    steps: int = TUNING_STEPS,
+    num_prompts: int = EVALUATION_PROMPTS,
+    show_progress: bool = True,
+) -> None:
+    """
+    Tune the base generator by ReFL (Section 3.3.1 of the [RewardDance paper](https://huggingface.co/papers/2509.08826)),
+    measure it, and write adapter, plot of the rewards and `metrics.json`.
+
+    Args:
+        name (`str`):
+            `"tuned"` by the judge against Best-of-N references, with the monitor's best weights; or `"hacked"` by
+            [`color_reward`].
+        output_dir (`str`):
+            Folder for what is written.
+        judge_dir (`str`, *optional*):
+            Folder of the pairwise judge, for `"tuned"`.
+        steps (`int`, *optional*):
+            Number of updates.
+        num_prompts (`int`, *optional*):
+            Number of prompts that the generator is measured on.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+    """
+    torch.set_num_threads(1)  # two processes tune side by side
+    # Numbers too small for the usual form, which backward passes are full of, cost many times the time of others.
+    torch.set_flush_denormal(True)
+    pipeline = load_generator()
+    dataset = ShapesPrompts(NUM_REFERENCE_PROMPTS)
+    prompts = [dataset[i]["prompt"] for i in range(NUM_REFERENCE_PROMPTS)]
+    metrics = {} if name == "tuned" else evaluate_generator("base", pipeline, num_prompts)
+    reward: Any = color_reward
+    rows: Any = [{"prompt": prompt} for prompt in prompts]
+    sampling: dict[str, Any] = SAMPLING
+    if name == "tuned":
+        reward = RewardDanceScorer.from_pretrained(judge_dir or "", batch_size=BATCH_SIZE * NUM_REFERENCES)
+        rows = best_of_n_references(
+            pipeline,
+            reward,
+            prompts,
+            num_candidates=NUM_CANDIDATES,
+            top_k=NUM_REFERENCES,
+            batch_size=64,
+            show_progress=show_progress,
+            **sampling,
+        )
+        kept = [(picture, row["prompt"]) for row in rows for picture in row["references"]]
+        metrics["generator/references/alignment"] = float(alignment_holds(*zip(*kept, strict=True)).mean())
+    held_out = ShapesPrompts(MONITOR_PROMPTS, "id", MONITOR_SEED)
+    monitor = RewardDynamicsCallback(
+        oracle_reward,
+        [held_out[i]["prompt"] for i in range(MONITOR_PROMPTS)],
+        eval_steps=max(steps // 10, 1),
+        restore_best=name == "tuned",
+        dynamics=RewardDynamics(window=max(steps // 10, 2)),
+    )
+    arguments = ReFLTrainingArguments(
+        output_dir,
+        num_inference_steps=NUM_INFERENCE_STEPS,
+        guidance_scale=GUIDANCE_SCALE,
+        pipeline_kwargs={"max_sequence_length": MAX_SEQUENCE_LENGTH},
+        step_index_range=[3, NUM_INFERENCE_STEPS],
+        reward_transform="log" if name == "tuned" else "none",
+        per_device_train_batch_size=BATCH_SIZE,
+        per_device_eval_batch_size=64,
+        max_steps=steps,
+        learning_rate=LEARNING_RATE[name],
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=min(10, steps // 10),
+        adam_beta2=0.95,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=not show_progress,
+        log_level="error",
+    )
+    trainer = ReFLTrainer(
+        pipeline=pipeline,
+        reward={"judge" if name == "tuned" else "color": reward},
+        args=arguments,
+        train_dataset=rows,
+        callbacks=[monitor],
+        peft_config=LoraConfig(r=16, lora_alpha=16, target_modules=LORA_TARGETS),
+    )
+    trainer.train()
+    trainer.save_model()
+    metrics |= evaluate_generator(name, pipeline, num_prompts)
+    metrics[f"generator/{name}/num_warnings"] = len(monitor.dynamics.warnings)
+    folder = Path(output_dir)
+    (folder / "verdict.txt").write_text(monitor.dynamics.verdict + "\n", encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,338 @@
+"""
+Prompts for a generator of shapes, how well its pictures match them, and preference rows out of its own samples.
+
+A judge that has only seen clean renderings reads generated pictures less well: pairs of a generator's samples, labelled
+by the oracle, belong to its training data.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .generator import IMAGE_SIZE, SAMPLING
+from .oracle import OracleResult, check, relation_holds
+from .preferences import (
+    ALIGNMENT_CRITERIA,
+    KIND_SHARES,
+    SPLITS,
+    _check_arguments,
+    _check_index,
+    _draw_key,
+    _make_row,
+    _row_rng,
+)
+from .scenes import (
+    ALL_COMPOSITIONS,
+    COMPARISONS,
+    HELD_OUT_COMPOSITIONS,
+    LARGE_RADIUS,
+    NUMBERS,
+    POSITIONS,
+    PlacedObject,
+    Scene,
+    SceneObject,
+    canonical_caption,
+    caption_paraphrases,
+    parse_caption,
+    sample_scene,
+)
+
+
+GENERATED = "generated"
+# This share of the training texts is kept for the in-domain split.
+HELD_OUT_SHARE = 0.25
+SAMPLING_BATCH_SIZE = 64
+
+
+class ShapesPrompts(Dataset):
+    """
+    Prompts of the shapes world, drawn when they are asked for. No text is in two splits.
+
+    A row holds `prompt` (`str`) and `kind` (one of `KINDS`). The oracle reads what is wanted from the prompt.
+
+    Args:
+        num_rows (`int`):
+            Number of rows. Texts may come twice.
+        split (`str`, *optional*, defaults to `"train"`):
+            `"train"`; `"id"` for other texts of the same kind; `"ood"` for pairs of color and shape, and for
+            paraphrases, that no training prompt has.
+        seed (`int`, *optional*, defaults to `0`):
+            Rows depend on it, on the split and on their index, and on nothing else.
+
+    Raises:
+        `TypeError`: If a number is no integer.
+        `ValueError`: If a number is out of range or the split is unknown.
+
+    Example:
+    ```python
+    >>> sorted(ShapesPrompts(500, split="id")[0])
+    ['kind', 'prompt']
+    ```
+    """
+
+    def __init__(self, num_rows: int, split: str = "train", seed: int = 0) -> None:
+        _check_arguments(num_rows, seed, IMAGE_SIZE)
+        if split not in SPLITS:
+            raise ValueError(f"`split` is {split!r}, but must be one of {SPLITS}. Choose one of them.")
+        self.num_rows = num_rows
+        self.split = split
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        rng = _row_rng("prompts", self.seed, self.split, _check_index(index, self.num_rows))
+        kind = _draw_key(rng, KIND_SHARES)
+        compositions = ALL_COMPOSITIONS if self.split == "ood" else None
+        while True:
+            scene = sample_scene(rng, kind, compositions) if compositions else sample_scene(rng, kind)
+            prompt = rng.choice(caption_paraphrases(scene, self.split))
+            if self._has(scene, prompt):
+                return {"prompt": prompt, "kind": kind}
+
+    def _has(self, scene: Scene, prompt: str) -> bool:
+        if self.split == "ood":
+            return bool(scene.compositions & HELD_OUT_COMPOSITIONS)
+        held_out = hashlib.sha256(prompt.encode()).digest()[0] < 256 * HELD_OUT_SHARE
+        return held_out == (self.split == "id")
+
+
+# ---- the oracle's view of generated pictures ----
+
+
+def alignment_score(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -> np.ndarray:
+    """
+    Share of each prompt's facts that its picture shows, by the oracle.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`, or `list` of `PIL.Image.Image` or of arrays):
+            Pictures, as a pipeline gives them; tensors in [0, 1], arrays with the channels last.
+        prompts (`list[str]`):
+            Their prompts, in any paraphrase of the shapes world.
+
+    Returns:
+        `np.ndarray` of shape `(batch_size,)`: Shares from 0 to 1.
+
+    Raises:
+        `ValueError`: If the numbers of pictures and prompts differ, a prompt is not of this world, or a tensor is no
+            batch of RGB pictures.
+    """
+    return np.array([result.share for result in check_pictures(images, prompts)])
+
+
+def alignment_holds(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -> np.ndarray:
+    """
+    Whether each picture shows all that its prompt says, by the oracle.
+
+    Args:
+        images (as for [`alignment_score`]):
+            Pictures.
+        prompts (`list[str]`):
+            Their prompts.
+
+    Returns:
+        `np.ndarray` of `bool` of shape `(batch_size,)`
+
+    Raises:
+        `ValueError`: As [`alignment_score`].
+    """
+    return np.array([result.all_hold for result in check_pictures(images, prompts)])
+
+
+def check_pictures(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -> list[OracleResult]:
+    """
+    Let the oracle check each picture against its prompt.
+
+    Args:
+        images (as for [`alignment_score`]):
+            Pictures.
+        prompts (`list[str]`):
+            Their prompts.
+
+    Returns:
+        `list[OracleResult]`: Facts and objects of each picture.
+
+    Raises:
+        `ValueError`: As [`alignment_score`].
+    """
+    if isinstance(images, torch.Tensor):
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"`images` has shape {tuple(images.shape)}, but a batch of RGB pictures of shape (batch_size, 3, height, "
+                "width) is required. Stack the pictures."
+            )
+        if not images.isfinite().all():
+            raise ValueError("`images` holds NaN or infinite pixels. Check the generator, which may have diverged.")
+        images = list(images.detach().float().cpu().permute(0, 2, 3, 1).numpy())
+    if len(images) != len(prompts):
+        raise ValueError(
+            f"`images` has {len(images)} pictures, but `prompts` has {len(prompts)} texts. Pass one prompt for each picture."
+        )
+    return [check(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+
+def describe_objects(objects: Sequence[PlacedObject], scene: Scene) -> str | None:
+    """
+    Say what a picture shows, in the terms in which a prompt asks for it.
+
+    Args:
+        objects (`Sequence[PlacedObject]`):
+            Objects that the oracle found.
+        scene (`Scene`):
+            What the prompt asks for: its kind says whether sizes or positions are named.
+
+    Returns:
+        `str`, *optional*: A caption, or None where this world has no words for the picture: it shows nothing, too many
+        objects, or one with a color or shape that is none of this world.
+    """
+    if not 0 < len(objects) <= len(NUMBERS) or any(item.color is None or item.shape is None for item in objects):
+        return None
+    shown = [SceneObject(item.color, item.shape) for item in objects]  # type: ignore[arg-type]
+    if len(set(shown)) == 1 and len(shown) > 1:
+        return canonical_caption(Scene("count", tuple(shown)))
+    if len(shown) == 1:
+        if scene.objects[0].size is None:
+            return canonical_caption(Scene("count" if scene.kind == "count" else "single", tuple(shown)))
+        size = "large" if objects[0].radius > LARGE_RADIUS else "small"
+        return canonical_caption(Scene("size", (SceneObject(shown[0].color, shown[0].shape, size),)))
+    if len(shown) > 2:
+        return " and ".join(canonical_caption(Scene("single", (item,))) for item in shown)
+    order = max(permutations(range(2)), key=lambda order: _count_named_in_place(scene, [shown[i] for i in order]))
+    first, second = (objects[i] for i in order)
+    named = tuple(shown[i] for i in order)
+    if scene.relation is None:
+        return canonical_caption(Scene("binding", named))
+    relations: tuple[str, ...] = POSITIONS if scene.kind == "relation" else COMPARISONS
+    relation = next((relation for relation in relations if relation_holds(relation, first, second)), None)
+    if relation is None:
+        return canonical_caption(Scene("binding", named))
+    return canonical_caption(Scene(scene.kind, named, relation))
+
+
+def _count_named_in_place(scene: Scene, shown: Sequence[SceneObject]) -> int:
+    """Colors and shapes that stand where the prompt names them."""
+    pairs = list(zip(scene.objects, shown, strict=False))
+    return sum((wanted.color == item.color) + (wanted.shape == item.shape) for wanted, item in pairs)
+
+
+# ---- preference rows out of a generator's samples ----
+
+
+def sample_pictures(
+    pipeline: Any, prompts: Sequence[str], seed: int = 0, batch_size: int = SAMPLING_BATCH_SIZE, **sampling: Any
+) -> list[Image.Image]:
+    """
+    Draw one picture for each prompt. The noise of a picture depends on the seed and its place only, not on the batches.
+
+    Args:
+        pipeline (`diffusers.DiffusionPipeline`):
+            Generator.
+        prompts (`list[str]`):
+            Prompts.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the noise.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Number of pictures that are drawn at once.
+        sampling:
+            Further arguments of the pipeline in place of `SAMPLING`.
+
+    Returns:
+        `list[PIL.Image.Image]`: The pictures, in the order of the prompts.
+    """
+    images: list[Image.Image] = []
+    for start in range(0, len(prompts), batch_size):
+        texts = list(prompts[start : start + batch_size])
+        seeds = [random.Random(f"noise/{seed}/{start + i}").getrandbits(63) for i in range(len(texts))]
+        generators = [torch.Generator().manual_seed(value) for value in seeds]
+        images += pipeline(texts, generator=generators, **{**SAMPLING, **sampling}).images
+    return images
+
+
+def generated_preferences(
+    pipeline: Any,
+    num_prompts: int,
+    split: str = "train",
+    seed: int = 0,
+    samples_per_prompt: int = 6,
+    pairs_per_prompt: int = 3,
+    batch_size: int = SAMPLING_BATCH_SIZE,
+) -> list[dict[str, Any]]:
+    """
+    Make preference rows out of a generator's samples: of two pictures for one prompt, the chosen one shows more facts.
+
+    Rows are as in [`ShapesPreferences`], with the category `"generated"`; the rationale tells what the oracle sees in
+    each picture. A picture is in as few rows of its prompt as possible. Prompts for which all samples are equally right
+    give no row, so the number of rows is not known before. Mix them with others by `torch.utils.data.ConcatDataset`.
+
+    Args:
+        pipeline (`diffusers.DiffusionPipeline`):
+            Generator.
+        num_prompts (`int`):
+            Number of prompts, from [`ShapesPrompts`] of the same split and seed.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of the prompts.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of prompts and noise.
+        samples_per_prompt (`int`, *optional*, defaults to `6`):
+            Number of pictures that are drawn for a prompt, at least two.
+        pairs_per_prompt (`int`, *optional*, defaults to `3`):
+            Largest number of rows with the same prompt.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Number of pictures that are drawn at once.
+
+    Returns:
+        `list[dict[str, Any]]`: The rows.
+
+    Raises:
+        `ValueError`: If a number is too small or the split is unknown.
+    """
+    for name, value, least in (
+        ("samples_per_prompt", samples_per_prompt, 2),
+        ("pairs_per_prompt", pairs_per_prompt, 1),
+        ("batch_size", batch_size, 1),
+    ):
+        if value < least:
+            raise ValueError(f"`{name}` is {value}, but must be {least} or more. Pass a larger number.")
+    dataset = ShapesPrompts(num_prompts, split, seed)
+    prompts = [dataset[index]["prompt"] for index in range(num_prompts)]
+    repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
+    noise_seed = random.Random(f"{GENERATED}/{split}/{seed}").getrandbits(63)
+    images = sample_pictures(pipeline, repeated, noise_seed, batch_size)
+    rows = []
+    for index, prompt in enumerate(prompts):
+        samples = images[index * samples_per_prompt : (index + 1) * samples_per_prompt]
+        rows += _pair_samples(prompt, samples, pairs_per_prompt, _row_rng(GENERATED, seed, split, index))
+    return rows
+
+
+def _pair_samples(
+    prompt: str, images: Sequence[Image.Image], most_pairs: int, rng: random.Random
+) -> list[dict[str, Any]]:
+    """Rows out of the samples of one prompt, first those of samples that are in no row yet."""
+    scene = parse_caption(prompt)
+    results = check_pictures(images, [prompt] * len(images))
+    captions = {}
+    for index, result in enumerate(results):
+        caption = describe_objects(result.objects, scene)
+        if caption is not None:
+            captions[index] = caption
+    pairs = [pair for pair in permutations(captions, 2) if results[pair[0]].broken < results[pair[1]].broken]
+    rng.shuffle(pairs)
+    rows: list[dict[str, Any]] = []
+    uses = dict.fromkeys(captions, 0)
+    while pairs and len(rows) < most_pairs:
+        pair = min(pairs, key=lambda pair: uses[pair[0]] + uses[pair[1]])
+        pairs.remove(pair)
+        for index in pair:
+            uses[index] += 1
+        pictures, texts = [images[index] for index in pair], [captions[index] for index in pair]
+        rows.append(_make_row(prompt, pictures, texts, ALIGNMENT_CRITERIA, GENERATED))
+    return rows

@@ -1,0 +1,225 @@
+"""Parts of a schedule through unmodified pipelines, against plain calls of the same pipelines."""
+
+import functools
+import math
+
+import diffusers
+import pytest
+import torch
+from tiny_pipelines import BUILDERS, STABLE_DIFFUSION_BETAS, TinyPipeline, noise, stable_diffusion
+
+from rewarddance_hf.alignment.gradient import RewardGradientCallback
+from rewarddance_hf.alignment.schedules import StagedPipeline, Trajectory, noise_levels
+
+
+SEEDS = (5, 6)
+
+
+@functools.cache
+def tiny(name: str) -> TinyPipeline:
+    return TinyPipeline(name)
+
+
+def generators() -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in SEEDS]
+
+
+def start() -> list[Trajectory]:
+    return [Trajectory(index, generator) for index, generator in enumerate(generators())]
+
+
+def staged_of(model: TinyPipeline, **arguments) -> StagedPipeline:
+    return StagedPipeline(model.pipeline, ["a", "b"], {"num_inference_steps": 4, **model.inputs, **arguments})
+
+
+def run(staged: StagedPipeline, trajectories: list[Trajectory], first: int, stop: int):
+    ((trajectories, images),) = staged.advance(trajectories, first, stop)
+    return trajectories, images
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_parts_equal_the_whole(name):
+    """Stopping twice and going on gives the plain pipeline's images bit for bit; multistep schedulers keep their memory."""
+    model = tiny(name)
+    plain = model(generator=generators())
+    staged = staged_of(model)
+    trajectories = start()
+    for first, stop in ((0, 1), (1, 3), (3, 4)):
+        trajectories, images = run(staged, trajectories, first, stop)
+    assert torch.equal(images, plain)
+    assert staged.evaluations == [4, 4]
+    assert not {"set_timesteps", "step", "scale_model_input"} & set(vars(model.pipeline.scheduler))
+    assert "prepare_latents" not in vars(model.pipeline)
+    assert torch.equal(model(generator=generators()), plain)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion", "StableDiffusion3", "Flux", "Sana", "QwenImage", "Wan"])
+def test_preview_is_the_clean_prediction(name):
+    """What is decoded at the end of a stage is what the reward gradient decodes after the same step, which has its own checks."""
+    model = tiny(name)
+    _, preview = run(staged_of(model), start(), 0, 3)
+    callback = RewardGradientCallback(method="refl", step_index_range=(2, 3))
+    with callback.attach(model.pipeline):
+        expected = model(generator=generators())
+    torch.testing.assert_close(preview, expected.detach(), atol=1e-6, rtol=0)
+
+
+def test_random_numbers_go_on():
+    """A sampler that draws noise in each step draws on where the stage before ended."""
+    model = tiny("StableDiffusion")
+    plain = model(generator=generators(), eta=1.0)
+    assert (plain - model(generator=generators())).abs().max() > 1e-3
+    staged = staged_of(model, eta=1.0)
+    trajectories, _ = run(staged, start(), 0, 2)
+    assert torch.equal(run(staged, trajectories, 2, 4)[1], plain)
+
+
+SCHEDULERS = {
+    "flow": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "inverted flow": diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    "ddim": diffusers.DDIMScheduler(**STABLE_DIFFUSION_BETAS),
+    "euler": diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION_BETAS),
+    "dpm": diffusers.DPMSolverMultistepScheduler(**STABLE_DIFFUSION_BETAS),
+    "dpm flow": diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    "unipc flow": diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+}
+
+
+def forward(scheduler, clean, index, fresh):
+    """Forward process of the scheduler's own, to the noise level before a step."""
+    timestep = scheduler.timesteps[index : index + 1]
+    if hasattr(scheduler, "scale_noise"):
+        if scheduler.config.invert_sigmas:  # the class itself has no forward process for this option
+            sigma = scheduler.sigmas[index]
+            return sigma * clean + (1 - sigma) * fresh
+        return scheduler.scale_noise(clean, timestep, fresh)
+    return scheduler.add_noise(clean, fresh, timestep)
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_renoising_keeps_the_marginals(kind):
+    """Latents of step 7 that are noised back to step 3 have the mean and spread of those that were never denoised."""
+    scheduler = SCHEDULERS[kind]
+    scheduler.set_timesteps(10)
+    clean, fresh = torch.full((1, 1, 400, 400), 0.8), noise(1, 1, 1, 400, 400)
+    staged = StagedPipeline(tiny("StableDiffusion3").pipeline, ["a"], {})
+    staged.__dict__["noise_levels"] = noise_levels(scheduler)
+    late = Trajectory(0, torch.Generator(), latents=forward(scheduler, clean, 7, fresh))
+    early = staged.renoise(late, 7, 3, torch.Generator().manual_seed(2)).latents
+    wanted = forward(scheduler, clean, 3, noise(3, 1, 1, 400, 400))
+    assert early.mean().item() == pytest.approx(wanted.mean().item(), abs=0.02 * wanted.std().item())
+    assert early.std().item() == pytest.approx(wanted.std().item(), rel=0.01)
+    assert late.latents.std() < 0.9 * early.std()
+    share = torch.corrcoef(torch.stack([early.flatten(), fresh.flatten()]))[0, 1].item()
+    (signal, sigma), (new_signal, new_sigma) = (noise_levels(scheduler)[index] for index in (7, 3))
+    assert share == pytest.approx(new_signal / signal * sigma / new_sigma, abs=0.02)
+
+
+def test_noise_levels_of_a_flow():
+    """Levels are those of the pipeline's call: its number of steps and its shift."""
+    staged = staged_of(tiny("StableDiffusion3"), num_inference_steps=5)
+    assert staged.num_steps == 5
+    for (signal, sigma), timestep in zip(staged.noise_levels, staged._probed_scheduler.timesteps, strict=True):
+        assert signal + sigma == pytest.approx(1)
+        assert sigma == pytest.approx(timestep.item() / 1000, rel=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_renoising_by_no_step_branches(eta):
+    """Going back by no step leaves the latents as they are, but later random numbers are those of the branch."""
+    model = tiny("StableDiffusion")
+    staged = staged_of(model, eta=eta)
+    trajectories, _ = run(staged, start(), 0, 2)
+    branches = [staged.renoise(trajectories[0], 2, 2, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    assert torch.equal(branches[0].latents, trajectories[0].latents)
+    images = run(staged, branches, 2, 4)[1]
+    # Without noise of its own both are equal, but for the place in the batch.
+    assert math.isclose(float((images[0] - images[1]).abs().max()), 0, abs_tol=1e-6) == (eta == 0.0)
+
+
+def test_counts_equal_those_of_a_hook():
+    """Evaluations count images and steps; forward passes are the samples that the denoiser sees, guidance included."""
+    for name, per_evaluation in (("StableDiffusion3", 2), ("QwenImage", 2), ("Flux", 1), ("ZImage", 2)):
+        model, seen = tiny(name), []
+        hook = model.denoiser.register_forward_pre_hook(
+            lambda module, args, kwargs, seen=seen: seen.append(len(args[0] if args else kwargs["hidden_states"])),
+            with_kwargs=True,
+        )
+        staged = staged_of(model)
+        assert staged.num_steps == 4
+        assert seen == []  # the schedule is known before anything is computed
+        trajectories, _ = run(staged, start(), 0, 3)
+        run(staged, trajectories[:1], 3, 4)
+        hook.remove()
+        assert staged.evaluations == [4, 3]
+        assert sum(seen) == sum(staged.forward_passes) == per_evaluation * 7
+
+
+def test_everything_is_as_before_when_the_call_raises(monkeypatch):
+    """A stage that fails leaves no wrapper behind."""
+    model = tiny("StableDiffusion3")
+    plain, staged = model(), staged_of(model)
+    assert staged.num_steps == 4
+    before = set(vars(model.pipeline.scheduler)), set(vars(model.pipeline))
+    monkeypatch.setattr(model.denoiser, "forward", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        run(staged, start(), 1, 3)
+    monkeypatch.undo()
+    assert (set(vars(model.pipeline.scheduler)), set(vars(model.pipeline))) == before
+    assert torch.equal(model(), plain)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [diffusers.PNDMScheduler(skip_prk_steps=True), diffusers.HeunDiscreteScheduler()],
+    ids=["pndm", "heun"],
+)
+def test_schedulers_without_one_timestep_a_step(scheduler):
+    """Schedulers that cannot be stopped anywhere are refused with the names of those that can."""
+    pipeline, inputs = stable_diffusion(scheduler)
+    staged = StagedPipeline(pipeline, ["a", "b"], {"num_inference_steps": 4, **inputs})
+    with pytest.raises(
+        NotImplementedError, match="makes one step of several timesteps.* Set `pipe.scheduler` to a flow"
+    ):
+        staged.noise_levels  # noqa: B018
+
+
+def test_image_to_image():
+    """A pipeline that begins in the middle of its schedule runs as a whole, and is refused in parts."""
+    model = tiny("StableDiffusion3")
+    pipeline = diffusers.StableDiffusion3Img2ImgPipeline(**model.pipeline.components)
+    pipeline.set_progress_bar_config(disable=True)
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    arguments = {**model.inputs, "image": images, "strength": 0.5, "num_inference_steps": 8}
+    staged = StagedPipeline(pipeline, ["a", "b"], arguments)
+    plain = pipeline(**arguments, generator=generators(), output_type="pt").images
+    assert torch.equal(run(staged, start(), 0, staged.num_steps)[1], plain)
+    assert staged.evaluations == [4, 4]
+    with pytest.raises(
+        NotImplementedError, match="`strength` is 0.5, so that .* leaves out the first steps.*`best_of_n`"
+    ):
+        run(staged, start(), 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generator": torch.Generator()}, "`generator` was given, but the search makes a generator for each path"),
+        ({"latents": noise(1, 2, 4, 8, 8)}, "`latents` was given, but the search draws the noise"),
+        ({"num_images_per_prompt": 2}, "`num_images_per_prompt` was given, but the search decides"),
+        ({"negative_prompt": ["a", "b", "c"]}, "`negative_prompt` has 3 entries for 2 prompts"),
+    ],
+)
+def test_arguments_of_the_search(arguments, message):
+    """Arguments that belong to the search, or do not fit the prompts, are refused at once."""
+    with pytest.raises(ValueError, match=message):
+        StagedPipeline(tiny("StableDiffusion3").pipeline, ["a", "b"], arguments)
+
+
+def test_pipeline_without_prepare_latents():
+    """A pipeline that draws its noise elsewhere is refused by name."""
+    pipeline = diffusers.DDPMPipeline(unet=None, scheduler=diffusers.DDPMScheduler())
+    with pytest.raises(
+        ValueError, match="`pipe` is a `DDPMPipeline`, but it must have a scheduler and draw its noise in"
+    ):
+        StagedPipeline(pipeline, ["a"], {})

@@ -1,0 +1,186 @@
+"""Tiny pipelines with real text encoders, and a run of `ReFLTrainer` on one that other processes can start."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import diffusers
+import torch
+from peft import LoraConfig
+from tiny_pipelines import LORA_TARGETS, image_vae, noise, stable_diffusion, wan
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from rewarddance_hf.alignment.refl_arguments import ReFLTrainingArguments
+from rewarddance_hf.alignment.refl_trainer import ReFLTrainer
+
+
+WORDS = ["<pad>", "<unk>", "<end>", "a", "red", "blue", "green", "circle", "square", "two", "and"]
+PROMPTS = ["a red circle", "a blue square", "two green circle", "a red square and a blue circle", "a green square"]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<end>", model_max_length=8
+    )
+
+
+def clip(model_class: type, width: int):
+    config = CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=10,
+        projection_dim=4,
+        eos_token_id=2,
+        pad_token_id=0,
+        bos_token_id=2,
+    )
+    return model_class(config).eval()
+
+
+def tiny_sd3(seed: int = 0) -> diffusers.StableDiffusion3Pipeline:
+    """Stable Diffusion 3 with 8 x 8 pixels."""
+    torch.manual_seed(seed)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=16,
+        pooled_projection_dim=8,
+    )
+    with torch.no_grad():  # zero at initialization
+        transformer.proj_out.weight.normal_(0, 0.2)
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=image_vae(),
+        text_encoder=clip(CLIPTextModelWithProjection, 8),
+        tokenizer=tokenizer(),
+        text_encoder_2=clip(CLIPTextModelWithProjection, 8),
+        tokenizer_2=tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def tiny_sd(seed: int = 0) -> diffusers.StableDiffusionPipeline:
+    """Stable Diffusion, the pipeline with a UNet."""
+    torch.manual_seed(seed)
+    pipeline, _ = stable_diffusion()
+    pipeline.register_modules(text_encoder=clip(CLIPTextModel, 8), tokenizer=tokenizer())
+    return pipeline
+
+
+def tiny_wan(seed: int = 0) -> diffusers.WanPipeline:
+    """Wan, the pipeline for clips."""
+    torch.manual_seed(seed)
+    pipeline, _ = wan()
+    config = UMT5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    pipeline.register_modules(text_encoder=UMT5EncoderModel(config).eval(), tokenizer=tokenizer())
+    return pipeline
+
+
+SIZES = {
+    "StableDiffusion3Pipeline": {"height": 8, "width": 8, "max_sequence_length": 8},
+    "StableDiffusionPipeline": {"height": 16, "width": 16},
+    "WanPipeline": {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 8},
+}
+
+
+def pixel_reward(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """A fixed differentiable function of pixels and prompt between 0 and 1."""
+    frames = images.reshape(-1, *images.shape[-3:])
+    features = torch.nn.functional.conv2d(frames - 0.5, noise(11, 4, 3, 3, 3)).tanh().mean(dim=(1, 2, 3))
+    lengths = torch.tensor([len(prompt) / 40 for prompt in prompts])
+    return (4 * features.reshape(len(images), -1).mean(dim=1) + lengths).sigmoid()
+
+
+def lora(**changes) -> LoraConfig:
+    return LoraConfig(**{"r": 2, "lora_alpha": 4, "target_modules": LORA_TARGETS, **changes})
+
+
+def rows(count: int = 5) -> list[dict]:
+    return [{"prompt": PROMPTS[index % len(PROMPTS)]} for index in range(count)]
+
+
+def make_trainer(output_dir, pipeline=None, reward=pixel_reward, train_dataset=None, peft_config="lora", **arguments):
+    pipeline = pipeline or tiny_sd3()
+    others = {name: arguments.pop(name) for name in ("eval_dataset", "callbacks") if name in arguments}
+    defaults = {
+        "per_device_train_batch_size": 2,
+        "max_steps": 2,
+        "learning_rate": 1e-2,
+        "num_inference_steps": 4,
+        "guidance_scale": 3.0,
+        "step_ratio_range": [0.25, 1.0],
+        "pipeline_kwargs": SIZES[type(pipeline).__name__],
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return ReFLTrainer(
+        pipeline=pipeline,
+        reward=reward,
+        args=ReFLTrainingArguments(str(output_dir), **{**defaults, **arguments}),
+        train_dataset=rows() if train_dataset is None else train_dataset,
+        peft_config=lora() if peft_config == "lora" else peft_config,
+        **others,
+    )
+
+
+def trained_weights(trainer: ReFLTrainer) -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+class KillBeforeUpdate(TrainerCallback):
+    """End the process as the kernel would when memory runs out: nothing is cleaned up."""
+
+    def __init__(self, update: int):
+        self.update = update
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.update:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(output_dir: str, settings: str) -> None:
+    """Train in a process of its own and save the trained weights."""
+    torch.set_num_threads(1)
+    settings = json.loads(settings)
+    kill_at, resume = settings.pop("kill_at", None), settings.pop("resume", None)
+    trainer = make_trainer(output_dir, callbacks=[KillBeforeUpdate(kill_at)] if kill_at else None, **settings)
+    trainer.train(resume_from_checkpoint=resume)
+    if trainer.is_world_process_zero():
+        ema = trainer.ema.shadow_params if trainer.ema is not None else []
+        saved = {"weights": trained_weights(trainer), "ema": ema, "rewards": trainer.last_rewards}
+        torch.save(saved, Path(output_dir) / "result.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
