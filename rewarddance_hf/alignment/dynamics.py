@@ -13,7 +13,8 @@ late, and of one kind of hacking. Beside it stand
   luck, the significance level is divided by their number (Bonferroni).
 - **what arrives.** In standard deviations of the start, a small change of a generator that raises the tuned reward by one
   raises the held-out one by their correlation ("regressional Goodhart"). If, beyond noise, less than `min_transfer` arrives,
-  the generator is learning what only the tuned reward sees. This tells before anything falls.
+  the generator is learning what only the tuned reward sees. This tells before much has fallen, best so if both rewards judge
+  the same held-out samples: then it is a paired test, too.
 - **the share of saturated rewards**, which have no gradient and cannot order samples.
 - **diversity** between samples of one prompt.
 """
@@ -129,8 +130,7 @@ class RewardDynamics:
 
     The module's docstring says where the rules come from. In simulations of 20 evaluations at a plateau, of an oracle that is
     right or wrong about 2 samples of each prompt, 0 to 2 of 100 runs gave a false `held_out_falls`; a fall by 1 point in each
-    evaluation was seen after 14 points (median) with 100 prompts, after 10 with 200 and after 5 to 7 with 500. Graded held-out
-    rewards see more.
+    evaluation was seen after 14 points (median) with 100 prompts, after 10 with 200 and after 5 to 7 with 500.
 
     Args:
         window (`int`, *optional*, defaults to `1000`):
@@ -230,6 +230,7 @@ class RewardDynamics:
         self._is_probability = True
         # Values of the first and the best evaluation, one for each prompt.
         self._first_held_out: list[float] = []
+        self._first_tuned: list[float] = []
         self._best_held_out: list[float] = []
         self._best_step: int | None = None
         self._best_tuned: Moments | None = None
@@ -243,6 +244,7 @@ class RewardDynamics:
         rewards: torch.Tensor | Sequence[float] | None = None,
         prompts: Sequence[str] | None = None,
         held_out: torch.Tensor | Sequence[float] | None = None,
+        tuned: torch.Tensor | Sequence[float] | None = None,
         diversity: torch.Tensor | Sequence[float] | None = None,
     ) -> list[DynamicsWarning]:
         """
@@ -257,6 +259,9 @@ class RewardDynamics:
                 Prompts of these samples, for the standard deviation between samples of one prompt.
             held_out (`torch.Tensor` of shape `(num_prompts,)` or `(num_prompts, num_samples)`, *optional*):
                 Held-out rewards, of the same prompts and seeds in every call. Give the first before the first step.
+            tuned (`torch.Tensor` of the same shape, *optional*):
+                Tuned rewards of these samples, in every call or none. Without them the rise of the tuned reward is that of
+                the training samples, which is known less exactly.
             diversity (`torch.Tensor` of shape `(num_prompts,)`, *optional*):
                 Diversity of the samples of each prompt, as from [`sample_diversity`], of the same prompts in every call.
 
@@ -264,13 +269,16 @@ class RewardDynamics:
             `list[DynamicsWarning]`: Warnings that are new.
 
         Raises:
-            `ValueError`: If a value is NaN or infinite, lengths differ, or a step is earlier than the last.
+            `ValueError`: If a value is NaN or infinite, lengths differ, a step is earlier than the last, or `tuned` comes
+                without `held_out`.
         """
         if self.history and step < self.history[-1]["step"]:
             raise ValueError(
                 f"`step` is {step}, but the last one was {self.history[-1]['step']}. Updates must come in order; load the "
                 "state of the checkpoint that the run goes on from."
             )
+        if tuned is not None and held_out is None:
+            raise ValueError("`tuned` was given without `held_out`, but is compared with it. Pass both.")
         record: dict[str, Any] = {"step": int(step)}
         seen: list[DynamicsWarning] = []
         checked: set[str] = set()
@@ -280,7 +288,9 @@ class RewardDynamics:
             seen += self._check_rewards(record)
         if held_out is not None:
             checked |= {"held_out_falls", "held_out_lags"}
-            seen += self._check_held_out(record, _values(held_out, "held_out", 2, self._first_held_out))
+            values = _values(held_out, "held_out", 2, self._first_held_out)
+            same = None if tuned is None else _values(tuned, "tuned", 2, values)
+            seen += self._check_held_out(record, values, same)
         if diversity is not None:
             checked |= {"diversity_collapsed"}
             seen += self._check_diversity(record, _values(diversity, "diversity", 1, self._first_diversity))
@@ -374,12 +384,15 @@ class RewardDynamics:
 
     # ---- held-out reward ----
 
-    def _check_held_out(self, record: dict[str, Any], values: np.ndarray) -> list[DynamicsWarning]:
+    def _check_held_out(
+        self, record: dict[str, Any], values: np.ndarray, tuned_values: np.ndarray | None
+    ) -> list[DynamicsWarning]:
         record |= {"held_out": float(values.mean()), "held_out_error": _standard_error(values)}
         self._num_evaluations += 1
         tuned = self._now()
         if not self._first_held_out:
             self._first_held_out = values.tolist()
+            self._first_tuned = [] if tuned_values is None else tuned_values.tolist()
         first, best = np.array(self._first_held_out), np.array(self._best_held_out)
         scale = float(first.std(ddof=1)) or 1.0
         change, error = float((values - first).mean()) / scale, _standard_error(values - first) / scale
@@ -387,11 +400,24 @@ class RewardDynamics:
         seen = []
         if self._best_held_out:
             seen += self._check_fall(record["step"], values - best, float(best.mean()), scale, tuned)
-        if self._start.count >= self.sample_size and self._num_rewards >= 2 * self.sample_size and self._start.std > 0:
+        if tuned_values is not None and self._first_tuned:
+            first_tuned = np.array(self._first_tuned)
+            rises = (tuned_values - first_tuned) / (float(first_tuned.std(ddof=1)) or 1.0)
+            rise, rise_error = float(rises.mean()), _standard_error(rises)
+            noise = _standard_error((values - first) / scale - self.min_transfer * rises)
+        elif (
+            self._start.count >= self.sample_size and self._num_rewards >= 2 * self.sample_size and self._start.std > 0
+        ):
             rise = (tuned.mean - self._start.mean) / self._start.std
             rise_error = math.sqrt(1 / self._start.count + tuned.squares / tuned.count**2 / self._start.std**2)
+            noise = math.hypot(error, self.min_transfer * rise_error)
+        else:
+            rise = None
+        if rise is not None:
             record |= {"tuned_change": rise, "gap": rise - change}
-            seen += self._check_transfer(record["step"], change, error, rise, rise_error, len(values))
+            quantile = _quantile(1 - self.significance, len(values) - 1)
+            if rise > quantile * rise_error and change + quantile * noise < self.min_transfer * rise:
+                seen.append(self._describe_lag(record["step"], change, quantile * noise, rise))
         if not self._best_held_out or values.mean() > best.mean():
             self._best_held_out, self._best_step, self._best_tuned = values.tolist(), record["step"], tuned
         return seen
@@ -416,20 +442,14 @@ class RewardDynamics:
         )
         return [DynamicsWarning("held_out_falls", step, fall, threshold, message)]
 
-    def _check_transfer(
-        self, step: int, change: float, error: float, rise: float, rise_error: float, count: int
-    ) -> list[DynamicsWarning]:
-        quantile = _quantile(1 - self.significance, count - 1)
+    def _describe_lag(self, step: int, change: float, margin: float, rise: float) -> DynamicsWarning:
         wanted = self.min_transfer * rise
-        margin = quantile * math.hypot(error, self.min_transfer * rise_error)
-        if rise <= quantile * rise_error or change + margin >= wanted:
-            return []
         message = (
             f"The tuned reward has risen by {rise:.2f} standard deviations, the held-out reward by {change:.2f}, at most "
             f"{change + margin:.2f} (wanted: {wanted:.2f}, a share of {self.min_transfer:g}): what is learned is not what the "
             "held-out reward sees."
         )
-        return [DynamicsWarning("held_out_lags", step, change + margin, wanted, message)]
+        return DynamicsWarning("held_out_lags", step, change + margin, wanted, message)
 
     def _check_diversity(self, record: dict[str, Any], values: np.ndarray) -> list[DynamicsWarning]:
         record["diversity"] = float(values.mean())
@@ -463,6 +483,7 @@ class RewardDynamics:
             "num_rewards": self._num_rewards,
             "is_probability": self._is_probability,
             "first_held_out": self._first_held_out,
+            "first_tuned": self._first_tuned,
             "best_held_out": self._best_held_out,
             "best_step": self._best_step,
             "best_tuned": None if self._best_tuned is None else asdict(self._best_tuned),
@@ -486,6 +507,7 @@ class RewardDynamics:
         self._num_rewards = state["num_rewards"]
         self._is_probability = state["is_probability"]
         self._first_held_out = list(state["first_held_out"])
+        self._first_tuned = list(state["first_tuned"])
         self._best_held_out = list(state["best_held_out"])
         self._best_step = state["best_step"]
         self._best_tuned = None if state["best_tuned"] is None else Moments(**state["best_tuned"])
@@ -545,7 +567,10 @@ def _pixels(samples: Sequence[Any]) -> torch.Tensor:
 
 
 def _values(
-    values: torch.Tensor | Sequence[Any], name: str, most_dimensions: int, first: Sequence[float] | None = None
+    values: torch.Tensor | Sequence[Any],
+    name: str,
+    most_dimensions: int,
+    first: Sequence[float] | np.ndarray | None = None,
 ) -> np.ndarray:
     """Checked values as an array with one value for each reward or prompt."""
     array = torch.as_tensor(values).detach().double().cpu().numpy()
@@ -561,10 +586,10 @@ def _values(
         array = array.mean(axis=1)  # samples of one prompt are not independent of each other
     if first is not None and len(array) < 2:
         raise ValueError(f"`{name}` has the value of one prompt, but noise can only be told from 2 or more.")
-    if first and len(array) != len(first):
+    if first is not None and len(first) and len(array) != len(first):
         raise ValueError(
-            f"`{name}` is about {len(array)} prompts, but was about {len(first)} at the start. Evaluate the same prompts and "
-            "seeds in the same order each time."
+            f"`{name}` is about {len(array)} prompts, but the evaluation it is compared with is about {len(first)}. Evaluate "
+            "the same prompts and seeds in the same order each time."
         )
     return array
 

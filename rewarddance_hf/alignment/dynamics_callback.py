@@ -41,8 +41,9 @@ class RewardDynamicsCallback(TrainerCallback, ExportableState):
     Watch a [`ReFLTrainer`] for reward hacking.
 
     Each update's rewards go into a [`RewardDynamics`]. Before the first update, every `eval_steps` updates and after the
-    last one, the held-out prompts are sampled, always from the same seeds, and scored by the held-out reward. What is seen
-    is logged as a warning, and the run may stop or end with the weights of the best evaluation.
+    last one, the held-out prompts are sampled, always from the same seeds, and scored by the held-out reward, and by the
+    tuned reward if it is not pairwise or all rows have references. What is seen is logged as a warning, and the run may stop
+    or end with the weights of the best evaluation.
 
     `output_dir` gets `reward_dynamics.jsonl`, the history with one record in each line, and `reward_dynamics.png`, the
     plot. Evaluations are also logged by the trainer as `dynamics/...`. Random states of the training are left alone, and a
@@ -53,8 +54,8 @@ class RewardDynamicsCallback(TrainerCallback, ExportableState):
             Reward that is not tuned: another judge, or an oracle. Called like the rewards of the trainer, with images as
             float tensors; needs no gradient. If None, only diversity is measured on the held-out prompts.
         held_out_dataset (`list[str]` or `datasets.Dataset`, *optional*):
-            Prompts that are not trained on, or rows with `prompt` and what the held-out reward takes, such as `references`.
-            100 or more can show falls of a few points. If None, nothing is sampled, and only rewards are watched.
+            Prompts that are not trained on, or rows with `prompt` and what the rewards take, such as `references`. Some
+            hundred prompts can show falls of a few points. If None, nothing is sampled, and only rewards are watched.
         eval_steps (`int`, *optional*, defaults to `25`):
             Number of updates between two evaluations.
         num_samples (`int`, *optional*, defaults to `2`):
@@ -138,6 +139,7 @@ class RewardDynamicsCallback(TrainerCallback, ExportableState):
         self._empty = self.dynamics.state_dict()
         self._best_weights: dict[str, Any] | None = None
         self._evaluated_step: int | None = None
+        self._tuned_can_judge = False
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint remembers; see [`~transformers.trainer_callback.ExportableState`]."""
@@ -156,6 +158,10 @@ class RewardDynamicsCallback(TrainerCallback, ExportableState):
             self.dynamics = RewardDynamics(window=min(1000, max(10, state.max_steps // 10)))
         self.dynamics.load_state_dict(self._empty)
         self._evaluated_step, self._best_weights = None, None
+        self._tuned_can_judge = self.rows is not None and (
+            not self._trainer.rewards.is_pairwise
+            or all(self.rows[index].get("references") for index in range(len(self.rows)))
+        )
         if state.global_step > 0:
             self._resume(args, state)
         if state.is_world_process_zero:
@@ -205,11 +211,11 @@ class RewardDynamicsCallback(TrainerCallback, ExportableState):
         if args.world_size > 1:
             results = gather_object(results)
         results.sort(key=lambda result: result["row"])
-        held_out, diversity = (
+        held_out, tuned, diversity = (
             torch.tensor([result[name] for result in results]) if name in results[0] else None
-            for name in ("held_out", "diversity")
+            for name in ("held_out", "tuned", "diversity")
         )
-        new = self.dynamics.update(state.global_step, held_out=held_out, diversity=diversity)
+        new = self.dynamics.update(state.global_step, held_out=held_out, tuned=tuned, diversity=diversity)
         self._evaluated_step = state.global_step
         self._tell(args, state, control, new)
         if self.restore_best and self.dynamics.is_best:
@@ -229,9 +235,13 @@ class RewardDynamicsCallback(TrainerCallback, ExportableState):
             images = self._trainer.sample(columns["prompt"], seeds, output_type="pt").float()
             values: dict[str, list[Any]] = {}
             if self.held_out is not None:
-                with torch.no_grad():
-                    rewards = self.held_out(images, columns)["reward"]
-                values["held_out"] = rewards.reshape(len(part), self.num_samples).tolist()
+                judges = {"held_out": self.held_out}
+                if self._tuned_can_judge:
+                    judges["tuned"] = self._trainer.rewards
+                for name, judge in judges.items():
+                    with torch.no_grad():
+                        rewards = judge(images, columns)["reward"]
+                    values[name] = rewards.reshape(len(part), self.num_samples).tolist()
             if self.num_samples > 1:
                 groups = list(images.split(self.num_samples))
                 values["diversity"] = sample_diversity(groups, self.features).tolist()

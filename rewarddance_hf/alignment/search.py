@@ -267,11 +267,11 @@ def search_over_paths(
         num_branches (`int`, *optional*):
             Number of noises that each path goes on with, M. Defaults to as many as `max_denoiser_evaluations` allows.
         start_step (`int`, *optional*):
-            Number of steps before the first branching. Defaults to half of them.
+            Number of steps before the first branching. Defaults to three eighths of them.
         renoise_steps (`int`, *optional*):
-            Number of steps that noise is added for. Defaults to a quarter of all, at most `start_step`.
+            Number of steps that noise is added for. Defaults to an eighth of all, at most `start_step`.
         denoise_steps (`int`, *optional*):
-            Number of steps that are made then, more than `renoise_steps`. Defaults to half of them.
+            Number of steps that are made then, more than `renoise_steps`. Defaults to five eighths of all.
         max_denoiser_evaluations (`int`, *optional*):
             Budget for each prompt, which is never exceeded: paths are left out from the beginning if not all could be
             finished, and branch only as long as all can be finished.
@@ -315,9 +315,9 @@ def search_over_paths(
         """Number of paths and branches, and the stages that the budget suffices for."""
         num_steps = search.num_steps
         search.staged.noise_levels  # noqa: B018 (raises for unknown schedulers)
-        first = max(num_steps // 2, 1) if start_step is None else start_step
-        back = min(max(num_steps // 4, 1), first) if renoise_steps is None else renoise_steps
-        ahead = max(num_steps // 2, back + 1) if denoise_steps is None else denoise_steps
+        first = max(3 * num_steps // 8, 1) if start_step is None else start_step
+        back = min(max(num_steps // 8, 1), first) if renoise_steps is None else renoise_steps
+        ahead = max(5 * num_steps // 8, back + 1) if denoise_steps is None else denoise_steps
         if not first <= num_steps:
             raise ValueError(
                 f"`start_step` is {first}, but must be at most the number of steps, {num_steps}. Lower it."

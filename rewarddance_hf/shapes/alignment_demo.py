@@ -139,8 +139,9 @@ def tune(
     # Numbers too small for the usual form, which backward passes are full of, cost many times the time of others.
     torch.set_flush_denormal(True)
     pipeline = load_generator()
-    dataset = ShapesPrompts(NUM_REFERENCE_PROMPTS)
-    prompts = [dataset[i]["prompt"] for i in range(NUM_REFERENCE_PROMPTS)]
+    share = min(1.0, steps / TUNING_STEPS)  # short runs are for trying the code
+    dataset = ShapesPrompts(max(BATCH_SIZE, round(share * NUM_REFERENCE_PROMPTS)))
+    prompts = [dataset[i]["prompt"] for i in range(len(dataset))]
     metrics = {} if name == "tuned" else evaluate_generator("base", pipeline, num_prompts)
     reward: Any = color_reward
     rows: Any = [{"prompt": prompt} for prompt in prompts]
@@ -159,10 +160,10 @@ def tune(
         )
         kept = [(picture, row["prompt"]) for row in rows for picture in row["references"]]
         metrics["generator/references/alignment"] = float(alignment_holds(*zip(*kept, strict=True)).mean())
-    held_out = ShapesPrompts(MONITOR_PROMPTS, "id", MONITOR_SEED)
+    held_out = ShapesPrompts(max(8, round(share * MONITOR_PROMPTS)), "id", MONITOR_SEED)
     monitor = RewardDynamicsCallback(
         oracle_reward,
-        [held_out[i]["prompt"] for i in range(MONITOR_PROMPTS)],
+        [held_out[i]["prompt"] for i in range(len(held_out))],
         eval_steps=max(steps // 10, 1),
         restore_best=name == "tuned",
         dynamics=RewardDynamics(window=max(steps // 10, 2)),

@@ -128,6 +128,24 @@ class TestVerdicts:
         assert kinds(monitor) == {"held_out_lags"}
         assert monitor.history[-1]["gap"] > 1
 
+    @pytest.mark.parametrize(("slope", "wanted"), [(0.0, {"held_out_lags"}), (0.6, set())])
+    def test_both_rewards_of_the_same_samples(self, slope, wanted):
+        """The rise of the tuned reward is that of the held-out samples if it is told, and seen although training is noisy."""
+        rng = np.random.default_rng(0)
+        monitor = RewardDynamics()
+        levels = rng.uniform(size=300)
+        for step in range(0, 60, 10):
+            monitor.update(step, rng.uniform(size=4))
+            tuned = levels + 0.005 * step + 0.01 * rng.normal(size=300)
+            held_out = levels + slope * 0.005 * step + 0.05 * rng.normal(size=300)
+            if step == 0:
+                first = tuned
+            monitor.update(step, held_out=held_out, tuned=tuned)
+        assert kinds(monitor) == wanted
+        changes = (tuned - first) / first.std(ddof=1)
+        assert monitor.history[-1]["tuned_change"] == pytest.approx(changes.mean())
+        assert monitor.history[-1]["gap"] == pytest.approx(changes.mean() - monitor.history[-1]["held_out_change"])
+
     def test_healthy_runs_are_silent(self):
         """Runs that rise, level off or do nothing give no warning, however noisy: at most 1 of 30."""
         shapes = [
@@ -256,7 +274,12 @@ class TestStateAndPlot:
             ({"step": 4, "rewards": [0.1, math.nan]}, "`rewards` has 1 of 2 values that are NaN"),
             ({"step": 4, "rewards": [[0.1]]}, r"`rewards` has shape \(1, 1\)"),
             ({"step": 4, "rewards": [0.1], "prompts": ["a", "b"]}, "`prompts` has 2 entries for 1 rewards"),
-            ({"step": 4, "held_out": [0.0, 1.0]}, "`held_out` is about 2 prompts, but was about 3 at the start"),
+            ({"step": 4, "held_out": [0.0, 1.0]}, "`held_out` is about 2 prompts, but .* about 3"),
+            (
+                {"step": 4, "held_out": [1.0, 0.0, 0.5], "tuned": [1.0, 0.0]},
+                "`tuned` is about 2 prompts, but .* about 3",
+            ),
+            ({"step": 4, "tuned": [1.0, 0.0, 0.5]}, "`tuned` was given without `held_out`"),
             ({"step": 4, "held_out": [1.0]}, "`held_out` has the value of one prompt"),
         ]:
             with pytest.raises(ValueError, match=match):
@@ -297,6 +320,8 @@ class TestCallback:
         lines = (tmp_path / "watched" / "reward_dynamics.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == history
         assert (tmp_path / "watched" / "reward_dynamics.png").stat().st_size > 10_000
+        tuned = [record["tuned_change"] for record in history if "held_out" in record]
+        assert tuned == pytest.approx([record["held_out_change"] for record in history if "held_out" in record])
         logged = [entry for entry in trainer.state.log_history if "dynamics/held_out" in entry]
         assert [entry["step"] for entry in logged] == [0, 2, 4, 5]
         assert logged[0]["dynamics/held_out"] < logged[-1]["dynamics/held_out"]

@@ -103,7 +103,7 @@ def test_what_is_missing_is_said(app, pictures):
 @pytest.mark.new_process
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: `apt-get install chromium`")
 def test_page_in_a_browser(space, pictures, tmp_path):
-    """Two pictures are uploaded, the button is pressed, and the page shows both orders, the winner and the reasons."""
+    """Two pictures are uploaded, the button is pressed, and the page shows both orders, the winner and the reasons; then a ranking."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: `pip install playwright`")
     prompt, *two = pictures
     for name, picture in zip("ab", two, strict=True):
@@ -118,6 +118,7 @@ def test_page_in_a_browser(space, pictures, tmp_path):
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
         "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
     }
+    screenshots = Path(os.environ.get("REWARDDANCE_SCREENSHOTS", tmp_path))  # to be looked at
     log = tmp_path / "server.log"
     with log.open("w") as output:
         server = subprocess.Popen(
@@ -138,7 +139,19 @@ def test_page_in_a_browser(space, pictures, tmp_path):
             page.wait_for_selector("#verdict h2, #verdict .output-class")
             page.wait_for_function("document.querySelector('#reasons textarea').value.length > 0")
             text = page.inner_text("body")
-            page.screenshot(path=os.environ.get("REWARDDANCE_SCREENSHOT", str(tmp_path / "page.png")))
+            page.screenshot(path=str(screenshots / "compare.png"))
+            page.get_by_role("tab", name="Rank many").click()
+            page.locator("#pictures input[type=file]").set_input_files(
+                [str(tmp_path / f"{name}.png") for name in "ab"]
+            )
+            page.wait_for_function("document.querySelectorAll('#pictures img').length >= 2")
+            page.locator("#rank").click()
+            page.wait_for_function(
+                "(images => images.length >= 2 && images.every(image => image.complete && image.naturalWidth))"
+                "([...document.querySelectorAll('#ranked img')])"
+            )
+            ranked = page.inner_text("#ranked")
+            page.screenshot(path=str(screenshots / "rank.png"))
             browser.close()
     finally:
         server.kill()
@@ -146,6 +159,7 @@ def test_page_in_a_browser(space, pictures, tmp_path):
     assert "Is B better?" in text
     assert "Is A better?" in text
     assert "A is better" in text or "B is better" in text
+    assert "1. picture" in ranked
 
 
 def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
