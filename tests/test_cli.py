@@ -293,11 +293,11 @@ def test_generate_with_a_pairwise_judge(capsys, judge, tmp_path):
 
 def test_demo(capsys, monkeypatch, tmp_path):
     """`demo` runs the demo of the shapes world in the folder that is given."""
-    folders = []
-    monkeypatch.setattr("rewarddance_hf.shapes.demo.run_demo", folders.append)
+    calls = []
+    monkeypatch.setattr("rewarddance_hf.shapes.demo.run_demo", lambda *arguments: calls.append(arguments))
     assert run(capsys, "demo", "--output-dir", tmp_path)[0] == 0
-    assert run(capsys, "demo")[0] == 0
-    assert folders == [str(tmp_path), "outputs/demo"]
+    assert run(capsys, "demo", "--tune-generator")[0] == 0
+    assert calls == [(str(tmp_path), False), ("outputs/demo", True)]
 
 
 @pytest.mark.parametrize(

@@ -163,15 +163,12 @@ with gr.Blocks(title=SETTINGS["title"]) as demo:
             label="Pictures",
             type="pil",
             columns=6,
-            height=260,
             object_fit="contain",
             interactive=True,
             elem_id="pictures",
         )
         rank_button = gr.Button("Rank", variant="primary", elem_id="rank")
-        ranked = gr.Gallery(
-            label="Best first", columns=6, height=260, object_fit="contain", interactive=False, elem_id="ranked"
-        )
+        ranked = gr.Gallery(label="Best first", columns=6, object_fit="contain", interactive=False, elem_id="ranked")
         rank_button.click(rank, [prompt, criteria, pictures], ranked)
     gr.Examples([[text] for text in SETTINGS["prompts"]], [prompt], label="Prompts")
 

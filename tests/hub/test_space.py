@@ -151,7 +151,7 @@ def test_page_in_a_browser(space, pictures, tmp_path):
                 "([...document.querySelectorAll('#ranked img')])"
             )
             ranked = page.inner_text("#ranked")
-            page.screenshot(path=str(screenshots / "rank.png"))
+            page.screenshot(path=str(screenshots / "rank.png"), full_page=True)
             browser.close()
     finally:
         server.kill()

@@ -627,4 +627,4 @@ def test_frames():
     with pytest.raises(ValueError, match="`clip` is a clip without frames"):
         load_frames(tensors[:0], "clip")
     with pytest.raises(ValueError, match=r"`clip\[1\]` requires a gradient"):
-        load_frames([frames[0], torch.zeros(3, 4, 4, requires_grad=True)], "clip")
+        load_frames([frames[0], torch.zeros(3, *frames[0].size[::-1], requires_grad=True)], "clip")

@@ -80,11 +80,9 @@ class Meter:
 
 
 def num_features(scorer, *pictures):
-    """Number of tokens of pictures, as the processor of the plain path writes them."""
-    ids = scorer.processor([list(pictures)], [PROMPT], [pictures[0]])["input_ids"]
-    ids = ids[ids == scorer.model.config.vlm_config.image_token_id]
-    alone = scorer.processor([pictures[0]], [PROMPT], [pictures[0]])["input_ids"]
-    return len(ids) - int((alone == scorer.model.config.vlm_config.image_token_id).sum()) // 2
+    """Number of tokens of pictures, each on its own, as the processor of the plain path writes them."""
+    ids = scorer.processor(list(pictures), [PROMPT] * len(pictures), list(pictures))["input_ids"]
+    return int((ids == scorer.model.config.vlm_config.image_token_id).sum()) // 2
 
 
 def assert_same(scorer, judgements):
