@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-min test-torchvision bench shapes-base shapes-generator style quality build clean
+.PHONY: help demo test test-min test-torchvision bench shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,6 +51,9 @@ shapes-base: $(VENV)/.installed  ## train the tiny vision-language model that th
 
 shapes-generator: $(VENV)/.installed  ## train the tiny generator that alignment and search start from
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.generator_base
+
+release-artifacts: $(VENV)/.installed  ## build what is released of the shapes world (writes outputs/release/)
+	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.hub.artifacts
 
 style: $(VENV)/.installed  ## format and fix
 	$(BIN)/ruff check --fix
