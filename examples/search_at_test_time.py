@@ -48,9 +48,8 @@ from rewarddance_hf.shapes.preferences import ALIGNMENT_CRITERIA, ShapesPreferen
 
 METHODS = {"best-of-n": "Best-of-N", "zero-order": "zero-order", "paths": "Search over Paths"}
 JUDGE_BATCH = 48
-# Chosen on training prompts, with the oracle as the verifier and a budget of 64.
-ZERO_ORDER = {"num_neighbors": 4, "strength": 0.9}
-PATHS = {"num_paths": 2, "start_step": 3, "renoise_steps": 1, "denoise_steps": 6}
+ZERO_ORDER = {"num_neighbors": 4, "strength": 0.6}
+PATHS = {"num_paths": 2, "start_step": 4, "renoise_steps": 2, "denoise_steps": 4}
 
 
 class Repeated(Dataset):
