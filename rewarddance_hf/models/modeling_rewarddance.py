@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput, logging
 
 from .checkpoints_rewarddance import (
@@ -26,8 +27,10 @@ from .processing_rewarddance import RewardDanceProcessor
 
 logger = logging.get_logger(__name__)
 
+# Transformers 5.24 renamed `past_key_values`, in outputs and inputs.
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 # Where pictures may be: a wrapped model that gets none of these reads the placeholders as text and answers all the same.
-PICTURE_ARGUMENTS = ("pixel_values", "mm_encoder_outputs", "inputs_embeds", "past_key_values")
+PICTURE_ARGUMENTS = ("pixel_values", "mm_encoder_outputs", "inputs_embeds", "past_key_values", "cache")
 
 
 @dataclass
@@ -46,7 +49,7 @@ class RewardDanceOutput(ModelOutput):
             `log P("yes")` and `log P("no")` over the whole vocabulary. Generative paradigms only.
         rationale_loss (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
             Mean cross-entropy over the rationale's tokens of each row, 0 for rows without one.
-        past_key_values (`Cache`, *optional*, returned when `use_cache=True`):
+        cache (`Cache`, *optional*, returned when `use_cache=True`):
             Key/value states of the wrapped model.
     """
 
@@ -55,7 +58,7 @@ class RewardDanceOutput(ModelOutput):
     scores: "torch.FloatTensor | None" = None
     answer_log_probs: "torch.FloatTensor | None" = None
     rationale_loss: "torch.FloatTensor | None" = None
-    past_key_values: "Any | None" = None
+    cache: "Any | None" = None
 
 
 class RewardDancePreTrainedModel(PreTrainedModel):
@@ -65,7 +68,7 @@ class RewardDancePreTrainedModel(PreTrainedModel):
     base_model_prefix = "vlm"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE_NAME]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -255,7 +258,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             answer_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Position that is followed by the answer; required with `rationale_labels`, else the last position.
             kwargs:
-                Inputs of the wrapped model: `pixel_values`, `past_key_values`, `use_cache`, ...
+                Inputs of the wrapped model: `pixel_values`, `cache`, `use_cache`, ...
 
         Returns:
             [`RewardDanceOutput`]
@@ -291,9 +294,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             logits = (
                 self.score(outputs.last_hidden_state[:, -1]).float() / self.config.score_temperature
             )  # (batch_size, 1)
-            return RewardDanceOutput(
-                logits=logits, scores=logits[:, 0].sigmoid(), past_key_values=outputs.get("past_key_values")
-            )
+            return RewardDanceOutput(logits=logits, scores=logits[:, 0].sigmoid(), cache=outputs.get(CACHE_NAME))
 
         if self.config.yes_token_id is None or self.config.no_token_id is None:
             raise ValueError(
@@ -335,7 +336,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             scores=scores,
             answer_log_probs=answer_log_probs,
             rationale_loss=rationale_loss,
-            past_key_values=outputs.get("past_key_values"),
+            cache=outputs.get(CACHE_NAME),
         )
 
     def _forward_with_rationales(

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from transformers.utils import logging
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
+from ..models.modeling_rewarddance import CACHE_NAME
 from .judgements import Judgement
 from .memory import BatchLimit
 from .pictures import PictureDesk, needs_graph
@@ -292,10 +293,10 @@ class ScoringEngine:
     def _compute_states(self, nodes: list[Node], session: EngineSession) -> None:
         """Key/value states at the ends of some parts."""
         inputs = self._inputs(nodes, session)
-        inputs.setdefault("past_key_values", DynamicCache())
+        inputs.setdefault(CACHE_NAME, DynamicCache())
         inputs["use_cache"] = True
         with torch.set_grad_enabled(needs_graph(self.model, any(node.requires_grad for node in nodes))):
-            cache = self.model.vlm.base_model(**inputs).past_key_values
+            cache = self.model.vlm.base_model(**inputs)[CACHE_NAME]
         longest = inputs["input_ids"].shape[1]
         past = inputs["attention_mask"].shape[1] - longest
         parts = [(node.start, node.end) for node in nodes]
@@ -342,7 +343,7 @@ class ScoringEngine:
             features = [session.features[picture.number] for picture in pictures]
             inputs["mm_encoder_outputs"] = {"image": self.vision.output_of(features)}
         if past:
-            inputs["past_key_values"] = expand_states([node.parent.states for node in padded], past)  # type: ignore[union-attr]
+            inputs[CACHE_NAME] = expand_states([node.parent.states for node in padded], past)  # type: ignore[union-attr]
         session.statistics.num_forward_passes += 1
         session.statistics.tokens += ids.size
         return inputs

@@ -32,7 +32,7 @@ from .report import write_report
 
 
 MODELS = ("untrained", "judge", "regressive")
-PARADIGM = {"untrained": "pairwise", "judge": "pairwise", "regressive": "regressive"}
+PARADIGM = {"untrained": "pairwise", "judge": "pairwise", "regressive": "regressive", "pointwise": "pointwise"}
 TRAINING_STEPS = 700
 BATCH_SIZE = 48
 EVALUATION_ROWS = 1000
@@ -94,7 +94,7 @@ def train(
 
     Args:
         name (`str`):
-            `"judge"` (pairwise, with rationales) or `"regressive"` (the paper's baseline).
+            `"judge"` (pairwise, with rationales), `"pointwise"`, or `"regressive"` (the paper's baseline).
         output_dir (`str`):
             Folder for the checkpoint and `log_history.json`.
         steps (`int`, *optional*):

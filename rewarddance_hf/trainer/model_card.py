@@ -6,8 +6,10 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch.utils.data import ConcatDataset, Subset
 
 from .. import __version__
+from ..data.rows import PreferenceRows
 from .training_args import RewardDanceTrainingArguments
 
 
@@ -102,12 +104,16 @@ def recorded_data(dataset: Any) -> list[dict[str, str]]:
 
     Args:
         dataset (`Any`):
-            Training rows: a dataset of `datasets` has an `info`, others know nothing.
+            Training rows: a dataset of `datasets` has an `info`, torch's `Subset` and `ConcatDataset` hold others.
 
     Returns:
         `list[dict[str, str]]`: `name` (repository ID on the Hub where it is known) and `license` of each source.
     """
-    info = getattr(getattr(dataset, "dataset", dataset), "info", None)
+    if isinstance(dataset, ConcatDataset):
+        return [source for part in dataset.datasets for source in recorded_data(part)]
+    if isinstance(dataset, PreferenceRows | Subset):
+        return recorded_data(dataset.dataset)
+    info = getattr(dataset, "info", None)
     homepage = getattr(info, "homepage", None) or ""
     name = homepage.removeprefix(DATASET_URL).strip("/") if homepage.startswith(DATASET_URL) else ""
     name = name or getattr(info, "dataset_name", None) or ""

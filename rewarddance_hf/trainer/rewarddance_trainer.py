@@ -289,6 +289,7 @@ class RewardDanceTrainer(Trainer):
                 self.state,
                 model_name=kwargs.get("model_name") or self.hub_model_id or Path(self.args.output_dir).name,
                 tags=self._tag_names,
+                train_dataset=self.train_dataset,
             )
             (Path(self.args.output_dir) / "README.md").write_text(card, encoding="utf-8")
 

@@ -15,7 +15,7 @@ from hub_server import LoopbackHub
 from rewarddance_hf.evaluation import statistics
 
 
-evaluate = pytest.importorskip("evaluate", reason="needs evaluate: `pip install rewarddance_hf[evaluate]`")
+evaluate = pytest.importorskip("evaluate", reason="needs evaluate: `pip install rewarddance_hf[metrics]`")
 
 METRICS = Path(statistics.__file__).parent / "metrics"
 NAMES = ("gsb", "order_consistency", "preference_accuracy", "reward_calibration", "reward_dynamics")

@@ -15,7 +15,7 @@ from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 from rewarddance_hf.shapes.preferences import ShapesPreferences
 
 
-pytest.importorskip("evaluate", reason="needs evaluate: `pip install rewarddance_hf[evaluate]`")
+pytest.importorskip("evaluate", reason="needs evaluate: `pip install rewarddance_hf[metrics]`")
 
 NUM_ROWS = {"train": 12, "id": 4, "ood": 4}
 NUMBERS = {"accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8, "accuracy_with_ties": 0.75, "num_rows": 9.0}

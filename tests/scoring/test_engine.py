@@ -9,6 +9,7 @@ import torch
 from tiny_vlms import FAMILIES, random_picture
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
+from rewarddance_hf.models.modeling_rewarddance import CACHE_NAME
 from rewarddance_hf.scoring import engine as engine_module
 from rewarddance_hf.scoring import pictures as pictures_module
 from rewarddance_hf.scoring import states as states_module
@@ -66,7 +67,7 @@ class Meter:
             rows, length = kwargs["inputs_embeds"].shape[:2]
             self.tokens += rows * length
             self.graph_tokens += rows * length * torch.is_grad_enabled()
-            past = kwargs.get("past_key_values")
+            past = kwargs.get(CACHE_NAME)
             self.shapes.add((rows, length, 0 if past is None else past.get_seq_length()))
 
         vlm.get_image_features = get_image_features

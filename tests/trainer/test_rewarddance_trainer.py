@@ -21,6 +21,7 @@ from rewarddance_hf import (
     RewardDanceTrainingArguments,
 )
 from rewarddance_hf.trainer.losses import bradley_terry_loss
+from rewarddance_hf.trainer.model_card import FACTS_KEY
 
 
 PARADIGMS = ("pairwise", "pointwise", "regressive")
@@ -352,6 +353,21 @@ def test_model_card_is_filled_from_the_run(vlm_folder, dataset, tmp_path):
     assert card.data.eval_results[0].metric_value == pytest.approx(accuracy)
     assert f"| id | {100 * accuracy:.1f} |" in card.text
     assert "pairwise paradigm" in card.text
+
+
+def test_model_card_records_the_licenses_of_its_data(vlm_folder, dataset, tmp_path):
+    """Every dataset of a mix is recorded with its license, so that a release cannot miss one that forbids commercial use."""
+    parts = []
+    for name, license in (("org/free", "apache-2.0"), ("org/restricted", "cc-by-nc-4.0")):
+        info = datasets.DatasetInfo(homepage=f"https://huggingface.co/datasets/{name}", license=license)
+        parts.append(datasets.Dataset(dataset.data, info=info, fingerprint=name).cast(dataset.features))
+    rows = torch.utils.data.ConcatDataset([parts[0], torch.utils.data.Subset(parts[1], [0])])
+    make_trainer(vlm_folder("internvl"), tmp_path, rows, max_steps=1).create_model_card()
+    facts = ModelCard.load(tmp_path / "README.md").data.to_dict()[FACTS_KEY]
+    assert facts["data"] == [
+        {"name": "org/free", "license": "apache-2.0"},
+        {"name": "org/restricted", "license": "cc-by-nc-4.0"},
+    ]
 
 
 def test_nan_is_noticed(vlm_folder, dataset, tmp_path):
