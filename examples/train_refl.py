@@ -166,6 +166,7 @@ def main(
     trainer.accelerator.print(f"Generator saved to {training_args.output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()  # a process that ends while others still talk to it can hang
     trainer.end()
     return metrics
 

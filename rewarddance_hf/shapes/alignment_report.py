@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from ..alignment.dynamics_callback import PLOT_FILE  # noqa: E402
+from ..alignment.refl_weights import LORA_FILE  # noqa: E402
 from .alignment_demo import EVALUATION_SEED, GENERATORS, SAMPLES_PER_PROMPT  # noqa: E402
 from .generated import ShapesPrompts, alignment_holds, sample_pictures  # noqa: E402
 from .generator import load_generator  # noqa: E402
@@ -93,7 +94,7 @@ def draw_generators(folder: Path) -> Figure:
     pipeline: Any = load_generator()
     for line, name in enumerate(NAMES):
         if name != "base":
-            pipeline.load_lora_weights(folder / name)
+            pipeline.load_lora_weights(folder / name, weight_name=LORA_FILE)  # the name is needed offline
         pictures = sample_pictures(pipeline, repeated, EVALUATION_SEED)[::SAMPLES_PER_PROMPT]
         if name != "base":
             pipeline.unload_lora_weights()

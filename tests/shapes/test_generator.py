@@ -77,7 +77,7 @@ def test_lora_weights_travel(tmp_path):
     assert not torch.equal(after, before)
     tuned.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(tuned.transformer))
     fresh = load_generator()
-    fresh.load_lora_weights(tmp_path)
+    fresh.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     assert torch.equal(draw(fresh), after)
     fresh.unload_lora_weights()
     assert torch.equal(draw(fresh), before)
