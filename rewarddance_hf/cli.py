@@ -274,7 +274,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     metrics = evaluator(scorer)
     if args.calibrate:
         metrics |= evaluator.calibrate(scorer, results=evaluator.results)
-    document = {"model": args.model, "dataset": args.dataset, "split": args.split, "metrics": metrics}
+    document = {
+        "model": args.model,
+        "dataset": args.dataset,
+        "config": args.config,
+        "split": args.split,
+        "limit": args.limit,
+        "metrics": metrics,
+    }
     # Shown before anything is written: a full disk must not cost the result of hours.
     if args.json:
         _write_json(document)

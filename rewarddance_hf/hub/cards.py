@@ -171,7 +171,8 @@ def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
 
     Args:
         files (`list` of `str` or `Path`):
-            JSON files with `dataset`, `split` and `metrics`, and optionally `config`.
+            JSON files with `dataset`, `split` and `metrics`, and optionally `config` and `limit`: the first rows of a split
+            are named `test[:100]`.
 
     Returns:
         `list[Measurement]`
@@ -190,6 +191,8 @@ def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
             ) from error
         if dataset.startswith("shapes:"):
             dataset, split = "shapes", split or dataset.removeprefix("shapes:")
+        elif split and document.get("limit"):
+            split = f"{split}[:{document['limit']}]"
         measurements.append(Measurement(dataset, split or "", metrics, document.get("config")))
     return measurements
 

@@ -166,21 +166,23 @@ def verify_release(source: str | Path, revision: str | None = None, kind: str | 
 
     Args:
         source (`str` or `Path`):
-            Release folder, or repository ID of a released judge or dataset.
+            Release folder, or repository ID. Judges and datasets are then loaded by it; others are downloaded first.
         revision (`str`, *optional*):
             Tag or commit of the repository.
         kind (`str`, *optional*):
-            Kind of release. Read from the folder's card by default.
+            Kind of release in a folder. Read from its card by default.
 
     Returns:
         `dict[str, Any]`: What was seen there; `max_difference` of log-odds for a judge.
 
     Raises:
-        `ValueError`: If the folder was not made by this package, cannot be loaded, or gives other scores.
+        `ValueError`: If the release was not made by this package, is not there, cannot be loaded, or gives other scores.
     """
     folder = Path(source)
-    if kind is None:
-        kind = read_kind(folder)
+    if not folder.is_dir():
+        kind, source = _find_release(str(source), revision)
+        folder = Path(source)
+    kind = kind or read_kind(folder)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if folder.is_dir():
         source = str(folder.resolve())
@@ -242,6 +244,25 @@ def read_kind(folder: Path) -> str:
             "release-artifacts` built are released. Build it first."
         )
     return marker["kind"]
+
+
+def _find_release(repo_id: str, revision: str | None) -> tuple[str, str]:
+    """Kind of a released repository, and its ID or where its files were downloaded to."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    for repo_type in ("model", "dataset", "space"):
+        try:
+            card = hf_hub_download(repo_id, "README.md", repo_type=repo_type, revision=revision)
+        except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
+            continue
+        kind = read_kind(Path(card).parent)
+        if kind in ("model", "dataset"):
+            return kind, repo_id
+        return kind, snapshot_download(repo_id, repo_type=repo_type, revision=revision)
+    raise ValueError(
+        f"{repo_id!r} is neither a release folder nor a repository with a card that can be seen. Check its name and your token."
+    )
 
 
 def _download_sheet(repo_id: str, revision: str | None) -> str:

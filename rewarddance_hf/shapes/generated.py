@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from .generator import IMAGE_SIZE, SAMPLING
-from .oracle import OracleResult, check, relation_holds
+from .oracle import OracleResult, check, check_facts, relation_holds
 from .preferences import (
     ALIGNMENT_CRITERIA,
     KIND_SHARES,
@@ -49,6 +49,8 @@ GENERATED = "generated"
 # This share of the training texts is kept for the in-domain split.
 HELD_OUT_SHARE = 0.25
 SAMPLING_BATCH_SIZE = 64
+# A picture whose prompt tells what it shows is compared with the one of so many that misses least.
+NUM_COMPARED = 12
 
 
 class ShapesPrompts(Dataset):
@@ -264,13 +266,16 @@ def generated_preferences(
     samples_per_prompt: int = 6,
     pairs_per_prompt: int = 3,
     batch_size: int = SAMPLING_BATCH_SIZE,
+    with_described: bool = False,
 ) -> list[dict[str, Any]]:
     """
-    Make preference rows out of a generator's samples: of two pictures for one prompt, the chosen one shows more facts.
+    Make preference rows out of a generator's samples: of two pictures, the chosen one shows more facts of the prompt.
 
     Rows are as in [`ShapesPreferences`], with the category `"generated"`; the rationale tells what the oracle sees in
-    each picture. A picture is in as few rows of its prompt as possible. Prompts for which all samples are equally right
-    give no row, so the number of rows is not known before. Mix them with others by `torch.utils.data.ConcatDataset`.
+    each picture. First come pairs of samples of one prompt. A picture is in as few of them as possible; prompts for which
+    all samples are equally right give none. With `with_described`, pairs of any samples follow: the prompt tells what the
+    chosen one shows, and the rejected one misses little of it. So the number of rows is not known before. Mix them with
+    others by `torch.utils.data.ConcatDataset`.
 
     Args:
         pipeline (`diffusers.DiffusionPipeline`):
@@ -287,6 +292,8 @@ def generated_preferences(
             Largest number of rows with the same prompt.
         batch_size (`int`, *optional*, defaults to `64`):
             Number of pictures that are drawn at once.
+        with_described (`bool`, *optional*, defaults to `False`):
+            Whether to add a pair for each sample, of which the prompt tells what it shows.
 
     Returns:
         `list[dict[str, Any]]`: The rows.
@@ -306,19 +313,29 @@ def generated_preferences(
     repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
     noise_seed = random.Random(f"{GENERATED}/{split}/{seed}").getrandbits(63)
     images = sample_pictures(pipeline, repeated, noise_seed, batch_size)
+    results = check_pictures(images, repeated)
     rows = []
     for index, prompt in enumerate(prompts):
-        samples = images[index * samples_per_prompt : (index + 1) * samples_per_prompt]
-        rows += _pair_samples(prompt, samples, pairs_per_prompt, _row_rng(GENERATED, seed, split, index))
+        part = slice(index * samples_per_prompt, (index + 1) * samples_per_prompt)
+        rng = _row_rng(GENERATED, seed, split, index)
+        rows += _pair_samples(prompt, images[part], results[part], pairs_per_prompt, rng)
+    if with_described:
+        for index, prompt in enumerate(repeated):
+            rng = _row_rng(f"{GENERATED}/described", seed, split, index)
+            row = _pair_described(index, parse_caption(prompt), images, results, dataset, rng)
+            rows += [] if row is None else [row]
     return rows
 
 
 def _pair_samples(
-    prompt: str, images: Sequence[Image.Image], most_pairs: int, rng: random.Random
+    prompt: str,
+    images: Sequence[Image.Image],
+    results: Sequence[OracleResult],
+    most_pairs: int,
+    rng: random.Random,
 ) -> list[dict[str, Any]]:
     """Rows out of the samples of one prompt, first those of samples that are in no row yet."""
     scene = parse_caption(prompt)
-    results = check_pictures(images, [prompt] * len(images))
     captions = {}
     for index, result in enumerate(results):
         caption = describe_objects(result.objects, scene)
@@ -336,3 +353,36 @@ def _pair_samples(
         pictures, texts = [images[index] for index in pair], [captions[index] for index in pair]
         rows.append(_make_row(prompt, pictures, texts, ALIGNMENT_CRITERIA, GENERATED))
     return rows
+
+
+def _pair_described(
+    index: int,
+    asked: Scene,
+    images: Sequence[Image.Image],
+    results: Sequence[OracleResult],
+    prompts: ShapesPrompts,
+    rng: random.Random,
+) -> dict[str, Any] | None:
+    """A row whose prompt tells what a picture shows, in the terms of `asked`, beside one that misses as little as possible."""
+    objects = results[index].objects
+    caption = describe_objects(objects, asked)
+    if caption is None or (len(objects) > 2 and len({(item.color, item.shape) for item in objects}) > 1):
+        return None  # no prompt of this world names three different objects
+    scene = parse_caption(caption)
+    prompt = rng.choice(caption_paraphrases(scene, prompts.split))
+    if not prompts._has(scene, prompt) or _count_broken(scene, results[index]):
+        return None
+    others = []
+    for other in rng.sample(range(len(images)), min(NUM_COMPARED, len(images))):
+        broken = _count_broken(scene, results[other])
+        text = describe_objects(results[other].objects, scene) if broken else None
+        if text is not None:
+            others.append((broken, other, text))
+    if not others:
+        return None
+    _, other, text = min(others)
+    return _make_row(prompt, [images[index], images[other]], [caption, text], ALIGNMENT_CRITERIA, GENERATED)
+
+
+def _count_broken(scene: Scene, result: OracleResult) -> int:
+    return OracleResult(check_facts(scene, result.objects), result.objects).broken

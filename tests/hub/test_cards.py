@@ -142,6 +142,10 @@ def test_results_files(tmp_path):
     good.write_text(json.dumps({"model": "m", "dataset": "shapes:ood", "split": None, "metrics": NUMBERS}))
     (measurement,) = cards.read_measurements([good])
     assert (measurement.dataset, measurement.split) == ("shapes", "ood")
+    part = {"benchmark": "hpdv2", "dataset": "a/b", "config": "c", "split": "test", "limit": 100, "metrics": NUMBERS}
+    good.write_text(json.dumps(part))
+    (measurement,) = cards.read_measurements([good])
+    assert (measurement.dataset, measurement.config, measurement.split) == ("a/b", "c", "test[:100]")
     bad.write_text(json.dumps({"dataset": "a/b", "split": None, "metrics": NUMBERS}))
     with pytest.raises(ValueError, match="lacks dataset or split, but no number is published without"):
         cards.read_measurements([bad])

@@ -75,16 +75,40 @@ def test_preferences_are_the_rows_of_the_world(built, tmp_path):
 
 @pytest.mark.new_process
 def test_snippets_of_the_cards_run(built, tmp_path, hub, run_client):
-    """The snippets of dataset and generator run against the Hub, where all is public under the tag."""
-    for name, folder in built.items():
-        kind = REPO_TYPES[read_kind(folder)]
-        hub.put(f"org/{name}", folder, kind=kind)
-        repository = hub.repositories[kind, f"org/{name}"]
-        repository.tags["v1"] = repository.branches["main"]
+    """Each kind can be pushed, dataset and Space be verified by ID; the snippets of the cards run, and a metric loads."""
+    push = """
+import json, sys
+from rewarddance_hf.hub.release import push_release
+from rewarddance_hf.hub.verification import verify_release
+
+seen = {}
+for folder in sys.argv[1:]:
+    repo_id = "org/" + folder.rpartition("/")[2]
+    assert push_release(folder, repo_id, "v1").added, folder
+    assert push_release(folder, repo_id, "v1").is_released, folder
+    if repo_id in ("org/shapes-preferences", "org/shapes-judge"):
+        seen[repo_id] = verify_release(repo_id, "v1")
+print(json.dumps(seen))
+"""
+    names = ["rewarddance-shapes-judge", "shapes-generator", "shapes-preferences", "shapes-judge", "preference_accuracy"]
+    seen = run_client(push, *(built[name] for name in names))
+    assert set(seen["org/shapes-preferences"]["prompts"]) == {
+        f"{config}/{split}" for config in ("image", "video") for split in NUM_ROWS
+    }
+    for name in names:
+        repository = hub.repositories[REPO_TYPES[read_kind(built[name])], f"org/{name}"]
+        assert not repository.private
     blocks = [
         block
         for name in ("shapes-preferences", "shapes-generator")
         for block in code_blocks((built[name] / "README.md").read_text())
     ]
-    script = "\n".join(blocks) + "\nimport json\nprint(json.dumps([next(iter(rows))['prompt'], image.size]))"
-    assert run_client(script, package=False) == [ShapesPreferences(1)[0]["prompt"], [32, 32]]
+    metric = """
+import json
+import evaluate
+metric = evaluate.load("org/preference_accuracy", revision="v1")
+accuracy = metric.compute(predictions=[0.9, 0.2], references=[1, 1])["accuracy"]
+print(json.dumps([next(iter(rows))["prompt"], image.size, accuracy]))
+"""
+    script = "\n".join(blocks) + metric
+    assert run_client(script, token=None, package=False) == [ShapesPreferences(1)[0]["prompt"], [32, 32], 0.5]

@@ -40,6 +40,14 @@ def rows(pipeline):
     return generated_preferences(pipeline, 24, seed=5, samples_per_prompt=4)
 
 
+@pytest.fixture(scope="module")
+def described(pipeline, rows):
+    """Rows whose prompts tell what a sample shows, which come after those of one prompt."""
+    more = generated_preferences(pipeline, 24, seed=5, samples_per_prompt=4, with_described=True)
+    assert [row["prompt"] for row in more[: len(rows)]] == [row["prompt"] for row in rows]
+    return more[len(rows) :]
+
+
 def rendered(count):
     rng = random.Random(0)
     scenes = [sample_scene(rng, KINDS[index % len(KINDS)]) for index in range(count)]
@@ -128,11 +136,11 @@ def test_pictures_without_words_are_not_described():
 # ---- preference rows ----
 
 
-def test_chosen_pictures_show_more(rows):
+def test_chosen_pictures_show_more(rows, described):
     """The oracle prefers every chosen picture, and the rationales say what it sees."""
     assert len(rows) > 10
     reference = ShapesPreferences(1)[0]
-    for row in rows:
+    for row in [*rows, *described]:
         assert {key: type(value) for key, value in row.items()} == {
             key: type(value)
             for key, value in {**reference, "chosen": row["chosen"], "rejected": row["chosen"]}.items()
@@ -144,6 +152,15 @@ def test_chosen_pictures_show_more(rows):
         texts = [describe_objects(result.objects, scene) for result in (rejected, chosen)]
         assert row["rationale"]["yes"] == "Image 1: {}. Image 2: {}.".format(*texts)
         assert row["rationale"]["no"] == "Image 1: {1}. Image 2: {0}.".format(*texts)
+
+
+def test_described_pictures_show_their_prompt(described):
+    """A sample can be right for another prompt than its own, which no held-out split has."""
+    assert len(described) > 48
+    held_out = {row["prompt"] for split in ("id", "ood") for row in ShapesPrompts(300, split)}
+    for row in described:
+        assert alignment_holds([row["chosen"], row["rejected"]], [row["prompt"]] * 2).tolist() == [True, False]
+        assert row["prompt"] not in held_out
 
 
 def test_rows_do_not_depend_on_the_batches(pipeline, rows):
