@@ -82,6 +82,12 @@ def _make_parser() -> argparse.ArgumentParser:
     score.add_argument("--image", nargs="+", required=True, help="images")
     score.add_argument("--prompt", nargs="+", required=True, help="one prompt for all images, or one each")
     score.add_argument("--reference", nargs="+", help="one reference for all images, or one each (pairwise judges)")
+    score.add_argument(
+        "--dimensions",
+        nargs="+",
+        metavar="NAME",
+        help="dimensions to score by, each on its own, e.g. alignment motion (a wrong name lists those of the task)",
+    )
     score.set_defaults(run=_score)
 
     rank = commands.add_parser("rank", parents=[judge, criteria], help="order of images of one prompt")
@@ -177,7 +183,10 @@ def _make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", parents=[shared], help="train and measure a tiny judge on this computer")
     demo.add_argument("--output-dir", default="outputs/demo", help="folder for the report (default: outputs/demo)")
     demo.add_argument(
-        "--tune-generator", action="store_true", help="then tune a tiny generator by the judge (twice as long)"
+        "--tune-generator",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether to tune a tiny generator by the judge too (default: yes; takes twice as long)",
     )
     demo.set_defaults(run=_demo)
 
@@ -223,17 +232,35 @@ def _positive_integer(text: str) -> int:
 def _score(args: argparse.Namespace) -> None:
     prompts = _one_or_each(args.prompt, len(args.image), "--prompt")
     references = None if args.reference is None else _one_or_each(args.reference, len(args.image), "--reference")
+    if args.dimensions and args.criteria:
+        raise argparse.ArgumentTypeError("argument --dimensions: not allowed with argument --criteria")
     scorer = _load_scorer(args)
     scores = scorer.score(
-        args.image, prompts, references, task=args.task, criteria=args.criteria, show_progress=True
-    ).tolist()
+        args.image,
+        prompts,
+        references,
+        task=args.task,
+        criteria=args.criteria,
+        dimensions=args.dimensions,
+        show_progress=True,
+    )
+    values = scores.view(len(args.image), -1).tolist()
+    names = args.dimensions or ["score"]
     if args.json:
-        shown: Sequence[str | None] = references or [None] * len(prompts)
-        rows = zip(args.image, prompts, shown, scores, strict=True)
-        names = ("image", "prompt", "reference", "score")
-        _write_json({"scores": [dict(zip(names, row, strict=True)) for row in rows]})
+        rows = zip(args.image, prompts, references or [None] * len(prompts), values, strict=True)
+        documents = []
+        for image, prompt, reference, row in rows:
+            named = dict(zip(names, row, strict=True))
+            shown = {"dimensions": named} if args.dimensions else named
+            documents.append({"image": image, "prompt": prompt, "reference": reference, **shown})
+        _write_json({"scores": documents})
     else:
-        _write_lines(f"{score:.6f}\t{image}" for score, image in zip(scores, args.image, strict=True))
+        if args.dimensions:
+            _write_lines(["\t".join([*names, "image"])])
+        _write_lines(
+            "\t".join([*(f"{value:.6f}" for value in row), image])
+            for row, image in zip(values, args.image, strict=True)
+        )
 
 
 def _rank(args: argparse.Namespace) -> None:

@@ -26,11 +26,17 @@ from .scenes import COLORS, parse_caption
 
 GENERATORS = ("tuned", "hacked")
 TUNING_STEPS = 150
-BATCH_SIZE = 32
-LEARNING_RATE = {"tuned": 5e-4, "hacked": 1.5e-3}
-NUM_REFERENCE_PROMPTS, NUM_CANDIDATES, NUM_REFERENCES = 200, 8, 2
+BATCH_SIZE = 64
+LEARNING_RATE = 5e-4
+# A picture of 8 steps is all but decided after the first 5.
+STEP_INDEX_RANGE = [1, 6]
+# What the judge already likes gives no gradient, and the generator stays near the un-tuned one.
+REWARD_CLIP, BETA = 0.8, 0.1
+NUM_REFERENCE_PROMPTS, NUM_CANDIDATES, NUM_REFERENCES = 400, 8, 1
 # The monitor's held-out prompts are others than those that the report's figures come from.
 MONITOR_PROMPTS, MONITOR_SEED = 250, 1
+# A weak reward is hacked within a few updates.
+NUM_EVALUATIONS = {"tuned": 10, "hacked": 30}
 EVALUATION_PROMPTS, SAMPLES_PER_PROMPT = 500, 2
 EVALUATION_SEED = 2
 LORA_TARGETS = [
@@ -164,7 +170,7 @@ def tune(
     monitor = RewardDynamicsCallback(
         oracle_reward,
         [held_out[i]["prompt"] for i in range(len(held_out))],
-        eval_steps=max(steps // 10, 1),
+        eval_steps=max(steps // NUM_EVALUATIONS[name], 1),
         restore_best=name == "tuned",
         dynamics=RewardDynamics(window=max(steps // 10, 2)),
     )
@@ -173,12 +179,14 @@ def tune(
         num_inference_steps=NUM_INFERENCE_STEPS,
         guidance_scale=GUIDANCE_SCALE,
         pipeline_kwargs={"max_sequence_length": MAX_SEQUENCE_LENGTH},
-        step_index_range=[3, NUM_INFERENCE_STEPS],
-        reward_transform="log" if name == "tuned" else "none",
+        step_index_range=STEP_INDEX_RANGE,
+        reward_transform="log_odds" if name == "tuned" else "none",
+        reward_clip=REWARD_CLIP if name == "tuned" else None,
+        beta=BETA if name == "tuned" else 0.0,
         per_device_train_batch_size=BATCH_SIZE,
         per_device_eval_batch_size=64,
         max_steps=steps,
-        learning_rate=LEARNING_RATE[name],
+        learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=min(10, steps // 10),
         adam_beta2=0.95,

@@ -1,6 +1,5 @@
 """
-The demo: fine-tune the tiny base model as a judge of shapes, measure it beside two others, and score with it. If it is
-asked to, it then tunes a tiny generator by the judge.
+The demo: fine-tune the tiny base model as a judge of shapes, measure it beside two others, and tune a tiny generator by it.
 """
 
 import json
@@ -36,11 +35,13 @@ PARADIGM = {"untrained": "pairwise", "judge": "pairwise", "regressive": "regress
 TRAINING_STEPS = 700
 BATCH_SIZE = 48
 EVALUATION_ROWS = 1000
-# A judge that has only seen clean drawings reads a generator's pictures less well.
-GENERATED_SHARE = 0.4
-GENERATED_PROMPTS = {"train": 600, "id": 200}
+# A judge that has only seen clean drawings reads a generator's pictures less well: it is trained on for some steps, with
+# pairs of those in half of the rows.
+GENERATED_STEPS, GENERATED_LEARNING_RATE = 200, 3e-4
+GENERATED_PROMPTS = {"train": 500, "id": 200}
 # Rows of the learning curve are others than those that the report's figures come from.
 CURVE_ROWS, CURVE_SEED = 300, 1
+MIXED_SEED = 2
 
 
 def sample_pairs(split: str, output_dir: str, num_prompts: int | None = None) -> None:
@@ -56,30 +57,29 @@ def sample_pairs(split: str, output_dir: str, num_prompts: int | None = None) ->
             Number of prompts, six samples each. Defaults to that of the demo.
     """
     torch.set_num_threads(1)
-    rows = generated_preferences(load_generator(), num_prompts or GENERATED_PROMPTS[split], split)
+    torch.set_flush_denormal(True)
+    num_prompts = num_prompts or GENERATED_PROMPTS[split]
+    rows = generated_preferences(load_generator(), num_prompts, split, with_described=split == "train")
     datasets.Dataset.from_list(rows).save_to_disk(output_dir)
 
 
-def training_rows(num_rows: int, generated_dir: str | None) -> Dataset:
+def mixed_rows(num_rows: int, generated_dir: str) -> Dataset:
     """
-    Rendered pairs, mixed with those of the generator if there are any.
+    Rendered pairs, others than in the first training, and as many of the generator.
 
     Args:
         num_rows (`int`):
             Number of rows.
-        generated_dir (`str`, *optional*):
+        generated_dir (`str`):
             Folder of a dataset of [`sample_pairs`], whose rows come several times if they are few.
 
     Returns:
         `torch.utils.data.Dataset`
     """
-    if generated_dir is None:
-        return ShapesPreferences(num_rows)
     generated = datasets.load_from_disk(generated_dir)
-    num_generated = round(GENERATED_SHARE * num_rows)
-    indices = [i % len(generated) for i in range(num_generated)]
+    indices = [i % len(generated) for i in range(num_rows // 2)]
     random.Random(0).shuffle(indices)
-    return ConcatDataset([ShapesPreferences(num_rows - num_generated), Subset(generated, indices)])
+    return ConcatDataset([ShapesPreferences(num_rows - len(indices), seed=MIXED_SEED), Subset(generated, indices)])
 
 
 def train(
@@ -102,11 +102,29 @@ def train(
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
         generated_dir (`str`, *optional*):
-            Folder of the generator's pairs for training.
+            Folder of the generator's pairs. With it the training goes on for a while with those too.
     """
     torch.set_num_threads(1)  # two processes train side by side
-    paradigm = PARADIGM[name]
-    arguments = RewardDanceTrainingArguments(
+    model = RewardDanceForYesScoring.from_pretrained(BASE_VLM, paradigm=PARADIGM[name])
+    rows = ShapesPreferences(steps * BATCH_SIZE)
+    trainer = _trainer(model, rows, _arguments(output_dir, PARADIGM[name], steps, 7e-4, 50, show_progress))
+    trainer.train()
+    log_history = trainer.state.log_history
+    if generated_dir is not None:
+        more = max(1, GENERATED_STEPS * steps // TRAINING_STEPS)
+        arguments = _arguments(output_dir, PARADIGM[name], more, GENERATED_LEARNING_RATE, 20, show_progress)
+        trainer = _trainer(trainer.model, mixed_rows(more * BATCH_SIZE, generated_dir), arguments)
+        trainer.train()
+        log_history = log_history + [{**log, "step": log["step"] + steps} for log in trainer.state.log_history]
+    trainer.save_model()
+    file = Path(output_dir) / "log_history.json"
+    file.write_text(json.dumps(log_history, indent=2) + "\n", encoding="utf-8")
+
+
+def _arguments(
+    output_dir: str, paradigm: str, steps: int, learning_rate: float, warmup_steps: int, show_progress: bool
+) -> RewardDanceTrainingArguments:
+    return RewardDanceTrainingArguments(
         output_dir,
         paradigm=paradigm,
         rationale="decision_first" if paradigm == "pairwise" else None,
@@ -114,9 +132,9 @@ def train(
         max_steps=steps,
         per_device_train_batch_size=BATCH_SIZE,
         per_device_eval_batch_size=100,
-        learning_rate=7e-4,
+        learning_rate=learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=50,
+        warmup_steps=warmup_steps,
         weight_decay=0.02,
         adam_beta2=0.98,
         gradient_checkpointing=False,
@@ -129,17 +147,16 @@ def train(
         disable_tqdm=not show_progress,
         log_level="error",
     )
-    trainer = RewardDanceTrainer(
-        model=RewardDanceForYesScoring.from_pretrained(BASE_VLM, paradigm=paradigm),
+
+
+def _trainer(model: Any, rows: Dataset, arguments: RewardDanceTrainingArguments) -> RewardDanceTrainer:
+    return RewardDanceTrainer(
+        model=model,
         args=arguments,
-        train_dataset=training_rows(steps * BATCH_SIZE, generated_dir),
+        train_dataset=rows,
         eval_dataset={split: ShapesPreferences(CURVE_ROWS, split, seed=CURVE_SEED) for split in ("id", "ood")},
         processing_class=judge_processor(),
     )
-    trainer.train()
-    trainer.save_model()
-    log_history = Path(output_dir) / "log_history.json"
-    log_history.write_text(json.dumps(trainer.state.log_history, indent=2) + "\n", encoding="utf-8")
 
 
 def evaluate(
@@ -179,7 +196,7 @@ def evaluate(
 def _train_and_evaluate(
     name: str, folder: str, pairs: dict[str, str | None], steps: int, rows: int, show_progress: bool
 ) -> None:
-    train(name, folder, steps, show_progress, pairs["train"])
+    train(name, folder, steps, show_progress, pairs["train"] if name == "judge" else None)
     evaluate(name, folder, str(Path(folder) / "metrics.json"), rows, pairs["id"])
 
 
@@ -205,7 +222,7 @@ def _side_by_side(calls: dict[str, tuple[Any, ...]]) -> None:
 
 def run_demo(
     output_dir: str = "outputs/demo",
-    tune_generator: bool = False,
+    tune_generator: bool = True,
     steps: int = TRAINING_STEPS,
     rows: int = EVALUATION_ROWS,
     tuning_steps: int = TUNING_STEPS,
@@ -217,9 +234,9 @@ def run_demo(
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/demo"`):
             Folder for `report.md`, `metrics.json`, pictures and checkpoints.
-        tune_generator (`bool`, *optional*, defaults to `False`):
-            Whether to train on pairs of the generator's samples too, and to tune the generator by the judge and by a weak
-            reward.
+        tune_generator (`bool`, *optional*, defaults to `True`):
+            Whether to train the judge on pairs of a generator's samples too, and to tune the generator by the judge and by a
+            weak reward.
         steps (`int`, *optional*):
             Number of updates of each judge.
         rows (`int`, *optional*):
