@@ -107,6 +107,32 @@ def test_score_without_references(capsys, pointwise_judge, pictures):
     assert [row["score"] for row in json.loads(out)["scores"]] == pytest.approx(want.tolist())
 
 
+def test_score_by_dimensions(capsys, judge, pictures):
+    """`--dimensions` gives a column for each, or a document; wrong names list those of the task."""
+    command = ["score", "--model", judge, "--image", *pictures[:2], "--prompt", "a circle", "--reference", pictures[2]]
+    names = ["motion", "text"]
+    code, out, _ = run(capsys, *command, "--task", "text-to-video", "--dimensions", *names, "--json")
+    want = RewardDanceScorer.from_pretrained(judge).score(
+        pictures[:2], "a circle", [pictures[2]] * 2, task="text-to-video", dimensions=names
+    )
+    assert code == 0
+    rows = json.loads(out)["scores"]
+    assert [row["image"] for row in rows] == pictures[:2]
+    assert [list(row["dimensions"]) for row in rows] == [names] * 2
+    assert [list(row["dimensions"].values()) for row in rows] == [pytest.approx(row) for row in want.tolist()]
+    code, out, _ = run(capsys, *command, "--dimensions", "text", "structure")
+    assert code == 0
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert lines[0] == ["text", "structure", "image"]
+    assert [line[2] for line in lines[1:]] == pictures[:2]
+    code, out, err = run(capsys, *command, "--dimensions", "motion")
+    assert (code, out) == (1, "")
+    assert "`dimension` is 'motion', but the task 'text-to-image' has ['alignment'" in err
+    code, out, err = run(capsys, *command, "--dimensions", "text", "--criteria", "x")
+    assert (code, out) == (2, "")
+    assert "argument --dimensions: not allowed with argument --criteria" in err
+
+
 def test_rank_by_a_tournament(capsys, judge, pictures):
     """`--method` reaches the library: a Swiss tournament leaves pairs out that a round robin compares."""
     code, out, _ = run(

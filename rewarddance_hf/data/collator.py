@@ -13,6 +13,9 @@ from ..models.processing_rewarddance import load_picture
 from .preference import check_row, rationale_text
 
 
+RATIONALE_FORMATS = ("decision_first", "reasons_first", "mixed")
+
+
 class DataCollatorForRewardDance:
     r"""
     Turn preference rows into batches for [`RewardDanceForYesScoring`].
@@ -27,9 +30,13 @@ class DataCollatorForRewardDance:
         paradigm (`str`, *optional*, defaults to `"pairwise"`):
             Training variant: `"pairwise"`, `"pointwise"` or `"regressive"`.
         with_rationales (`bool`, *optional*, defaults to `False`):
-            Whether to append answers and the rows' rationales as targets ("decision first"). Pairwise only.
+            Whether to append answers and the rows' rationales as targets. Pairwise only.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the order.
+        rationale_format (`str`, *optional*, defaults to `"decision_first"`):
+            `"decision_first"` appends the answer, then its reasons; `"reasons_first"` asks for reasons first, and appends
+            the answer after them; `"mixed"` draws one of both for each row and epoch, in the way of the order. Rows without
+            a rationale are always asked for the decision only. Matters with `with_rationales` only.
 
     Inputs:
         Rows as described by [`~rewarddance_hf.data.preference.check_row`].
@@ -50,6 +57,7 @@ class DataCollatorForRewardDance:
         paradigm: str = "pairwise",
         with_rationales: bool = False,
         seed: int = 0,
+        rationale_format: str = "decision_first",
     ) -> None:
         if paradigm not in PARADIGMS:
             raise ValueError(f"`paradigm` is {paradigm!r}, but must be one of {PARADIGMS}.")
@@ -57,10 +65,13 @@ class DataCollatorForRewardDance:
             raise ValueError(
                 f"`with_rationales` is True, but the {paradigm} paradigm has no rationales. Use `paradigm='pairwise'`."
             )
+        if rationale_format not in RATIONALE_FORMATS:
+            raise ValueError(f"`rationale_format` is {rationale_format!r}, but must be one of {RATIONALE_FORMATS}.")
         self.processor = processor
         self.paradigm = paradigm
         self.with_rationales = with_rationales
         self.seed = seed
+        self.rationale_format = rationale_format
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # seen by running data loader workers
 
     def set_epoch(self, epoch: int) -> None:
@@ -94,13 +105,33 @@ class DataCollatorForRewardDance:
         ties = torch.tensor([bool(row.get("tie")) for row in rows])
 
         if self.paradigm == "pairwise":
-            swaps = [self._chosen_is_second(*row) for row in zip(prompts, chosen, rejected, strict=True)]
+            swaps = [self._toss("", *row) for row in zip(prompts, chosen, rejected, strict=True)]
             pairs = [(r, c) if swap else (c, r) for c, r, swap in zip(chosen, rejected, swaps, strict=True)]
             references, samples = map(list, zip(*pairs, strict=True))
-            batch = self.processor(samples, prompts, references, conditions, task=tasks, criteria=criteria)
+            rationales: list[str | None] = [None] * len(rows)
             if self.with_rationales:
                 rationales = [rationale_text(row, swap) for row, swap in zip(rows, swaps, strict=True)]
-                batch = self.processor.append_answers(batch, swaps, rationales)
+            reasons_first = [
+                rationale is not None and self._reasons_come_first(*row)
+                for rationale, *row in zip(rationales, prompts, chosen, rejected, strict=True)
+            ]
+            for rationale, first, name in zip(rationales, reasons_first, names, strict=True):
+                if first and self.processor.split_reasons(str(rationale)) is not None:
+                    raise ValueError(
+                        f"`rationale` of {name} contains {self.processor.prompt_texts['answer']!r}, which stands between "
+                        "reasons and answer. Remove it from the text, or drop the row."
+                    )
+            batch = self.processor(
+                samples,
+                prompts,
+                references,
+                conditions,
+                task=tasks,
+                criteria=criteria,
+                reasons_first=reasons_first,
+            )
+            if self.with_rationales:
+                batch = self.processor.append_answers(batch, swaps, rationales, reasons_first)
             labels = torch.tensor(swaps, dtype=torch.float)
         else:
             batch = self.processor(
@@ -113,9 +144,17 @@ class DataCollatorForRewardDance:
             inputs["margin"] = torch.tensor([float(row.get("margin") or 0.0) for row in rows])
         return inputs
 
-    def _chosen_is_second(self, prompt: str, chosen: list[Image.Image], rejected: list[Image.Image]) -> bool:
-        """Order of a row: a function of seed, epoch and content, so that a resumed or sharded run sees the same."""
-        digest = hashlib.blake2b(f"{self.seed}:{int(self._epoch)}:{prompt}".encode(), digest_size=1)
+    def _reasons_come_first(self, prompt: str, chosen: list[Image.Image], rejected: list[Image.Image]) -> bool:
+        if self.rationale_format == "mixed":
+            return self._toss("format:", prompt, chosen, rejected)
+        return self.rationale_format == "reasons_first"
+
+    def _toss(self, purpose: str, prompt: str, chosen: list[Image.Image], rejected: list[Image.Image]) -> bool:
+        """
+        Order of a row (whether the chosen picture is second), or its format: a function of seed, epoch and content, so that
+        a resumed or sharded run sees the same.
+        """
+        digest = hashlib.blake2b(f"{purpose}{self.seed}:{int(self._epoch)}:{prompt}".encode(), digest_size=1)
         for frame in (chosen[0], rejected[0]):
             digest.update(frame.resize((16, 16), Image.Resampling.NEAREST).tobytes())
         return bool(digest.digest()[0] & 1)

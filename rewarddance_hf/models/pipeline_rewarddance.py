@@ -1,6 +1,6 @@
 """RewardDance pipeline: the task "visual-preference" of `transformers.pipeline`."""
 
-from itertools import permutations
+from itertools import groupby, permutations
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from .processing_rewarddance import load_picture
 
 
 TASK = "visual-preference"
-INPUT_KEYS = ("prompt", "images", "image", "reference", "condition", "task", "criteria")
+INPUT_KEYS = ("prompt", "images", "image", "reference", "condition", "task", "criteria", "dimensions", "examples")
 
 
 class VisualPreferencePipeline(Pipeline):
@@ -19,8 +19,9 @@ class VisualPreferencePipeline(Pipeline):
 
     An input is a `dict` with `prompt` (`str`) and either `images`, samples of that prompt that are compared with each
     other, or `image`, a single sample; a pairwise judge needs a `reference` for the latter. `condition` (first frame
-    given to an image-to-video generator), `task` and `criteria` are those of [`RewardDanceProcessor`] and optional.
-    Samples are anything that [`RewardDanceProcessor.load_frames`] takes: images, paths, bytes, or clips.
+    given to an image-to-video generator), `task`, `criteria` and `examples` are those of [`RewardDanceProcessor`] and
+    optional. With `dimensions` (`list[str]`) a single `image` is scored by each of these, in place of `criteria`. Samples are
+    anything that [`RewardDanceProcessor.load_frames`] takes: images, paths, bytes, or clips.
 
     Args:
         questions_per_batch (`int`, *optional*, defaults to `8`):
@@ -29,6 +30,7 @@ class VisualPreferencePipeline(Pipeline):
     Returns:
         `dict`, or a `list` of them for a list of inputs:
         - `score` (`float`): reward of `image` in `[0, 1]`, the probability of "yes" (Eq. 2);
+        - `dimensions` (`dict[str, float]`): reward of `image` by each of `dimensions`, in place of `score`;
         - `scores` (`list[float]`): reward of each of `images`: its mean over all others as references for a pairwise
           judge;
         - `wins` (`list[float]`): number of the others that each of `images` wins against; a tie gives one half. A pairwise
@@ -89,6 +91,12 @@ class VisualPreferencePipeline(Pipeline):
             raise TypeError(f"`prompt` is of type `{type(inputs['prompt']).__name__}`, but must be a string.")
         reference, condition = inputs.get("reference"), inputs.get("condition")
         task = inputs.get("task") or "text-to-image"
+        criteria, dimensions = inputs.get("criteria"), inputs.get("dimensions")
+        if dimensions is not None and (criteria is not None or "images" in inputs or not dimensions):
+            raise ValueError(
+                f"`dimensions` is {dimensions!r}, but must be names that a single `image` is scored by, without `criteria`. Leave "
+                "it out, or the other."
+            )
         load = self.processor.load_frames
         if "images" in inputs:
             samples = [load(image, f"images[{i}]", task) for i, image in enumerate(inputs["images"])]
@@ -117,7 +125,11 @@ class VisualPreferencePipeline(Pipeline):
                 "pairs": pairs or [(None, j) for j in range(len(samples))],
                 "condition": None if condition is None else load_picture(condition, "condition"),
                 "task": task,
-                "criteria": inputs.get("criteria"),
+                "dimensions": dimensions,
+                "criteria": [criteria]
+                if dimensions is None
+                else [self.processor.dimension_criteria(name, task) for name in dimensions],
+                "examples": self.processor.read_examples(inputs.get("examples"), task, is_pairwise),
                 "is_ranking": "images" in inputs,
             }
         }
@@ -126,25 +138,33 @@ class VisualPreferencePipeline(Pipeline):
         requests = model_inputs["request"]
         is_batch = isinstance(requests, list)  # by `batch_size=` of the pipeline
         requests = requests if is_batch else [requests]
-        questions = [(request, *pair) for request in requests for pair in request["pairs"]]
+        questions = [
+            (request, *pair, criteria)
+            for request in requests
+            for criteria in request["criteria"]
+            for pair in request["pairs"]
+        ]
         logits, scores = [], []
-        for start in range(0, len(questions), questions_per_batch):
-            batch = questions[start : start + questions_per_batch]
-            has_references = batch[0][1] is not None
-            inputs = self.processor(
-                images=[request["samples"][j] for request, _, j in batch],
-                prompts=[request["prompt"] for request, _, _ in batch],
-                references=[request["samples"][i] for request, i, _ in batch] if has_references else None,
-                conditions=[request["condition"] for request, _, _ in batch],
-                task=[request["task"] for request, _, _ in batch],
-                criteria=[request["criteria"] for request, _, _ in batch],
-            )
-            output = self.model(**inputs.to(self.device))
-            logits += output.logits[:, 0].double().tolist()
-            scores += output.scores.double().tolist()
+        for examples, group in groupby(questions, key=lambda question: question[0]["examples"]):
+            same = list(group)
+            for start in range(0, len(same), questions_per_batch):
+                batch = same[start : start + questions_per_batch]
+                has_references = batch[0][1] is not None
+                inputs = self.processor(
+                    images=[request["samples"][j] for request, _, j, _ in batch],
+                    prompts=[request["prompt"] for request, _, _, _ in batch],
+                    references=[request["samples"][i] for request, i, _, _ in batch] if has_references else None,
+                    conditions=[request["condition"] for request, _, _, _ in batch],
+                    task=[request["task"] for request, _, _, _ in batch],
+                    criteria=[criteria for _, _, _, criteria in batch],
+                    examples=examples,
+                )
+                output = self.model(**inputs.to(self.device))
+                logits += output.logits[:, 0].double().tolist()
+                scores += output.scores.double().tolist()
         answers = []
         for request in requests:
-            count = len(request["pairs"])
+            count = len(request["pairs"]) * len(request["criteria"])
             answers.append({"request": request, "logits": logits[:count], "scores": scores[:count]})
             logits, scores = logits[count:], scores[count:]
         return {"answer": answers if is_batch else answers[0]}
@@ -162,6 +182,8 @@ class VisualPreferencePipeline(Pipeline):
                 f"{bad} scores are NaN or infinite, but must be finite. Check the weights for NaN, or load them in another type "
                 "(`dtype=torch.float32`)."
             )
+        if request["dimensions"] is not None:
+            return {"dimensions": dict(zip(request["dimensions"], scores, strict=True))}
         if not request["is_ranking"]:
             return {"score": scores[0]}
         count = len(request["samples"])

@@ -1,43 +1,30 @@
 """RewardDance processor: pictures, prompt and criteria become the question that a vision-language model answers."""
 
 import inspect
-import io
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import is_torchvision_available, logging
 
+from .criteria_rewarddance import CRITERIA, DIMENSIONS
+from .examples_rewarddance import Example, read_examples
+from .pictures_rewarddance import load_frames, load_picture, read_clip
 from .pixels_rewarddance import preprocess_with_gradient
 from .video_rewarddance import Clip, ClipReader, check_sampling, open_clip
+from .vlm_processor_rewarddance import image_only_processor
 
 
 logger = logging.get_logger(__name__)
 
 PROMPT_LAYOUTS = ("images_first", "text_first")
-
-# Task-aware instructions (Section 3.2.1 of the paper).
-CRITERIA = {
-    "text-to-image": (
-        "how well it shows every object, attribute, count and relation of the prompt, then visual quality: structure, "
-        "detail and aesthetics"
-    ),
-    "text-to-video": (
-        "how well it shows every object, attribute, action and relation of the prompt, then motion: smooth, plausible and "
-        "consistent over time, then visual quality"
-    ),
-    "image-to-video": (
-        "how faithful it stays to the given first frame, how well its motion follows the prompt, smooth, plausible and "
-        "consistent over time, then visual quality"
-    ),
-}
 
 # Wording of the question. Saved with a checkpoint: a judge is asked as it was trained, whatever later versions say.
 PROMPT_TEXTS = {
@@ -47,6 +34,13 @@ PROMPT_TEXTS = {
     "criteria": "Criteria: {criteria}",
     "pairwise_question": "Is {noun} 2 better than {noun} 1 by these criteria? Answer yes or no.",
     "pointwise_question": "Is this a high-quality result by these criteria? Answer yes or no.",
+    "pairwise_reasons_question": (
+        'Is {noun} 2 better than {noun} 1 by these criteria? Give your reasons, then on a new line "Answer:" and yes or no.'
+    ),
+    "pointwise_reasons_question": (
+        'Is this a high-quality result by these criteria? Give your reasons, then on a new line "Answer:" and yes or no.'
+    ),
+    "answer": "\nAnswer:",
     "image": "image",
     "video": "video",
     "first_frame": "{name}, {frame}: ",
@@ -57,120 +51,6 @@ PROMPT_TEXTS = {
 
 # Splits the spelling of a special token without showing.
 ZERO_WIDTH_SPACE = "\u200b"
-
-
-def load_picture(picture: Any, name: str = "picture", keep_gradient: bool = False) -> Any:
-    """
-    Load a picture and make sure that it can be read.
-
-    Args:
-        picture (`PIL.Image.Image`, `str`, `os.PathLike`, `bytes`, `dict`, `numpy.ndarray` or `torch.Tensor`):
-            Image, path, encoded bytes, `{"bytes": ..., "path": ...}` as in undecoded `datasets`, array of shape
-            `(height, width, 3)` with `uint8` values, or tensor of shape `(3, height, width)` with `uint8` values or
-            floats in `[0, 1]`.
-        name (`str`, *optional*, defaults to `"picture"`):
-            Name of the picture in error messages.
-        keep_gradient (`bool`, *optional*, defaults to `False`):
-            Whether to give back a tensor that requires a gradient as it is, after the same checks. Without it such a
-            tensor is refused, as an image has no gradient. Does not matter under `torch.no_grad()`.
-
-    Returns:
-        `PIL.Image.Image`: RGB image, or the tensor with `keep_gradient`.
-
-    Raises:
-        `ValueError`: If the picture is corrupt, empty or out of range.
-        `TypeError`: If it is none of the above.
-    """
-    if keep_gradient and isinstance(picture, torch.Tensor) and picture.requires_grad and torch.is_grad_enabled():
-        load_picture(picture.detach(), name)
-        return picture
-    if isinstance(picture, dict):
-        picture = picture.get("bytes") or picture.get("path")
-    if isinstance(picture, (np.ndarray, torch.Tensor)):
-        picture = _picture_from_array(picture, name)
-    try:
-        if isinstance(picture, (str, os.PathLike)):
-            picture = Image.open(picture)
-        elif isinstance(picture, bytes):
-            picture = Image.open(io.BytesIO(picture))
-        if isinstance(picture, Image.Image):
-            picture.load()
-            mode = picture.mode
-            picture = ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"`{name}` cannot be read as a picture ({error}). Drop or replace it; it may be truncated or no picture at all."
-        ) from error
-    if not isinstance(picture, Image.Image):
-        raise TypeError(
-            f"`{name}` is of type `{type(picture).__name__}`, but must be a PIL image, path, bytes, array or tensor."
-        )
-    if mode[0] in "IF":
-        raise ValueError(
-            f"`{name}` has mode {mode!r}, but values beyond 8 bits would be cut off. Scale it to 8 bits a channel first."
-        )
-    if min(picture.size) < 1:
-        raise ValueError(
-            f"`{name}` has size {picture.size}, but must be at least 1 pixel wide and high. Drop or replace it."
-        )
-    return picture
-
-
-def load_frames(media: Any, name: str = "media", keep_gradient: bool = False) -> Clip:
-    """
-    Load a picture as one frame, or all frames of a clip. [`RewardDanceProcessor.load_frames`] loads those that a judge sees.
-
-    Args:
-        media (picture, clip, `list` of pictures, or `torch.Tensor` of shape `(frames, 3, height, width)`):
-            Anything that [`load_picture`] or [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes.
-        name (`str`, *optional*, defaults to `"media"`):
-            Name in error messages.
-        keep_gradient (`bool`, *optional*, defaults to `False`):
-            Whether to leave tensors that require a gradient as they are, as in [`load_picture`].
-
-    Returns:
-        [`~rewarddance_hf.models.video_rewarddance.Clip`]: List of RGB images, beside tensors with `keep_gradient`.
-
-    Raises:
-        `ValueError`: If a clip has no frames or frames of different size, or cannot be read.
-        `ImportError`: If this is a video file and PyAV is not installed.
-    """
-    reader = open_clip(media, name)
-    return Clip([load_picture(media, name, keep_gradient)]) if reader is None else _read_clip(reader, keep_gradient)
-
-
-def _read_clip(reader: ClipReader, keep_gradient: bool) -> Clip:
-    clip = reader.read()
-    names = [f"{reader.name}[{index}]" for index in clip.indices]
-    clip[:] = [load_picture(frame, name, keep_gradient) for frame, name in zip(clip, names, strict=True)]
-    return clip
-
-
-def _picture_from_array(array: "np.ndarray | torch.Tensor", name: str) -> Image.Image:
-    if isinstance(array, torch.Tensor):
-        if array.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"`{name}` requires a gradient, but this path goes through PIL images and would cut it off. Pass "
-                "`picture.detach()` instead, or score it: `RewardDanceProcessor` and `RewardDanceScorer.score` keep it."
-            )
-        if array.ndim != 3 or array.shape[0] != 3:
-            raise ValueError(
-                f"`{name}` has shape {tuple(array.shape)}, but a tensor must be of shape `(3, height, width)`."
-            )
-        if array.is_floating_point():
-            if array.numel() and not (array.isfinite().all() and array.min() >= 0 and array.max() <= 1):
-                raise ValueError(
-                    f"`{name}` has values from {array.min():.3g} to {array.max():.3g}, but floats must be finite and in "
-                    "`[0, 1]`. Rescale it, e.g. `(picture / 2 + 0.5).clamp(0, 1)` for the output of a VAE."
-                )
-            array = (array.float() * 255).round().to(torch.uint8)
-        array = array.permute(1, 2, 0).cpu().numpy()
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-        raise ValueError(
-            f"`{name}` has shape {array.shape} and type {array.dtype}, but an array must be of shape `(height, width, 3)` "
-            "and type uint8."
-        )
-    return Image.fromarray(array)
 
 
 class RewardDanceProcessor(ProcessorMixin):
@@ -203,7 +83,11 @@ class RewardDanceProcessor(ProcessorMixin):
             that samples of a prompt share a longer prefix.
         criteria (`dict[str, str]`, *optional*):
             Criteria by task, in place of or beside the default ones of `"text-to-image"`, `"text-to-video"` and
-            `"image-to-video"` (Section 3.2.1).
+            `"image-to-video"` (Section 3.2.1), which are in text files beside this module.
+        dimensions (`dict[str, dict[str, str]]`, *optional*):
+            Criteria by task and name of a dimension, in place of or beside the default ones: `"alignment"`, `"counting"`,
+            `"binding"`, `"relations"`, `"text"`, `"aesthetics"` and `"structure"`; for videos also `"motion"`,
+            `"consistency"` and `"physics"`; for those with a given first frame also `"faithfulness"`.
         prompt_texts (`dict[str, str]`, *optional*):
             Wording of the question, in place of the default one.
         num_frames (`int`, *optional*):
@@ -242,6 +126,7 @@ class RewardDanceProcessor(ProcessorMixin):
         vlm_images_kwargs: "dict[str, Any] | None" = None,
         prompt_layout: str = "images_first",
         criteria: "dict[str, str] | None" = None,
+        dimensions: "dict[str, dict[str, str]] | None" = None,
         prompt_texts: "dict[str, str] | None" = None,
         num_frames: "int | None" = None,
         fps: "float | None" = None,
@@ -273,6 +158,14 @@ class RewardDanceProcessor(ProcessorMixin):
             text = (prompt_texts or {}).get(name, placeholder)
             if placeholder not in text and (text or name == "prompt"):
                 raise ValueError(f"`prompt_texts[{name!r}]` is {text!r}, but must contain '{placeholder}'.")
+        if not (prompt_texts or {}).get("answer", "?").strip():
+            raise ValueError("`prompt_texts['answer']` is blank, but must be what stands between reasons and answer.")
+        for task, named in (dimensions or {}).items():
+            if not isinstance(named, dict):
+                raise ValueError(
+                    f"`dimensions[{task!r}]` is {named!r}, but must be a dict of criteria by name. Pass e.g. "
+                    "`dimensions={'text-to-image': {'logo': 'whether the logo is there'}}`."
+                )
         for name, word in {"yes_word": yes_word, "no_word": no_word}.items():
             if not word:
                 raise ValueError(f"`{name}` is {word!r}, but must be a word.")
@@ -289,6 +182,10 @@ class RewardDanceProcessor(ProcessorMixin):
         self.vlm_images_kwargs = vlm_images_kwargs or {}
         self.prompt_layout = prompt_layout
         self.criteria = {**CRITERIA, **(criteria or {})}
+        given = dimensions or {}
+        self.dimensions = {
+            task: {**DIMENSIONS.get(task, {}), **given.get(task, {})} for task in {**DIMENSIONS, **given}
+        }
         self.prompt_texts = {**PROMPT_TEXTS, **(prompt_texts or {})}
         self.num_frames = num_frames
         self.fps = fps
@@ -408,6 +305,8 @@ class RewardDanceProcessor(ProcessorMixin):
         conditions: "list[Any] | None" = None,
         task: "str | list[str]" = "text-to-image",
         criteria: "str | list[str | None] | None" = None,
+        reasons_first: "bool | list[bool]" = False,
+        examples: "Sequence[Mapping[str, Any] | Example] | None" = None,
     ) -> BatchFeature:
         r"""
         Make a batch of questions: is each sample better than its reference (pairwise), or is it good (pointwise)?
@@ -426,6 +325,11 @@ class RewardDanceProcessor(ProcessorMixin):
                 Task whose criteria are used, for all rows or one each.
             criteria (`str` or `list`, *optional*):
                 Criteria in place of those of `task`, for all rows or one each.
+            reasons_first (`bool` or `list[bool]`, *optional*, defaults to `False`):
+                Whether to ask for reasons before the answer, for all rows or one each.
+            examples (`list[dict]`, *optional*):
+                Judgements with known verdicts that are shown before the question of each row, as in
+                [`~RewardDanceProcessor.read_examples`].
 
         Returns:
             [`~transformers.BatchFeature`]: Tensors for [`RewardDanceForYesScoring`], padded on the left.
@@ -453,13 +357,15 @@ class RewardDanceProcessor(ProcessorMixin):
             raise ValueError("`images` is empty, but must hold at least one sample.")
         tasks = [task] * count if isinstance(task, str) else task
         all_criteria = [criteria] * count if criteria is None or isinstance(criteria, str) else criteria
-        for name, column in {"task": tasks, "criteria": all_criteria}.items():
+        formats = [reasons_first] * count if isinstance(reasons_first, bool) else reasons_first
+        for name, column in {"task": tasks, "criteria": all_criteria, "reasons_first": formats}.items():
             if len(column) != count:
                 raise ValueError(
-                    f"`{name}` has {len(column)} entries for {count} images, but must be one string or a list with one entry "
+                    f"`{name}` has {len(column)} entries for {count} images, but must be one value or a list with one entry "
                     "per image."
                 )
 
+        shown = self.read_examples(examples, tasks, references is not None)
         texts, pictures = [], []
         for i in range(count):
             sample = self.load_frames(images[i], f"images[{i}]", tasks[i], keep_gradient=True)
@@ -478,14 +384,81 @@ class RewardDanceProcessor(ProcessorMixin):
                     has_condition=condition is not None,
                     task=tasks[i],
                     criteria=all_criteria[i],
+                    reasons_first=formats[i],
+                    examples=shown,
                 )
             )
-            pictures.append([condition] * (condition is not None) + (reference or []) + sample)
+            row = [condition] * (condition is not None) + (reference or []) + sample
+            pictures.append([picture for example in shown for picture in example.pictures] + row)
 
         inputs = {"text": texts, "padding": True, **self.vlm_arguments(texts[0])}
         if any(isinstance(picture, torch.Tensor) for row in pictures for picture in row):
             return preprocess_with_gradient(self.vlm_processor, pictures, **inputs)
         return self.vlm_processor(images=pictures, **inputs)
+
+    def dimension_criteria(self, dimension: str, task: str = "text-to-image") -> str:
+        """
+        Look up the criteria of a named dimension, which `criteria` of a row or a call can be.
+
+        Args:
+            dimension (`str`):
+                Name, e.g. `"alignment"`.
+            task (`str`, *optional*, defaults to `"text-to-image"`):
+                Task that it belongs to.
+
+        Returns:
+            `str`: Criteria.
+
+        Raises:
+            `ValueError`: If the task has no such dimension.
+        """
+        if not self.prompt_texts["criteria"]:
+            raise ValueError(
+                "`prompt_texts['criteria']` is empty, so that no criteria are asked by and all dimensions would be one. Pass a "
+                "text with '{criteria}' to `RewardDanceProcessor.from_pretrained`."
+            )
+        if task not in self.dimensions:
+            raise ValueError(
+                f"`task` is {task!r}, but the processor has dimensions for {sorted(self.dimensions)} only. Pass `criteria=`."
+            )
+        if dimension not in self.dimensions[task]:
+            raise ValueError(
+                f"`dimension` is {dimension!r}, but the task {task!r} has {list(self.dimensions[task])} only. Choose one of them, "
+                "or pass `criteria=`."
+            )
+        return self.dimensions[task][dimension]
+
+    def read_examples(
+        self,
+        examples: "Sequence[Mapping[str, Any] | Example] | None",
+        task: "str | list[str]" = "text-to-image",
+        is_pairwise: bool = True,
+    ) -> "tuple[Example, ...]":
+        """
+        Check in-context examples and load their pictures, once for many calls.
+
+        Args:
+            examples (`list[dict]`, *optional*):
+                Examples in the order in which they are shown. Each has `image`, `prompt`, `verdict` (a bool, or `"yes"` or
+                `"no"`), for a pairwise judge `reference`, and optional `condition`, `criteria` and `task`. Without `criteria`
+                they state those of their task. Texts are plain data, as in the question.
+            task (`str` or `list[str]`, *optional*, defaults to `"text-to-image"`):
+                Task of examples that name none: that of all rows.
+            is_pairwise (`bool`, *optional*, defaults to `True`):
+                Whether a judge sees a reference.
+
+        Returns:
+            `tuple[Example, ...]`: What `examples` of a call can be, too.
+
+        Raises:
+            `TypeError`: If an example is no `dict`, or a text no string.
+            `ValueError`: If an example lacks a key or has one too many, a verdict is neither yes nor no, a picture cannot be
+                read, or rows have several tasks and an example none.
+        """
+        if examples is None:
+            return ()
+        tasks = {task} if isinstance(task, str) else set(task)
+        return read_examples(examples, self, tasks.pop() if len(tasks) == 1 else None, is_pairwise)
 
     def open_clip(self, media: Any, name: str = "media", task: "str | None" = None) -> "ClipReader | None":
         """
@@ -554,9 +527,7 @@ class RewardDanceProcessor(ProcessorMixin):
             `ImportError`: If this is a video file and PyAV is not installed.
         """
         reader = self.open_clip(media, name, task)
-        return (
-            Clip([load_picture(media, name, keep_gradient)]) if reader is None else _read_clip(reader, keep_gradient)
-        )
+        return Clip([load_picture(media, name, keep_gradient)]) if reader is None else read_clip(reader, keep_gradient)
 
     def _count_frame_tokens(self, size: "tuple[int, int]") -> int:
         """Tokens of a frame with what surrounds it, as the wrapped processor makes them of frames in company."""
@@ -568,10 +539,15 @@ class RewardDanceProcessor(ProcessorMixin):
         return self._frame_tokens[size]
 
     def append_answers(
-        self, batch: BatchFeature, answers: "list[bool]", rationales: "list[str | None]"
+        self,
+        batch: BatchFeature,
+        answers: "list[bool]",
+        rationales: "list[str | None]",
+        reasons_first: "bool | list[bool]" = False,
     ) -> BatchFeature:
         r"""
-        Append answers and rationales as training targets ("decision first", Section 3.2.1).
+        Append answers and rationales as training targets: the answer, then its reasons ("decision first", Section 3.2.1),
+        or reasons, a fixed phrase (`prompt_texts["answer"]`) and the answer ("reasons first").
 
         Args:
             batch ([`~transformers.BatchFeature`]):
@@ -579,17 +555,25 @@ class RewardDanceProcessor(ProcessorMixin):
             answers (`list[bool]`):
                 Whether the answer is "yes", for each row.
             rationales (`list[str]`):
-                Reasons that follow the answer, or None for rows without any.
+                Reasons that follow the answer or precede it, or None for rows without any.
+            reasons_first (`bool` or `list[bool]`, *optional*, defaults to `False`):
+                Whether reasons precede the answer, for all rows or one each. Questions must have asked so.
 
         Returns:
             [`~transformers.BatchFeature`]: The batch with longer `input_ids`, and with `rationale_labels` and
             `answer_index`.
+
+        Raises:
+            `ValueError`: If lists differ in length, or `reasons_first` holds for a row whose rationale is None or contains
+                the phrase, or a tokenizer after whose phrase the answer is another token than at the start of the turn.
         """
         batch_size, question_length = batch["input_ids"].shape
-        for name, column in {"answers": answers, "rationales": rationales}.items():
+        formats = [reasons_first] * batch_size if isinstance(reasons_first, bool) else reasons_first
+        for name, column in {"answers": answers, "rationales": rationales, "reasons_first": formats}.items():
             if len(column) != batch_size:
                 raise ValueError(f"`{name}` has {len(column)} entries, but `batch` has {batch_size} rows.")
-        targets = [self._target_ids(*target) for target in zip(answers, rationales, strict=True)]
+        rows = zip(answers, rationales, formats, strict=True)
+        targets, starts = zip(*(self._target_ids(*row) for row in rows), strict=True)
         length = max(map(len, targets))
         ids = torch.full((batch_size, length), self.tokenizer.pad_token_id)
         mask = torch.zeros(batch_size, length, dtype=batch["attention_mask"].dtype)
@@ -597,7 +581,8 @@ class RewardDanceProcessor(ProcessorMixin):
             ids[i, : len(target)] = torch.tensor(target)
             mask[i, : len(target)] = 1
         labels = torch.where(mask.bool(), ids, -100)
-        labels[:, 0] = -100  # the answer itself has its own loss
+        answer_starts = torch.tensor(starts)
+        labels[torch.arange(batch_size), answer_starts] = -100  # the answer itself has its own loss
 
         batch["input_ids"] = torch.cat([batch["input_ids"], ids], dim=1)
         batch["attention_mask"] = torch.cat([batch["attention_mask"], mask], dim=1)
@@ -605,8 +590,23 @@ class RewardDanceProcessor(ProcessorMixin):
             if name in batch:
                 batch[name] = torch.nn.functional.pad(batch[name], (0, length))
         batch["rationale_labels"] = torch.nn.functional.pad(labels, (question_length, 0), value=-100)
-        batch["answer_index"] = torch.full((batch_size,), question_length - 1)
+        batch["answer_index"] = answer_starts + question_length - 1
         return batch
+
+    def split_reasons(self, text: str) -> "str | None":
+        """
+        Take the reasons out of what a judge says that was asked for reasons first.
+
+        Args:
+            text (`str`):
+                Text from the start of the judge's turn.
+
+        Returns:
+            `str` or `None`: What stands before the first phrase `prompt_texts["answer"]`, or None if the text does not reach
+            an answer.
+        """
+        reasons, phrase, _ = f"\n{text.strip()}".partition(self.prompt_texts["answer"].rstrip())
+        return reasons.strip() if phrase else None
 
     def plain_text(self, text: str, name: str = "text") -> str:
         """
@@ -687,9 +687,12 @@ class RewardDanceProcessor(ProcessorMixin):
         has_condition: bool,
         task: str,
         criteria: "str | None",
+        reasons_first: bool = False,
+        examples: "tuple[Example, ...]" = (),
     ) -> str:
         r"""
-        Write one chat with the wrapped model's placeholder for each picture: first frame, reference, sample.
+        Write one chat with the wrapped model's placeholder for each picture: those of examples, first frame, reference,
+        sample. Examples are earlier turns of the chat: the same question, with the verdict as the judge's answer.
 
         Args:
             prompt (`str`):
@@ -705,13 +708,78 @@ class RewardDanceProcessor(ProcessorMixin):
                 Task whose criteria are used.
             criteria (`str`, *optional*):
                 Criteria in place of those of `task`.
+            reasons_first (`bool`, *optional*, defaults to `False`):
+                Whether to ask for reasons before the answer.
+            examples (`tuple[Example, ...]`, *optional*):
+                Judgements with known verdicts.
 
         Returns:
-            `str`: Text up to the answer.
+            `str`: Text up to the answer, or to the reasons before it.
 
         Raises:
             `ValueError`: If `task` has no criteria.
         """
+        turns = [(self._write_turn(*example.question), self._verdict_word(example.verdict)) for example in examples]
+        question = prompt, reference_frames, sample_frames, has_condition, task, criteria, reasons_first
+        return self._chat(self._write_turn(*question), turns=turns)
+
+    def write_messages(
+        self,
+        image: Any,
+        prompt: str,
+        reference: Any = None,
+        condition: Any = None,
+        task: str = "text-to-image",
+        criteria: "str | None" = None,
+        reasons_first: bool = False,
+    ) -> "tuple[list[dict[str, Any]], list[Image.Image]]":
+        r"""
+        Write one question as chat messages, for what applies a chat template itself: trainers of TRL, model servers.
+
+        Args:
+            image (picture or clip):
+                Sample to be judged.
+            prompt (`str`):
+                Prompt that it was generated from.
+            reference (picture or clip, *optional*):
+                Sample to compare with. Without it the pointwise question is asked.
+            condition (picture, *optional*):
+                First frame that was given to an image-to-video generator.
+            task (`str`, *optional*, defaults to `"text-to-image"`):
+                Task whose criteria are used.
+            criteria (`str`, *optional*):
+                Criteria in place of those of `task`.
+            reasons_first (`bool`, *optional*, defaults to `False`):
+                Whether to ask for reasons before the answer.
+
+        Returns:
+            `tuple[list[dict], list[PIL.Image.Image]]`: Messages, whose parts are `{"type": "text", "text": ...}` and
+            `{"type": "image"}`, and the pictures of the latter.
+
+        Raises:
+            `ValueError`: If a picture cannot be read, or `task` has no criteria.
+        """
+        sample = self.load_frames(image, "image", task)
+        compared = [] if reference is None else self.load_frames(reference, "reference", task)
+        first = [] if condition is None else [load_picture(condition, "condition")]
+        marks = () if reference is None else compared.marks
+        content = self._write_turn(prompt, marks, sample.marks, bool(first), task, criteria, reasons_first)
+        return self._messages(content), [*first, *compared, *sample]
+
+    def _verdict_word(self, verdict: bool) -> str:
+        return self.yes_word if verdict else self.no_word
+
+    def _write_turn(
+        self,
+        prompt: str,
+        reference_frames: "tuple[tuple[int, float | None], ...]",
+        sample_frames: "tuple[tuple[int, float | None], ...]",
+        has_condition: bool,
+        task: str,
+        criteria: "str | None",
+        reasons_first: bool = False,
+    ) -> "list[dict[str, str]]":
+        """One question, as parts of a turn of the chat."""
         if criteria is None:
             if task not in self.criteria:
                 raise ValueError(
@@ -726,7 +794,8 @@ class RewardDanceProcessor(ProcessorMixin):
         statement = texts["prompt"].format(prompt=quoted)
         if texts["criteria"]:
             statement += "\n" + texts["criteria"].format(criteria=self.plain_text(criteria, "criteria"))
-        question = texts["pairwise_question" if pairwise else "pointwise_question"].format(noun=noun)
+        paradigm, kind = "pairwise" if pairwise else "pointwise", "reasons_question" if reasons_first else "question"
+        question = texts[f"{paradigm}_{kind}"].format(noun=noun)
 
         label = noun.capitalize()
         if pairwise:
@@ -744,7 +813,7 @@ class RewardDanceProcessor(ProcessorMixin):
             content = [*content, {"type": "text", "text": f"\n{statement}\n{question}"}]
         else:
             content = [{"type": "text", "text": f"{statement}\n"}, *content, {"type": "text", "text": f"\n{question}"}]
-        return self._chat(content)
+        return content
 
     def _frame_heads(self, name: str, frames: "tuple[tuple[int, float | None], ...]") -> "list[str]":
         """What introduces each frame."""
@@ -758,14 +827,30 @@ class RewardDanceProcessor(ProcessorMixin):
             heads.append(self.prompt_texts["frame" if heads else "first_frame"].format(name=name, frame=frame))
         return heads
 
-    def _chat(self, content: "list[dict[str, str]]", answer: "str | None" = None) -> str:
-        messages = [{"role": "user", "content": content}]
-        if self.prompt_texts["system"]:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.prompt_texts["system"]}]})
+    def _chat(
+        self,
+        content: "list[dict[str, str]]",
+        answer: "str | None" = None,
+        turns: "list[tuple[list[dict[str, str]], str]] | tuple[()]" = (),
+    ) -> str:
+        """Chat up to the answer, or with it; `turns` are earlier questions and their answers."""
+        messages = self._messages(content, turns)
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
             return self.apply_chat_template(messages)
         return self.apply_chat_template(messages, add_generation_prompt=True) + self._answer_lead
+
+    def _messages(
+        self, content: "list[dict[str, str]]", turns: "list[tuple[list[dict[str, str]], str]] | tuple[()]" = ()
+    ) -> "list[dict[str, Any]]":
+        messages: "list[dict[str, Any]]" = []
+        if self.prompt_texts["system"]:
+            messages.append({"role": "system", "content": [{"type": "text", "text": self.prompt_texts["system"]}]})
+        for asked, answered in turns:
+            messages.append({"role": "user", "content": asked})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answered}]})
+        messages.append({"role": "user", "content": content})
+        return messages
 
     def _read_assistant_turn(self) -> None:
         """
@@ -799,52 +884,44 @@ class RewardDanceProcessor(ProcessorMixin):
             raise ValueError(f"`{name}` is {word!r}, which the tokenizer does not know. Choose another word.")
         return ids[-1]
 
-    def _target_ids(self, answer: bool, rationale: "str | None") -> "list[int]":
-        text = self._opened_turn + self._answer_space + (self.yes_word if answer else self.no_word)
-        if rationale:
-            text += "\n" + self.plain_text(rationale, "rationale") + self._answer_end
-        return self._encode(text)[len(self._opened_turn_ids) :]
+    @cached_property
+    def _answer_phrase(self) -> str:
+        """
+        What stands between reasons and answer: the phrase, and a space or line break after which the answer is the same
+        token as at the start of the assistant's turn.
+        """
+        phrase = self.prompt_texts["answer"].rstrip()
+        found = []
+        for join in (" ", "\n", ""):
+            lead = f"{self._opened_turn}{self._answer_space}?{phrase}{join}"
+            yes, no = self._encode(lead + self.yes_word), self._encode(lead + self.no_word)
+            if yes[:-1] == no[:-1] and (yes[-1], no[-1]) == (self.yes_token_id, self.no_token_id):
+                return phrase + join
+            found.append(self.tokenizer.convert_ids_to_tokens([yes[-1], no[-1]]))
+        wanted = self.tokenizer.convert_ids_to_tokens([self.yes_token_id, self.no_token_id])
+        raise ValueError(
+            f"`prompt_texts['answer']` is {phrase!r}, after which the answers end in the tokens {found} (by what follows it: "
+            f"space, line break, nothing), but must be the single tokens {wanted} that the model reads. Choose another phrase."
+        )
 
-
-class _DropVideoAndAudio(ProcessorMixin):
-    """Stands behind a processor class in the order of inheritance and drops the parts that are not for images."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        parts = {
-            **dict(zip(self._all_parts, args, strict=False)),
-            **{k: kwargs.pop(k) for k in self._all_parts if k in kwargs},
-        }
-        for name in self._all_parts:
-            if name not in ("image_processor", "tokenizer"):
-                setattr(self, name, None)
-        super().__init__(image_processor=parts["image_processor"], tokenizer=parts["tokenizer"], **kwargs)
-
-
-def image_only_processor(processor_class: type) -> type:
-    """
-    Subclass of a processor class of transformers that has no video and audio parts.
-
-    Without torchvision no video processor can be built. A processor's parts are the arguments of its `__init__`, and
-    every `__init__` ends in that of the next class in the order of inheritance, which is where unwanted ones are dropped.
-    """
-    all_parts = processor_class.get_attributes()
-    dropped = [name for name in all_parts if name not in ("image_processor", "tokenizer")]
-    if not dropped:
-        return processor_class
-    signature = inspect.signature(processor_class.__init__)
-
-    def __init__(self: Any, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-        parts = {"image_processor": image_processor, "tokenizer": tokenizer, **dict.fromkeys(dropped)}
-        processor_class.__init__(self, **parts, **kwargs)
-
-    __init__.__signature__ = signature.replace(
-        parameters=[parameter for name, parameter in signature.parameters.items() if name not in dropped]
-    )
-    return type(
-        processor_class.__name__,
-        (processor_class, _DropVideoAndAudio),
-        {"__init__": __init__, "_all_parts": all_parts},
-    )
+    def _target_ids(self, answer: bool, rationale: "str | None", reasons_first: bool) -> "tuple[list[int], int]":
+        """Tokens of a target, and which of them is the answer."""
+        opened, num_opened = self._opened_turn + self._answer_space, len(self._opened_turn_ids)
+        word = self.yes_word if answer else self.no_word
+        if not reasons_first:
+            text = opened + word
+            if rationale:
+                text += "\n" + self.plain_text(rationale, "rationale") + self._answer_end
+            return self._encode(text)[num_opened:], 0
+        if rationale is None or self.split_reasons(rationale) is not None:
+            got = "None" if rationale is None else f"a text with {self.prompt_texts['answer']!r} in it"
+            raise ValueError(
+                f"`rationale` is {got}, but must be reasons that are followed by this phrase and the answer. Drop the row, "
+                "remove the phrase, or ask for the decision first."
+            )
+        reasons = self.plain_text(rationale.strip(), "rationale")
+        text = opened + (reasons + self._answer_phrase if reasons else self._answer_phrase.lstrip()) + word
+        return self._encode(text + self._answer_end)[num_opened:], len(self._encode(text)) - num_opened - 1
 
 
 __all__ = ["RewardDanceProcessor", "load_frames", "load_picture"]

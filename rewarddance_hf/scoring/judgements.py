@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ..models.examples_rewarddance import Example
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -24,6 +26,10 @@ class Judgement:
             Task whose criteria are used.
         criteria (`str`, *optional*):
             Criteria in place of those of `task`.
+        examples (`tuple[Example, ...]`, *optional*):
+            Judgements with known verdicts that are shown before the question.
+        row (`int`, *optional*, defaults to its index among the judgements of a call):
+            Row that it is about, for error messages.
     """
 
     sample: Any
@@ -32,6 +38,8 @@ class Judgement:
     condition: Any = None
     task: str = "text-to-image"
     criteria: str | None = None
+    examples: tuple[Example, ...] = ()
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,8 @@ class Comparison:
             Whether both orders of the samples gave the same winner. None if only one was asked.
         rationale (`str`, *optional*):
             What the judge says after the verdict, with A as image 1 and B as image 2.
+        dimensions (`dict[str, Comparison]`, *optional*):
+            Verdict by each dimension that was asked for.
     """
 
     probability_a: float
@@ -57,6 +67,7 @@ class Comparison:
     winner: str
     order_consistent: bool | None = None
     rationale: str | None = None
+    dimensions: "dict[str, Comparison] | None" = None
 
 
 @dataclass(frozen=True, eq=False)

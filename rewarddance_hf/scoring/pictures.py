@@ -101,16 +101,14 @@ class PictureDesk:
                     readers[key] = _broken_clip(error, name)
             return readers[key] or media
 
-        return [
-            replace(
-                judgement,
-                sample=opened(judgement.sample, f"images[{i}]", judgement.task),
-                reference=opened(judgement.reference, f"references[{i}]", judgement.task),
-            )
-            if judgement.reference is not None
-            else replace(judgement, sample=opened(judgement.sample, f"images[{i}]", judgement.task))
-            for i, judgement in enumerate(judgements, start)
-        ]
+        found = []
+        for i, judgement in enumerate(judgements, start):
+            row = i if judgement.row is None else judgement.row
+            sample, reference = opened(judgement.sample, f"images[{row}]", judgement.task), judgement.reference
+            if reference is not None:
+                reference = opened(reference, f"references[{row}]", judgement.task)
+            found.append(replace(judgement, sample=sample, reference=reference))
+        return found
 
     def take(self, judgements: list[Judgement], start: int = 0) -> list[list["Future[PreparedPicture]"]]:
         """
@@ -123,16 +121,19 @@ class PictureDesk:
                 Index of the first judgement, for error messages.
 
         Returns:
-            `list[list[Future]]`: Prepared pictures of each question in their order: first frame, reference, sample.
+            `list[list[Future]]`: Prepared pictures of each question in their order: those of examples, first frame,
+            reference, sample.
         """
         # Objects are kept until the end, as their `id` names them.
         sources: dict[Any, tuple[Any, list[Future]]] = {}
         rows = []
         for i, judgement in enumerate(judgements, start):
+            index = i if judgement.row is None else judgement.row
             named = [
-                (judgement.condition, f"conditions[{i}]"),
-                (judgement.reference, f"references[{i}]"),
-                (judgement.sample, f"images[{i}]"),
+                *((picture, "examples") for example in judgement.examples for picture in example.pictures),
+                (judgement.condition, f"conditions[{index}]"),
+                (judgement.reference, f"references[{index}]"),
+                (judgement.sample, f"images[{index}]"),
             ]
             named = [(media, name) for media, name in named if media is not None]
             alone = self._knows_company and sum(num_frames(media) for media, _ in named) == 1

@@ -126,12 +126,13 @@ class QuestionWriter:
         has_condition = judgement.condition is not None
         references = () if judgement.reference is None else _marks(judgement.reference)
         samples = _marks(judgement.sample)
-        key = (judgement.prompt, references, samples, has_condition, judgement.task, judgement.criteria)
+        asked = (judgement.prompt, references, samples, has_condition, judgement.task, judgement.criteria)
+        key = (asked, tuple((example.question, example.verdict) for example in judgement.examples))
         if len(self._tokens) > MAX_TEXTS:
             self._texts, self._tokens, self._counts = {}, {}, {}
         text = self._texts.get(key)
         if text is None:
-            text = self._texts[key] = self.processor.write_question(*key)
+            text = self._texts[key] = self.processor.write_question(*asked, examples=judgement.examples)
         expansions, grids = tuple(p.expansion for p in pictures), tuple(p.grid for p in pictures)
         tokens = self._tokens.get((text, expansions, grids))
         if tokens is None:

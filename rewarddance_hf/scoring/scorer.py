@@ -4,18 +4,20 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import combinations, islice
-from typing import Any
+from itertools import combinations, groupby, islice
+from typing import Any, TypeAlias
 
 import torch
 from tqdm.auto import tqdm
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
+from ..models.examples_rewarddance import Example
 from ..models.processing_rewarddance import load_picture
 from .dataset import score_into_file
 from .engine import ScoringEngine
 from .judgements import Comparison, Judgement, NonFiniteScoreError, Ranking
 from .loading import load_judge
+from .reasoning import ReasonedScores, generate_texts, score_with_reasons
 from .session import EngineSession, ScoringStatistics
 from .tournaments import METHODS, halving, swiss
 
@@ -23,6 +25,8 @@ from .tournaments import METHODS, halving, swiss
 ENGINES = ("auto", "features", "plain")
 ENGINE_ARGUMENTS = ("engine", "max_batch_tokens", "num_workers", "pad_to_multiple_of", "compile_model")
 RANK_WINDOW = 4096  # judgements of a ranking that are planned together: they have few pictures
+
+Examples: TypeAlias = Sequence[Mapping[str, Any] | Example] | None
 
 
 class RewardDanceScorer:
@@ -187,6 +191,8 @@ class RewardDanceScorer:
         conditions: Sequence[Any] | None = None,
         task: str | Sequence[str] = "text-to-image",
         criteria: str | Sequence[str | None] | None = None,
+        dimensions: Sequence[str] | None = None,
+        examples: Examples = None,
         show_progress: bool = False,
     ) -> torch.Tensor:
         r"""
@@ -209,52 +215,105 @@ class RewardDanceScorer:
                 Task whose criteria are used, for all or one each.
             criteria (`str` or `list`, *optional*):
                 Criteria in place of those of `task`, for all or one each.
+            dimensions (`list[str]`, *optional*):
+                Names of dimensions to score by, each on its own, in place of the criteria of `task`: those of
+                `processor.dimensions[task]`, e.g. `["alignment", "motion"]`. The engine sees pictures once for all.
+            examples (`list[dict]`, *optional*):
+                Judgements with known verdicts that the judge is shown before each question (in-context examples), as in
+                [`RewardDanceProcessor.read_examples`]. They are computed once.
             show_progress (`bool`, *optional*, defaults to `False`):
                 Whether to show a progress bar.
 
         Returns:
-            `torch.Tensor` of shape `(n,)`: Rewards in `[0, 1]`, as float32 on the model's device.
+            `torch.Tensor` of shape `(n,)`, or `(n, len(dimensions))` with `dimensions`: Rewards in `[0, 1]`, as float32 on the
+            model's device.
 
         Raises:
-            `ValueError`: If lists differ in length, references are missing or not wanted, or a picture cannot be read.
+            `ValueError`: If lists differ in length, references are missing or not wanted, a picture cannot be read, a
+                dimension does not exist, both `criteria` and `dimensions` are given, or an example lacks something.
             `NonFiniteScoreError`: If a score is NaN or infinite; a `ValueError` with the `scores` until there.
             `NotImplementedError`: If a picture requires a gradient that cannot pass through the image processor.
         """
-        samples = _as_list(images, "images")
-        count = len(samples)
-        if count == 0:
-            raise ValueError("`images` is empty, but must hold at least one sample.")
-        references = None if references is None else _as_list(references, "references")
-        if self.is_pairwise and references is None:
-            raise ValueError(
-                "`references` is None, but the judge is pairwise: its reward is relative to another sample of the same "
-                "prompt. Pass one reference per image, use `compare` or `rank`, or load a pointwise judge."
-            )
-        if not self.is_pairwise and references is not None:
-            raise ValueError(
-                f"`references` was given, but the judge is {self.model.config.paradigm} and looks at one sample only. "
-                "Leave `references` out, or load a pairwise judge."
-            )
-        prompts = _spread(prompts, count, "prompts")
-        references = _spread(references, count, "references")
-        for i in range(count):
-            if not isinstance(prompts[i], str):
-                raise TypeError(f"`prompts[{i}]` is of type `{type(prompts[i]).__name__}`, but must be a string.")
-            if self.is_pairwise and references[i] is None:
-                raise ValueError(f"`references[{i}]` is None, but a pairwise judge needs a reference for every image.")
-        columns = {
-            "sample": samples,
-            "prompt": prompts,
-            "reference": references,
-            "condition": _spread(conditions, count, "conditions"),
-            "task": _spread(task, count, "task"),
-            "criteria": _spread(criteria, count, "criteria"),
-        }
-        rows = zip(*columns.values(), strict=True)
-        judgements = [Judgement(**dict(zip(columns, row, strict=True))) for row in rows]
-        pictures = [columns[name] for name in ("sample", "reference", "condition")]
+        judgements = self._questions(images, prompts, references, conditions, task, criteria, examples)
+        if dimensions is not None:
+            by_row = [self._by_dimension(judgement, dimensions) for judgement in judgements]
+            judgements = [judgement for row in by_row for judgement in row]
+        pictures = [(judgement.sample, judgement.reference, judgement.condition) for judgement in judgements]
         with torch.set_grad_enabled(torch.is_grad_enabled() and _requires_grad(pictures)), _frozen(self.model):
-            return self._judge(judgements, show_progress)[1]
+            if dimensions is None:
+                return self._judge(judgements, show_progress)[1]
+            width = len(dimensions)
+            try:
+                return self._judge(judgements, show_progress)[1].view(-1, width)
+            except NonFiniteScoreError as error:
+                rows = sorted({index // width for index in error.rows})
+                known = torch.nn.functional.pad(error.scores, (0, -len(error.scores) % width), value=torch.nan)
+                raise _non_finite_error(rows, known.view(-1, width)) from error
+
+    def reason(
+        self,
+        images: Any,
+        prompts: str | Sequence[str],
+        references: Any = None,
+        conditions: Sequence[Any] | None = None,
+        task: str | Sequence[str] = "text-to-image",
+        criteria: str | Sequence[str | None] | None = None,
+        num_samples: int = 1,
+        max_new_tokens: int = 512,
+        temperature: float | None = None,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> ReasonedScores:
+        r"""
+        Compute rewards of samples after reasons ("reasons first", Section 3.2.1): the judge is asked for its reasons, then
+        the reward is P("yes") where they end. For judges that were trained with `rationale="reasons_first"` or `"mixed"`.
+
+        Rewards carry no gradient. With several chains of thought (self-consistency) they are means.
+
+        Args:
+            images (`list` or `torch.Tensor`):
+                Samples; these and all up to `criteria` as in [`~RewardDanceScorer.score`].
+            prompts (`str` or `list[str]`):
+                Prompts that the samples were generated from, one for all or one each.
+            references (`list` or `torch.Tensor`, *optional*):
+                One sample to compare with for each, in the pairwise paradigm.
+            conditions (`list`, *optional*):
+                First frames that were given to an image-to-video generator.
+            task (`str` or `list[str]`, *optional*, defaults to `"text-to-image"`):
+                Task whose criteria are used, for all or one each.
+            criteria (`str` or `list`, *optional*):
+                Criteria in place of those of `task`, for all or one each.
+            num_samples (`int`, *optional*, defaults to `1`):
+                Number of chains of thought for each sample.
+            max_new_tokens (`int`, *optional*, defaults to `512`):
+                Maximum length of a chain. A longer one reaches no answer: its score is NaN, and it is counted.
+            temperature (`float`, *optional*):
+                Temperature of sampling. Defaults to 0 (the most probable chain) for one chain, and to 0.7 for several.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of sampling. The random state outside stays as it is.
+            show_progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            [`~rewarddance_hf.scoring.reasoning.ReasonedScores`]: Mean and spread of the rewards, those after each chain, and
+            the chains.
+
+        Raises:
+            `ValueError`: As in [`~RewardDanceScorer.score`], and if an argument is out of range.
+            `NoAnswerError`: If no chain reached an answer; a `ValueError` with the `texts`.
+        """
+        return score_with_reasons(
+            self.model,
+            self.processor,
+            lambda batch: self._inputs(batch, reasons_first=True),
+            self._questions(images, prompts, references, conditions, task, criteria),
+            self.batch_size,
+            num_samples=num_samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            show_progress=show_progress,
+        )
 
     def score_dataset(
         self,
@@ -300,6 +359,8 @@ class RewardDanceScorer:
         task: str = "text-to-image",
         criteria: str | None = None,
         max_new_tokens: int = 256,
+        dimensions: Sequence[str] | None = None,
+        examples: Examples = None,
     ) -> Comparison:
         r"""
         Decide which of two samples of a prompt is better.
@@ -326,12 +387,18 @@ class RewardDanceScorer:
                 Criteria in place of those of `task`.
             max_new_tokens (`int`, *optional*, defaults to `256`):
                 Maximum length of the rationale.
+            dimensions (`list[str]`, *optional*):
+                Names of dimensions to compare by beside the criteria of `task`, as in [`~RewardDanceScorer.score`].
+            examples (`list[dict]`, *optional*):
+                Judgements with known verdicts that the judge is shown before each question (in-context examples), as in
+                [`RewardDanceProcessor.read_examples`]. They are computed once.
 
         Returns:
-            [`~rewarddance_hf.scoring.judgements.Comparison`]
+            [`~rewarddance_hf.scoring.judgements.Comparison`]: By the criteria of `task`, with those by `dimensions` in it.
 
         Raises:
-            `ValueError`: If a picture cannot be read, a score is not finite, or `explain` is used without a pairwise judge.
+            `ValueError`: If a picture cannot be read, a score is not finite, `explain` is used without a pairwise judge, a
+                dimension does not exist, both `criteria` and `dimensions` are given, or an example lacks something.
         """
         if explain and not self.is_pairwise:
             raise ValueError(
@@ -342,28 +409,41 @@ class RewardDanceScorer:
             self.processor.load_frames(image, name, task)
             for image, name in ((image_a, "image_a"), (image_b, "image_b"))
         )
-        judgement_a = Judgement(frames_a, prompt, condition=condition, task=task, criteria=criteria)
-        judgement_b = replace(judgement_a, sample=frames_b)
+        shown = self.processor.read_examples(examples, task, self.is_pairwise)
+        question = Judgement(frames_a, prompt, condition=condition, task=task, criteria=criteria, examples=shown)
+        questions = [question, *([] if dimensions is None else self._by_dimension(question, dimensions))]
+        judgements = []
+        for judgement_a in questions:
+            judgement_b = replace(judgement_a, sample=frames_b)
+            if self.is_pairwise:
+                in_order = replace(judgement_b, reference=frames_a)
+                judgements += [in_order, replace(judgement_a, reference=frames_b)] if swap else [in_order]
+            else:
+                judgements += [judgement_a, judgement_b]
+        logits = self._judge(judgements)[0].double().view(len(questions), -1)
+        overall, *others = map(self._verdict, logits)
+        rationale = self._explain(judgements[0], overall.winner == "b", max_new_tokens) if explain else None
+        by_dimension = None if dimensions is None else dict(zip(dimensions, others, strict=True))
+        return replace(overall, rationale=rationale, dimensions=by_dimension)
+
+    def _verdict(self, logits: torch.Tensor) -> Comparison:
+        """Verdict by the log-odds of both orders, or of one, or of A and B alone."""
         order_consistent = None
         if self.is_pairwise:
-            judgement_b = replace(judgement_b, reference=frames_a)
-            orders = [judgement_b, replace(judgement_a, reference=frames_b)] if swap else [judgement_b]
-            yes = self._judge(orders)[0].double().sigmoid().tolist()
+            yes = logits.sigmoid().tolist()
+            swap = len(yes) == 2
             margin = yes[0] - (yes[1] if swap else 0.5)  # above 0 if B is better
             probability_b = 0.5 + margin / 2 if swap else yes[0]
             if swap:
                 order_consistent = _winner(yes[0] - 0.5) == _winner(0.5 - yes[1])
         else:
-            logit_a, logit_b = self._judge([judgement_a, judgement_b])[0].double()
-            margin = float(logit_b - logit_a)
-            probability_b = float((logit_b - logit_a).sigmoid())
-        winner = _winner(margin)
+            margin = float(logits[1] - logits[0])
+            probability_b = float((logits[1] - logits[0]).sigmoid())
         return Comparison(
             probability_a=1 - probability_b,
             probability_b=probability_b,
-            winner=winner,
+            winner=_winner(margin),
             order_consistent=order_consistent,
-            rationale=self._explain(judgement_b, winner == "b", max_new_tokens) if explain else None,
         )
 
     @torch.no_grad()
@@ -378,6 +458,7 @@ class RewardDanceScorer:
         show_progress: bool = False,
         method: str = "round_robin",
         num_rounds: int | None = None,
+        examples: Examples = None,
     ) -> Ranking:
         r"""
         Rank samples of a prompt.
@@ -409,6 +490,9 @@ class RewardDanceScorer:
             num_rounds (`int`, *optional*):
                 Number of rounds. Defaults to the binary logarithm of `n`, rounded up, for `"swiss"`, and to 2 for
                 `"halving"`.
+            examples (`list[dict]`, *optional*):
+                Judgements with known verdicts that the judge is shown before each question (in-context examples), as in
+                [`RewardDanceProcessor.read_examples`]. They are computed once.
 
         Returns:
             [`~rewarddance_hf.scoring.judgements.Ranking`]
@@ -433,7 +517,8 @@ class RewardDanceScorer:
         if num_rounds is not None and (method == "round_robin" or num_rounds < 1):
             wanted = "belongs to tournaments" if method == "round_robin" else "must be positive"
             raise ValueError(f"`num_rounds` is {num_rounds}, but {wanted}. Leave it out, or pass 1 or more to others.")
-        questions = [Judgement(sample, prompt, None, condition, task, criteria) for sample in samples]
+        shown = self.processor.read_examples(examples, task, self.is_pairwise)
+        questions = [Judgement(sample, prompt, None, condition, task, criteria, shown) for sample in samples]
         if self.is_pairwise:
             return self._rank_pairwise(questions, top_k, show_progress, method, num_rounds)
         different = ~torch.eye(count, dtype=torch.bool)
@@ -510,6 +595,65 @@ class RewardDanceScorer:
                 self.statistics = session.statistics
                 yield session
 
+    def _questions(
+        self,
+        images: Any,
+        prompts: str | Sequence[str],
+        references: Any,
+        conditions: Sequence[Any] | None,
+        task: str | Sequence[str],
+        criteria: str | Sequence[str | None] | None,
+        examples: Examples = None,
+    ) -> list[Judgement]:
+        """One question for each sample, from the arguments of [`~RewardDanceScorer.score`]."""
+        samples = _as_list(images, "images")
+        count = len(samples)
+        if count == 0:
+            raise ValueError("`images` is empty, but must hold at least one sample.")
+        references = None if references is None else _as_list(references, "references")
+        if self.is_pairwise and references is None:
+            raise ValueError(
+                "`references` is None, but the judge is pairwise: its reward is relative to another sample of the same "
+                "prompt. Pass one reference per image, use `compare` or `rank`, or load a pointwise judge."
+            )
+        if not self.is_pairwise and references is not None:
+            raise ValueError(
+                f"`references` was given, but the judge is {self.model.config.paradigm} and looks at one sample only. "
+                "Leave `references` out, or load a pairwise judge."
+            )
+        prompts = _spread(prompts, count, "prompts")
+        references = _spread(references, count, "references")
+        for i in range(count):
+            if not isinstance(prompts[i], str):
+                raise TypeError(f"`prompts[{i}]` is of type `{type(prompts[i]).__name__}`, but must be a string.")
+            if self.is_pairwise and references[i] is None:
+                raise ValueError(f"`references[{i}]` is None, but a pairwise judge needs a reference for every image.")
+        columns = {
+            "sample": samples,
+            "prompt": prompts,
+            "reference": references,
+            "condition": _spread(conditions, count, "conditions"),
+            "task": _spread(task, count, "task"),
+            "criteria": _spread(criteria, count, "criteria"),
+        }
+        shown = self.processor.read_examples(examples, columns["task"], self.is_pairwise)
+        rows = zip(*columns.values(), strict=True)
+        return [Judgement(**dict(zip(columns, row, strict=True)), examples=shown, row=i) for i, row in enumerate(rows)]
+
+    def _by_dimension(self, judgement: Judgement, dimensions: Sequence[str]) -> list[Judgement]:
+        """The same question by the criteria of each dimension."""
+        if isinstance(dimensions, str) or not dimensions or len(set(dimensions)) < len(dimensions):
+            raise ValueError(
+                f"`dimensions` is {dimensions!r}, but must be a list of different names, e.g. `['alignment']`."
+            )
+        if judgement.criteria is not None:
+            raise ValueError(
+                "`criteria` and `dimensions` were both given, but a question is asked by one of them. Leave one out; own "
+                "dimensions are an argument of `RewardDanceProcessor.from_pretrained`."
+            )
+        lookup = self.processor.dimension_criteria
+        return [replace(judgement, criteria=lookup(name, judgement.task)) for name in dimensions]
+
     def _judge(
         self,
         judgements: list[Judgement],
@@ -541,12 +685,7 @@ class RewardDanceScorer:
                 finite = logits.isfinite() & scores.isfinite()
                 if not finite.all():
                     rows = [count + i for i in (~finite).nonzero()[:, 0].tolist()]
-                    raise NonFiniteScoreError(
-                        f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or "
-                        "load them in another type (`dtype=torch.float32`). Scores until there are in `scores` of this error.",
-                        rows,
-                        torch.cat(known),
-                    )
+                    raise _non_finite_error(rows, torch.cat(known))
                 count += len(finite)
                 yield logits, scores
 
@@ -554,17 +693,22 @@ class RewardDanceScorer:
         self, judgements: Iterable[Judgement], on_progress: Callable[[int], Any]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Log-odds and scores of batches, each judgement computed on its own."""
-        rest, start = iter(judgements), 0
-        while batch := list(islice(rest, self.batch_size)):
-            output = self.model(**self._inputs(batch, start).to(self.model.device))
-            on_progress(len(batch))
-            yield output.logits[:, 0].float(), output.scores.float()
-            start += len(batch)
+        start = 0
+        for _, rest in groupby(judgements, key=lambda judgement: judgement.examples):
+            while batch := list(islice(rest, self.batch_size)):
+                output = self.model(**self._inputs(batch, start).to(self.model.device))
+                on_progress(len(batch))
+                yield output.logits[:, 0].float(), output.scores.float()
+                start += len(batch)
 
-    def _inputs(self, judgements: list[Judgement], start: int = 0) -> Any:
-        """Inputs of the model for one batch; `start` is the index of its first judgement, for error messages."""
+    def _inputs(self, judgements: list[Judgement], start: int = 0, reasons_first: bool = False) -> Any:
+        """
+        Inputs of the model for one batch, all with the same examples; `start` is the index of its first judgement, for
+        error messages.
+        """
         samples, references, conditions = [], [], []
-        for i, judgement in enumerate(judgements, start):
+        for index, judgement in enumerate(judgements, start):
+            i = index if judgement.row is None else judgement.row
             task = judgement.task
             samples.append(self.processor.load_frames(judgement.sample, f"images[{i}]", task, keep_gradient=True))
             if judgement.reference is not None:
@@ -581,26 +725,14 @@ class RewardDanceScorer:
             conditions=conditions,
             task=[judgement.task for judgement in judgements],
             criteria=[judgement.criteria for judgement in judgements],
+            reasons_first=reasons_first,
+            examples=judgements[0].examples,
         )
 
     def _explain(self, judgement: Judgement, answer: bool, max_new_tokens: int) -> str:
         """Text that the judge continues with after an answer ("decision first", Section 3.2.1)."""
-        batch = self.processor.append_answers(self._inputs([judgement]), [answer], [None]).to(self.model.device)
-        inputs = {name: value for name, value in batch.items() if name not in ("rationale_labels", "answer_index")}
-        tokenizer = self.processor.tokenizer
-        known = self.model.vlm.generation_config.eos_token_id
-        ends = [known] if isinstance(known, int) else list(known or [])
-        if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
-            ends.append(tokenizer.eos_token_id)
-        tokens = self.model.vlm.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=ends or None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        return tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        batch = self.processor.append_answers(self._inputs([judgement]), [answer], [None])
+        return generate_texts(self.model, self.processor, batch, max_new_tokens)[0]
 
 
 def _as_list(media: Any, name: str) -> list[Any]:
@@ -649,6 +781,15 @@ def _spread(values: Any, count: int, name: str) -> list[Any]:
             f"`{name}` has {len(values)} entries for {count} images, but must have one per image. Make both equally long."
         )
     return values
+
+
+def _non_finite_error(rows: list[int], scores: torch.Tensor) -> NonFiniteScoreError:
+    return NonFiniteScoreError(
+        f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or load them in "
+        "another type (`dtype=torch.float32`). Scores until there are in `scores` of this error.",
+        rows,
+        scores,
+    )
 
 
 def _winner(margin: float) -> str:

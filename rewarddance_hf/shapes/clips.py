@@ -149,7 +149,7 @@ _OUT_OF_DOMAIN_TEMPLATES = {
 
 def _noun(color: str | None, shape: str | None) -> str:
     if shape is None:
-        return f"something {color}"
+        return f"a {color} one"
     return f"a {shape}" if color is None else f"a {color} {shape}"
 
 
@@ -400,6 +400,9 @@ class ShapesClipPreferences(Dataset):
             Rows depend on it, on the split and on their index, and on nothing else.
         size (`int`, *optional*, defaults to `32`):
             Side of the frames in pixels.
+        shuffled (`bool`, *optional*, defaults to `False`):
+            Whether the frames of each clip come in an order of their own, drawn at random. Rows of
+            [`ORDERED_CATEGORIES`] cannot be decided then, and are the only ones.
 
     Raises:
         `TypeError`: If a number is no integer.
@@ -414,7 +417,13 @@ class ShapesClipPreferences(Dataset):
     """
 
     def __init__(
-        self, num_rows: int, split: str = "train", task: str | None = None, seed: int = 0, size: int = 32
+        self,
+        num_rows: int,
+        split: str = "train",
+        task: str | None = None,
+        seed: int = 0,
+        size: int = 32,
+        shuffled: bool = False,
     ) -> None:
         _check_arguments(num_rows, seed, size)
         _require_member("split", split, SPLITS)
@@ -425,6 +434,7 @@ class ShapesClipPreferences(Dataset):
         self.tasks = (task,) if task else tuple(CATEGORY_SHARES)
         self.seed = seed
         self.size = size
+        self.shuffled = shuffled
 
     def __len__(self) -> int:
         return self.num_rows
@@ -432,7 +442,15 @@ class ShapesClipPreferences(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = _check_index(index, self.num_rows)
         rng = _row_rng("clips", self.seed, self.split, index)
-        return make_clip_preference(rng, self.split, self.tasks[index % len(self.tasks)], self.size)
+        task = self.tasks[index % len(self.tasks)]
+        row = make_clip_preference(rng, self.split, task, self.size)
+        if self.shuffled:
+            while row["category"] not in ORDERED_CATEGORIES:
+                row = make_clip_preference(rng, self.split, task, self.size)
+            # The reasons tell of frames in their order.
+            row = {name: value for name, value in row.items() if name != "rationale"}
+            row |= {name: rng.sample(row[name], NUM_FRAMES) for name in ("chosen", "rejected")}
+        return row
 
 
 def load_shapes(name: str, num_rows: int, seed: int = 0) -> ShapesPreferences | ShapesClipPreferences:
@@ -442,7 +460,8 @@ def load_shapes(name: str, num_rows: int, seed: int = 0) -> ShapesPreferences | 
     Args:
         name (`str`):
             `"train"`, `"id"` or `"ood"` for pictures; with `"video-"` before it for clips of both tasks, with `"t2v-"` or
-            `"i2v-"` for those of one.
+            `"i2v-"` for those of one, and `"-shuffled"` after it for frames without their order, e.g.
+            `"t2v-id-shuffled"`.
         num_rows (`int`):
             Number of rows.
         seed (`int`, *optional*, defaults to `0`):
@@ -456,7 +475,9 @@ def load_shapes(name: str, num_rows: int, seed: int = 0) -> ShapesPreferences | 
     """
     for beginning, task in CLIP_TASKS.items():
         if name.startswith(beginning):
-            return ShapesClipPreferences(num_rows, name.removeprefix(beginning), task, seed)
+            split = name.removeprefix(beginning)
+            shuffled = split.endswith("-shuffled")
+            return ShapesClipPreferences(num_rows, split.removesuffix("-shuffled"), task, seed, shuffled=shuffled)
     return ShapesPreferences(num_rows, name, seed)
 
 
@@ -470,11 +491,14 @@ class _Plan:
     @property
     def description(self) -> str:
         """
-        What each frame shows. Words like "turns left" would follow from prompt and verdict, so that a judge could learn to
+        What each frame shows: a place, and the object where it is another than before. Words like "turns left" would follow from prompt and verdict, so that a judge could learn to
         write them without looking.
         """
-        places = [f"{'above' if y < 0.5 else 'below'} {'left' if x < 0.5 else 'right'}" for x, y in self.path]
-        return ", ".join(f"{' '.join(name)} {place}" for name, place in zip(self.names, places, strict=True))
+        words = []
+        for (x, y), name, before in zip(self.path, self.names, (None, *self.names), strict=False):
+            place = f"{'above' if y < 0.5 else 'below'} {'left' if x < 0.5 else 'right'}"
+            words.append(place if name == before else f"{' '.join(name)} {place}")
+        return ", ".join(words)
 
 
 def make_clip_preference(rng: random.Random, split: str, task: str, size: int = 32) -> dict[str, Any]:

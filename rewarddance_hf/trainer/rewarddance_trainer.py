@@ -125,9 +125,13 @@ class RewardDanceTrainer(Trainer):
 
         if data_collator is None:
             data_collator = DataCollatorForRewardDance(
-                processing_class, args.paradigm, with_rationales=args.rationale is not None, seed=args.seed
+                processing_class,
+                args.paradigm,
+                with_rationales=args.rationale is not None,
+                seed=args.seed,
+                rationale_format=args.rationale or "decision_first",
             )
-        # Evaluation asks for the verdict only, and keeps its order whatever the epoch.
+        # Evaluation asks for the verdict only, and keeps its order whatever the epoch. Reasons of a row would tell it.
         self._eval_collator = DataCollatorForRewardDance(processing_class, args.paradigm, seed=args.seed)
         train_dataset = prepare_rows(train_dataset, "train_dataset")
         if isinstance(eval_dataset, dict):

@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from ..data.collator import RATIONALE_FORMATS
 from ..models.configuration_rewarddance import PARADIGMS
-
-
-RATIONALES = ("decision_first",)
 
 
 @dataclass
@@ -33,10 +31,13 @@ class RewardDanceTrainingArguments(TrainingArguments):
         > Parameters that control the training
 
         rationale (`str`, *optional*):
-            `"decision_first"` trains on the answer, then the row's rationale (chain of thought, Section 3.2.1).
+            Where the row's rationale stands (chain of thought, Section 3.2.1): `"decision_first"` trains on the answer,
+            then the rationale; `"reasons_first"` asks for reasons first and trains on the rationale, then the answer;
+            `"mixed"` draws one of both for each row and epoch. Rows without a rationale are asked for the decision only.
             Pairwise only. Without it rationales in the rows are not used.
         rationale_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the rationale's cross-entropy beside that of the answer.
+            Weight of the rationale's cross-entropy (with reasons first: and that of the phrase before the answer) beside
+            that of the answer, whose weight is 1.
         answer_weight (`float`, *optional*, defaults to `0.1`):
             Weight of the answer's cross-entropy beside the Bradley-Terry loss of the pointwise paradigm.
 
@@ -94,8 +95,9 @@ class RewardDanceTrainingArguments(TrainingArguments):
     rationale: str | None = field(
         default=None,
         metadata={
-            "help": "'decision_first' trains on the answer, then the row's rationale. Pairwise only.",
-            "choices": list(RATIONALES),
+            "help": "Where the row's rationale stands: after the answer ('decision_first'), before it ('reasons_first'), "
+            "or one of both, drawn for each row ('mixed'). Pairwise only.",
+            "choices": list(RATIONALE_FORMATS),
         },
     )
     rationale_weight: float = field(
@@ -120,8 +122,8 @@ class RewardDanceTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.paradigm not in PARADIGMS:
             raise ValueError(f"`paradigm` is {self.paradigm!r}, but must be one of {PARADIGMS}.")
-        if self.rationale is not None and self.rationale not in RATIONALES:
-            raise ValueError(f"`rationale` is {self.rationale!r}, but must be None or one of {RATIONALES}.")
+        if self.rationale is not None and self.rationale not in RATIONALE_FORMATS:
+            raise ValueError(f"`rationale` is {self.rationale!r}, but must be None or one of {RATIONALE_FORMATS}.")
         if self.rationale is not None and self.paradigm != "pairwise":
             raise ValueError(
                 f"`rationale` is {self.rationale!r}, but the {self.paradigm} paradigm has no rationales. Set "

@@ -101,6 +101,107 @@ def test_rationale_targets_spell_answer_and_rationale(processor):
         assert torch.equal(labels[labels != -100], target[1:])
 
 
+def test_reasons_first_targets(vlm_folder, family):
+    """
+    In every family the row is asked for reasons first, and the target is reasons, phrase, verdict and end of turn; the verdict
+    is the very token that the model reads, and has no label of a rationale.
+    """
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder(family))
+    rows = make_rows(6, rationale={"yes": " the second is right.\n", "no": "the first is right"})
+    batch = DataCollatorForRewardDance(processor, with_rationales=True, rationale_format="reasons_first")(rows)
+    assert set(batch["labels"].tolist()) == {0.0, 1.0}
+    for i, label in enumerate(batch["labels"]):
+        answer = int(batch["answer_index"][i]) + 1
+        assert batch["input_ids"][i, answer] == (processor.yes_token_id if label == 1 else processor.no_token_id)
+        pair = (rows[i]["rejected"], rows[i]["chosen"]) if label == 1 else (rows[i]["chosen"], rows[i]["rejected"])
+        question = processor([pair[1]], [rows[i]["prompt"]], [pair[0]], reasons_first=True)["input_ids"][0]
+        seen = batch["input_ids"][i][batch["attention_mask"][i] == 1]
+        assert torch.equal(seen[: len(question)], question)
+        word, reasons = ("yes", "the second is right.") if label == 1 else ("no", "the first is right")
+        text = processor.tokenizer.decode(seen[len(question) :])
+        join = " " if family in ("idefics3", "smolvlm") else "\n"
+        assert text.lstrip() == f"{reasons}\nAnswer:{join}{word}{processor._answer_end}"
+        labels = batch["rationale_labels"][i]
+        assert labels[answer] == -100
+        target = seen[len(question) :].tolist()
+        target.pop(target.index(int(batch["input_ids"][i, answer]), answer - batch["input_ids"].shape[1]))
+        assert labels[labels != -100].tolist() == target
+
+
+def test_mixed_formats(processor):
+    """About half of the rows ask for reasons first, whatever their order; each row is that of the format alone."""
+    rows = make_rows(120, rationale={"yes": "the second", "no": "the first"})
+    collators = {
+        name: DataCollatorForRewardDance(processor, with_rationales=True, rationale_format=name)
+        for name in ("mixed", "decision_first", "reasons_first")
+    }
+    batch = collators["mixed"](rows)
+    first = torch.tensor([is_reasons_first(processor, ids) for ids in batch["input_ids"]])
+    second = batch["labels"] == 1
+    for group in (second, ~second):
+        assert 0.3 < first[group].float().mean() < 0.7
+    for i in (int(first.int().argmax()), int(first.int().argmin())):
+        pure = collators["reasons_first" if first[i] else "decision_first"]([rows[i]])
+        alone = collators["mixed"]([rows[i]])
+        for name in pure:
+            assert torch.equal(alone[name], pure[name]), name
+    collators["mixed"].set_epoch(1)
+    later = torch.tensor([is_reasons_first(processor, ids) for ids in collators["mixed"](rows)["input_ids"]])
+    assert 30 < (later != first).sum() < 90
+    copy = pickle.loads(pickle.dumps(collators["mixed"]))
+    assert torch.equal(copy(rows)["input_ids"], collators["mixed"](rows)["input_ids"])
+
+
+def is_reasons_first(processor, ids):
+    return "Give your reasons" in processor.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("rationale_format", ["reasons_first", "mixed"])
+def test_rows_without_rationale_are_asked_for_the_decision(processor, rationale_format):
+    """There are no reasons to put first: such rows are those of the decision-first format."""
+    rows = make_rows(4, rationale=None)
+    got = DataCollatorForRewardDance(processor, with_rationales=True, rationale_format=rationale_format)(rows)
+    want = DataCollatorForRewardDance(processor, with_rationales=True)(rows)
+    assert torch.equal(got["input_ids"], want["input_ids"])
+    assert torch.equal(got["answer_index"], want["answer_index"])
+
+
+def test_rationale_with_an_answer_in_it_names_its_row(processor):
+    """Reasons end at the first phrase that announces the answer, so that it must not be in the reasons."""
+    rows = make_rows(2, rationale={"yes": "red.\nAnswer: yes", "no": "Answer: no"})
+    with pytest.raises(ValueError, match=r"`rationale` of row 0 of the batch contains '\\nAnswer:'"):
+        DataCollatorForRewardDance(processor, with_rationales=True, rationale_format="reasons_first")(rows)
+    DataCollatorForRewardDance(processor, with_rationales=True)(rows)  # after the decision it is text like any other
+
+
+def test_answers_that_change_behind_the_phrase_are_refused(vlm_folder):
+    """A tokenizer that merges the phrase and the answer gives an error; the decision-first format still works."""
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
+    processor.tokenizer.add_tokens([":\nyes", ":yes"])
+    rows = make_rows(1, rationale={"yes": "red", "no": "blue"})
+    DataCollatorForRewardDance(processor, with_rationales=True)(rows)
+    with pytest.raises(ValueError, match="answers end in the tokens .* must be the single tokens"):
+        DataCollatorForRewardDance(processor, with_rationales=True, rationale_format="reasons_first")(rows)
+
+
+def test_wording_of_reasons_first_is_saved(vlm_folder, tmp_path):
+    """A checkpoint is asked in the words that it was trained with, and its phrase is the one that ends its reasons."""
+    texts = {
+        "pairwise_reasons_question": "Think, then say which. {noun} 2?",
+        "answer": "\nVerdict:",
+    }
+    RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), prompt_texts=texts).save_pretrained(tmp_path)
+    processor = RewardDanceProcessor.from_pretrained(tmp_path)
+    rows = make_rows(1, rationale={"yes": "red", "no": "red"})
+    batch = DataCollatorForRewardDance(processor, with_rationales=True, rationale_format="reasons_first")(rows)
+    text = processor.tokenizer.decode(batch["input_ids"][0])
+    assert "Think, then say which. image 2?<|im_end|>" in text
+    assert "red\nVerdict:\n" in text
+    assert processor.split_reasons("a\nAnswer: b\nVerdict: yes") == "a\nAnswer: b"
+    with pytest.raises(ValueError, match=r"`prompt_texts\['answer'\]` is blank"):
+        RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), prompt_texts={"answer": "\n"})
+
+
 def test_corrupt_picture_names_its_row(processor):
     """The message says which row of which dataset to drop."""
     rows = make_rows(3)
@@ -131,3 +232,5 @@ def test_rationales_need_the_pairwise_paradigm(processor):
         DataCollatorForRewardDance(processor, "pointwise", with_rationales=True)
     with pytest.raises(ValueError, match="`paradigm` is 'listwise'"):
         DataCollatorForRewardDance(processor, "listwise")
+    with pytest.raises(ValueError, match="`rationale_format` is 'reasons_last'"):
+        DataCollatorForRewardDance(processor, rationale_format="reasons_last")

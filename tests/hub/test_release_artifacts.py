@@ -90,7 +90,13 @@ for folder in sys.argv[1:]:
         seen[repo_id] = verify_release(repo_id, "v1")
 print(json.dumps(seen))
 """
-    names = ["rewarddance-shapes-judge", "shapes-generator", "shapes-preferences", "shapes-judge", "preference_accuracy"]
+    names = [
+        "rewarddance-shapes-judge",
+        "shapes-generator",
+        "shapes-preferences",
+        "shapes-judge",
+        "preference_accuracy",
+    ]
     seen = run_client(push, *(built[name] for name in names))
     assert set(seen["org/shapes-preferences"]["prompts"]) == {
         f"{config}/{split}" for config in ("image", "video") for split in NUM_ROWS

@@ -82,6 +82,34 @@ def test_lists_of_inputs(folders):
         assert got == {name: pytest.approx(value, abs=1e-6) for name, value in want.items()}
 
 
+def test_dimensions_and_examples_are_the_scorers(folders):
+    """Scores by dimension and after examples are those of the scorer, also beside other inputs in a batch."""
+    judge = pipeline("visual-preference", model=str(folders["pairwise"]))
+    scorer = RewardDanceScorer.from_pretrained(folders["pairwise"])
+    examples = [{"image": PICTURES[2], "reference": PICTURES[3], "prompt": "x", "verdict": "no"}]
+    single = {"prompt": "p", "image": PICTURES[0], "reference": PICTURES[1]}
+    inputs = [
+        single,
+        {**single, "dimensions": ["text", "binding"], "examples": examples},
+        {**single, "examples": examples},
+    ]
+    inputs.append({"prompt": "p", "images": PICTURES[:2], "examples": examples})
+    plain, by_dimension, shown, ranked = judge(inputs, batch_size=4, questions_per_batch=3)
+    assert judge(inputs)[1]["dimensions"] == pytest.approx(by_dimension["dimensions"], abs=1e-6)
+    arguments = ([PICTURES[0]], "p", [PICTURES[1]])
+    want = scorer.score(*arguments, dimensions=["text", "binding"], examples=examples)[0].tolist()
+    assert list(by_dimension) == ["dimensions"]
+    assert by_dimension["dimensions"] == {
+        "text": pytest.approx(want[0], abs=1e-6),
+        "binding": pytest.approx(want[1], abs=1e-6),
+    }
+    assert plain["score"] == pytest.approx(scorer.score(*arguments).item(), abs=1e-6)
+    assert shown["score"] == pytest.approx(scorer.score(*arguments, examples=examples).item(), abs=1e-6)
+    assert shown["score"] != pytest.approx(plain["score"], abs=1e-6)
+    want = scorer.rank(PICTURES[:2], "p", examples=examples).scores.tolist()
+    assert ranked["scores"] == pytest.approx(want, abs=1e-6)
+
+
 @pytest.mark.new_process
 def test_remote_code_gives_the_same_scores(folders, tmp_path):
     """Without the package the checkpoint's own pipeline asks for trust, finds its task, and scores equally."""
@@ -120,6 +148,12 @@ def test_a_checkpoint_keeps_its_pipeline(folders, tmp_path):
         ("pointwise", {"prompt": "p", "image": PICTURES[0], "reference": PICTURES[1]}, ValueError, "was given, but a"),
         ("pairwise", {"prompt": "p", "images": PICTURES[:1]}, ValueError, "has 1 entries, but must have 2 or more"),
         ("pairwise", {"prompt": "p", "images": PICTURES, "reference": PICTURES[0]}, ValueError, "Leave it out"),
+        (
+            "pairwise",
+            {"prompt": "p", "images": PICTURES, "dimensions": ["text"]},
+            ValueError,
+            "single `image` is scored",
+        ),
         ("pairwise", {"prompt": 3, "images": PICTURES}, TypeError, "`prompt` is of type `int`"),
     ],
 )

@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from rewarddance_hf.models.criteria_rewarddance import DIMENSIONS
+
 
 SCRIPT = """
 import json, sys
@@ -26,16 +28,25 @@ folder = sys.argv[1]
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 sample, reference = Image.open("sample.png"), Image.open("reference.png")
-batch = processor(images=[sample] * 2, prompts=["a red circle", "no"], references=[reference] * 2)
+example = {"image": reference, "reference": sample, "prompt": "two", "verdict": "no"}
+batch = processor(
+    images=[sample] * 2,
+    prompts=["a red circle", "no"],
+    references=[reference] * 2,
+    criteria=processor.dimension_criteria("binding"),
+    examples=[example],
+)
 with torch.no_grad():
     output = model(**batch)
-print(json.dumps({"log_probs": output.answer_log_probs.tolist(), "module": type(model).__module__}))
+texts = [module.CRITERIA for name, module in sys.modules.items() if name.endswith(".criteria_rewarddance")]
+answer = {"log_probs": output.answer_log_probs.tolist(), "module": type(model).__module__, "texts": texts}
+print(json.dumps(answer))
 """
 
 
 @pytest.mark.new_process
 def test_checkpoint_works_without_the_package(judge, rows, tmp_path):
-    """Whoever downloads a judge without installing the package gets the same scores."""
+    """Whoever downloads a judge without installing the package gets the same scores, by criteria that were saved."""
     model, processor = judge("internvl")
     folder, elsewhere = tmp_path / "judge", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -54,8 +65,16 @@ def test_checkpoint_works_without_the_package(judge, rows, tmp_path):
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout.splitlines()[-1])
     assert answer["module"].startswith("transformers_modules.")
+    assert answer["texts"]
+    assert not any(answer["texts"])  # no text files travel
 
-    batch = processor(images=[sample] * 2, prompts=["a red circle", "no"], references=[reference] * 2)
+    batch = processor(
+        images=[sample] * 2,
+        prompts=["a red circle", "no"],
+        references=[reference] * 2,
+        criteria=DIMENSIONS["text-to-image"]["binding"],
+        examples=[{"image": reference, "reference": sample, "prompt": "two", "verdict": False}],
+    )
     with torch.no_grad():
         wanted = model(**batch).answer_log_probs
     torch.testing.assert_close(torch.tensor(answer["log_probs"]), wanted, rtol=0, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -452,6 +453,132 @@ def test_gradient_of_references(make_scorer):
     (want,) = torch.autograd.grad(plain.score(*arguments).log().sum(), reference)
     (got,) = torch.autograd.grad(scorer.score(*arguments).log().sum(), reference)
     assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+# ---- examples and dimensions ----
+
+
+def make_examples(pairwise=True):
+    pairs = [(PICTURES[3], PICTURES[2], "two", True), (PICTURES[1], PICTURES[4], "a circle", False)]
+    names = ("image", "reference", "prompt", "verdict")
+    rows = [dict(zip(names, pair, strict=True)) for pair in pairs]
+    return rows if pairwise else [{name: row[name] for name in names if name != "reference"} for row in rows]
+
+
+def test_scores_with_examples(make_scorer, family):
+    """Questions after examples, of pictures and of clips with a first frame, and without any, in one call."""
+    scorer = make_scorer(family)
+    examples = scorer.processor.read_examples(make_examples())
+    clip = {
+        "image": PICTURES[::3],
+        "reference": PICTURES[3::-3],
+        "condition": PICTURES[0],
+        "prompt": "up",
+        "verdict": True,
+    }
+    clips = scorer.processor.read_examples([clip], "image-to-video")
+    video = Judgement(PICTURES[3::-3], "down", PICTURES[::3], PICTURES[3], "image-to-video", examples=clips)
+    judgements = [replace(judgement, examples=examples) for judgement in round_robin(PICTURES[:2])]
+    statistics = assert_same(scorer, [*judgements, video, round_robin(PICTURES[:2])[0]])
+    assert statistics.num_pictures == statistics.num_encoded == 5
+    assert statistics.tokens < statistics.plain_tokens
+
+
+def test_scores_of_single_samples_with_examples(make_scorer, family):
+    """A sample that would be seen in tiles if it were alone has company in its examples."""
+    scorer = make_scorer(family, "pointwise", "text_first")
+    examples = scorer.processor.read_examples(make_examples(False), is_pairwise=False)
+    statistics = assert_same(scorer, [Judgement(picture, PROMPT, examples=examples) for picture in PICTURES])
+    assert statistics.num_encoded == 5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_examples_are_computed_once(make_scorer, family, layout):
+    """Examples cost their own tokens once for all questions of a call, and no graph; samples keep their gradient."""
+    scorer = make_scorer(family, layout=layout, batch_size=8)
+    pictures, examples = PICTURES[:4:3], make_examples()
+    samples = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    arguments = (samples, PROMPT, [pictures[0]] * 3)
+    scorer.score(*arguments)
+    least = scorer.statistics.minimum_tokens
+    with Meter(scorer.model) as meter:
+        got = scorer.score(*arguments, examples=examples)
+    ids = [
+        scorer.processor(pictures[:1], [PROMPT], pictures[1:], examples=shown)["input_ids"] for shown in ([], examples)
+    ]
+    own = ids[1].shape[1] - ids[0].shape[1]
+    assert scorer.statistics.minimum_tokens == least + own
+    assert meter.tokens == scorer.statistics.tokens <= 1.15 * (least + own)
+    assert meter.tokens - meter.graph_tokens > own
+    assert scorer.statistics.num_encoded == 3 + 5  # the reference is in no example
+    plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
+    want = plain.score(*arguments, examples=examples)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    (want,) = torch.autograd.grad(want.log().sum(), samples)
+    (got,) = torch.autograd.grad(got.log().sum(), samples)
+    assert want.norm() > 0
+    assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+def test_examples_are_seen_once_in_a_tournament(make_scorer):
+    """All rounds of a ranking share the features of examples."""
+    scorer = make_scorer()
+    with Meter(scorer.model) as meter:
+        scorer.rank(PICTURES, PROMPT, method="swiss", examples=make_examples())
+    assert meter.features == num_features(scorer, *PICTURES)
+
+
+DIMENSIONS = ["alignment", "counting", "text", "structure"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dimensions_share_pictures(make_scorer, family, layout, monkeypatch):
+    """Each picture is seen once for all dimensions; with pictures first, what goes before the criteria is computed once."""
+    if layout == "text_first" and family not in ("internvl", "qwen3_vl", "gemma3"):
+        pytest.skip("less is shared than with pictures first")
+    monkeypatch.setattr(engine_module, "MIN_SAVING", 8)  # pictures are small
+    scorer = make_scorer(family, layout=layout, batch_size=8)
+    with Meter(scorer.model) as meter:
+        got = scorer.score(PICTURES[:2], PROMPT, PICTURES[2:4], dimensions=DIMENSIONS)
+    assert meter.features == num_features(scorer, *PICTURES[:4])
+    rows, before = [], 0
+    for sample, reference in zip(PICTURES[:2], PICTURES[2:4], strict=True):
+        texts = [scorer.processor.dimension_criteria(name) for name in DIMENSIONS]
+        asked = [scorer.processor([sample], [PROMPT], [reference], criteria=text)["input_ids"][0] for text in texts]
+        rows += asked
+        same = [set(tokens) for tokens in zip(*(ids.tolist() for ids in asked), strict=False)]
+        before += [len(tokens) == 1 for tokens in same].index(False)
+    # In the paper's layout each row is one question and three endings.
+    assert meter.tokens == scorer.statistics.tokens
+    if layout == "images_first":
+        assert meter.tokens <= 1.15 * (before + sum(map(len, rows)) - 4 * before)
+    plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
+    want = plain.score(PICTURES[:2], PROMPT, PICTURES[2:4], dimensions=DIMENSIONS)
+    assert got.shape == want.shape == (2, 4)
+    torch.testing.assert_close(got.logit(), want.logit(), rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_of_dimensions(make_scorer):
+    """Rewards of all dimensions carry the gradient of the full graph to a sample."""
+    scorer = make_scorer("qwen3_vl")
+    plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
+    samples = torch.rand(2, 2, 3, 40, 36, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    references = [[PICTURES[1]] * 2, PICTURES[::3]]
+    context = {
+        "task": "text-to-video",
+        "dimensions": ["motion", "physics"],
+        "examples": [
+            {"image": PICTURES[::3], "reference": PICTURES[3::-3], "prompt": "x", "verdict": "no", "criteria": "c"}
+        ],
+    }
+    gradients = []
+    for judge in (scorer, plain):
+        scores = judge.score(samples, PROMPT, references, **context)
+        assert scores.shape == (2, 2)
+        gradients.append([torch.autograd.grad(part.log().sum(), samples, retain_graph=True)[0] for part in scores.T])
+    for got, want in zip(*gradients, strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+    assert not torch.allclose(*gradients[1], rtol=1e-2)
 
 
 # ---- the tree ----

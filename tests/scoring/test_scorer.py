@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_vlms import random_picture
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
-from rewarddance_hf.scoring.judgements import NonFiniteScoreError
+from rewarddance_hf.scoring.judgements import Judgement, NonFiniteScoreError
 
 
 PROMPTS = ["a red circle", "two green triangles left of a blue square", "yes", "a blue square", "no"]
@@ -281,6 +281,140 @@ def test_explanations_need_a_pairwise_judge(scorers):
     """A judge that gives no verdict about two samples has nothing to explain."""
     with pytest.raises(ValueError, match="`explain` is True, but the judge is pointwise"):
         scorers["pointwise"].compare(*SAMPLES[:2], "a red circle", explain=True)
+
+
+# ---- dimensions and examples ----
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_scores_by_dimension(scorers, paradigm):
+    """Each column is the score by the criteria of one dimension, of the task of each row."""
+    scorer = scorers[paradigm]
+    arguments = {"images": SAMPLES[:2], "prompts": PROMPTS[:2], "task": ["text-to-video", "text-to-image"]}
+    if paradigm == "pairwise":
+        arguments["references"] = REFERENCES[:2]
+    names = ["structure", "alignment"]
+    got = scorer.score(**arguments, dimensions=names)
+    assert got.shape == (2, 2)
+    for column, name in enumerate(names):
+        criteria = [scorer.processor.dimension_criteria(name, task) for task in arguments["task"]]
+        assert criteria[0] != criteria[1]
+        want = scorer.score(**arguments, criteria=criteria)
+        torch.testing.assert_close(got[:, column], want, rtol=1e-4, atol=1e-6)
+    assert (got[:, 0] - got[:, 1]).abs().min() > 1e-7
+    assert scorer.score(**arguments, dimensions=names[:1]).shape == (2, 1)
+
+
+@pytest.mark.parametrize("paradigm", ["pairwise", "pointwise"])
+def test_comparison_by_dimension(scorers, paradigm):
+    """Verdicts by dimension are those by their criteria, in both orders, beside the overall one."""
+    scorer = scorers[paradigm]
+    settings = {"explain": True, "max_new_tokens": 2} if paradigm == "pairwise" else {}
+    got = scorer.compare(*SAMPLES[:2], "yes", dimensions=["counting", "text"], **settings)
+    want = scorer.compare(*SAMPLES[:2], "yes", **settings)
+    assert want.dimensions is None
+    assert (got.winner, got.order_consistent, got.rationale) == (want.winner, want.order_consistent, want.rationale)
+    assert got.probability_b == pytest.approx(want.probability_b, abs=1e-6)
+    assert list(got.dimensions) == ["counting", "text"]
+    for name, verdict in got.dimensions.items():
+        want = scorer.compare(*SAMPLES[:2], "yes", criteria=scorer.processor.dimension_criteria(name))
+        assert (verdict.winner, verdict.order_consistent) == (want.winner, want.order_consistent)
+        assert verdict.probability_b == pytest.approx(want.probability_b, abs=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_examples_are_shown_before_each_question(vlm_folder, engine):
+    """Scores, comparisons and rankings with examples are those of single questions with the same examples."""
+    scorer = make_scorer(vlm_folder("qwen2_5_vl"), engine=engine)
+    examples = [
+        {"image": REFERENCES[3], "reference": REFERENCES[4], "prompt": "a blue square", "verdict": "yes"},
+        {"image": REFERENCES[2], "reference": REFERENCES[1], "prompt": "two", "verdict": False, "criteria": "color"},
+    ]
+    got = scorer.score(SAMPLES[:3], PROMPTS[:3], REFERENCES[:3], examples=examples, criteria=[None, "x", None])
+    for i, criteria in enumerate([None, "x", None]):
+        want = ask(scorer, SAMPLES[i], PROMPTS[i], REFERENCES[i], criteria=criteria, examples=examples).scores
+        torch.testing.assert_close(got[i], want[0], rtol=1e-4, atol=1e-6)
+    assert (
+        got - scorer.score(SAMPLES[:3], PROMPTS[:3], REFERENCES[:3], criteria=[None, "x", None])
+    ).abs().min() > 1e-7
+
+    comparison = scorer.compare(*SAMPLES[:2], "yes", examples=examples, explain=True, max_new_tokens=2)
+    first = ask(scorer, SAMPLES[1], "yes", SAMPLES[0], examples=examples).logits.sigmoid().item()
+    second = 1 - ask(scorer, SAMPLES[0], "yes", SAMPLES[1], examples=examples).logits.sigmoid().item()
+    assert comparison.probability_b == pytest.approx((first + second) / 2, abs=1e-5)
+    ranking = scorer.rank(SAMPLES[:3], "yes", examples=examples)
+    want = ask(scorer, SAMPLES[2], "yes", SAMPLES[1], examples=examples).scores
+    torch.testing.assert_close(ranking.matrix[1, 2], want[0], rtol=1e-4, atol=1e-6)
+
+
+def test_plain_batches_have_the_same_examples(scorers):
+    """Judgements with and without examples in one call are computed apart."""
+    scorer = RewardDanceScorer(scorers["pointwise"].model, scorers["pointwise"].processor, engine="plain")
+    examples = [{"image": SAMPLES[4], "prompt": "no", "verdict": True}]
+    shown = scorer.processor.read_examples(examples, is_pairwise=False)
+    judgements = [Judgement(SAMPLES[i], "yes", examples=own) for i, own in enumerate([(), shown, shown, ()])]
+    got = scorer._judge(judgements)[1]
+    for i, own in enumerate([(), examples, examples, ()]):
+        torch.testing.assert_close(
+            got[i], ask(scorer, SAMPLES[i], "yes", examples=own).scores[0], rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        (
+            {"dimensions": ["motion"]},
+            ValueError,
+            r"`dimension` is 'motion', but the task 'text-to-image' has \['alignment'",
+        ),
+        (
+            {"dimensions": ["text"], "task": "logo"},
+            ValueError,
+            r"`task` is 'logo', but the processor has dimensions for",
+        ),
+        ({"dimensions": ["text"], "criteria": "x"}, ValueError, "`criteria` and `dimensions` were both given"),
+        ({"dimensions": "text"}, ValueError, "`dimensions` is 'text', but must be a list of different names"),
+        ({"dimensions": []}, ValueError, r"`dimensions` is \[\], but must be a list of different names"),
+        ({"dimensions": ["text", "text"]}, ValueError, "but must be a list of different names"),
+        ({"examples": [{"image": SAMPLES[0], "prompt": "a"}]}, ValueError, r"`examples\[0\]` has the keys"),
+        ({"examples": "few"}, TypeError, "`examples` is of type `str`, but must be a list of dicts"),
+    ],
+)
+def test_wrong_dimensions_and_examples(scorers, arguments, error, match):
+    """They are refused before the model runs, by `score` and `compare` alike."""
+    scorer = scorers["pointwise"]
+    handle = scorer.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    try:
+        with pytest.raises(error, match=match):
+            scorer.score(SAMPLES[:2], "a", **arguments)
+        with pytest.raises(error, match=match):
+            scorer.compare(*SAMPLES[:2], "a", **arguments)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_errors_of_dimensions_count_rows(vlm_folder, tmp_path, engine):
+    """Corrupt pictures and NaN are named by the row of the call, not by the question; scores until there are kept."""
+    scorer = make_scorer(vlm_folder("internvl"), "regressive", batch_size=1, engine=engine)
+    names = ["text", "counting", "binding"]
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"`images\[2\]` cannot be read"):
+        scorer.score([*SAMPLES[:2], tmp_path / "broken.png"], "yes", dimensions=names)
+    want = scorer.score(SAMPLES[:3], "yes", dimensions=names)
+    plain = RewardDanceScorer(scorer.model, scorer.processor, batch_size=1, engine="plain")
+    calls = itertools.count()
+    handle = scorer.model.score.register_forward_hook(
+        lambda module, arguments, output: output * (torch.nan if next(calls) == 4 else 1)
+    )
+    with pytest.raises(NonFiniteScoreError, match=r"rows \[1\] are NaN") as error:
+        plain.score(SAMPLES[:3], "yes", dimensions=names)
+    handle.remove()
+    assert error.value.rows == [1]
+    assert error.value.scores.shape == (2, 3)
+    torch.testing.assert_close(error.value.scores.flatten()[:4], want.flatten()[:4], rtol=1e-5, atol=1e-6)
+    assert error.value.scores.flatten()[4:].isnan().all()
 
 
 # ---- rank ----

@@ -107,7 +107,7 @@ def test_invalid_arguments(make, message):
     ("clip", "caption", "broken"),
     [
         (clip_of(RIGHT), "a red circle moves to the right", set()),
-        (clip_of(RIGHT), "something red moves to the right", set()),
+        (clip_of(RIGHT), "a red one moves to the right", set()),
         (clip_of(RIGHT), "a red circle moves to the left", {"direction"}),
         (clip_of(RIGHT), "a red circle moves down", {"direction"}),
         (clip_of(RIGHT), "a red circle turns right", set()),  # along one side is a slow quarter turn as well
@@ -218,6 +218,20 @@ def test_ordered_rows_have_the_same_frames_in_another_order(rows):
     assert set(seen) == set(ORDERED_CATEGORIES)
 
 
+def test_shuffled_rows_cannot_be_decided():
+    """Both clips are the same frames as in some order; by the oracle the rejected one is right as often as the chosen one."""
+    right = Counter()
+    for task in CATEGORY_SHARES:
+        rows = [ShapesClipPreferences(150, "id", task, shuffled=True)[i] for i in range(150)]
+        assert {row["category"] for row in rows} == set(ORDERED_CATEGORIES) & set(CATEGORY_SHARES[task])
+        for row in rows:
+            check_row(row)
+            for name in ("chosen", "rejected"):
+                right[name] += check_clip(row[name], row["prompt"]).all_hold
+    assert abs(right["chosen"] - right["rejected"]) < 4 * (right["chosen"] + right["rejected"]) ** 0.5
+    assert 0 < right["chosen"] < 150
+
+
 def test_frames_of_a_clip_look_alike(rows):
     """Ground and noise stay as they are, so that only what moves differs."""
     for row in rows["text-to-video", "id"][:10]:
@@ -263,8 +277,12 @@ def test_rationales_say_what_each_clip_shows(rows):
             shown = []
             for (item,) in map(detect_objects, clip):
                 place = f"{'above' if item.y < 0.5 else 'below'} {'left' if item.x < 0.5 else 'right'}"
-                shown.append(f"{item.color} {item.shape} {place}")
-            assert text == ", ".join(shown)
+                shown.append((f"{item.color} {item.shape}", place))
+            # The object is named where it is another than in the frame before.
+            words = [
+                place if i and name == shown[i - 1][0] else f"{name} {place}" for i, (name, place) in enumerate(shown)
+            ]
+            assert text == ", ".join(words)
 
 
 def test_rows_by_name():
@@ -273,3 +291,8 @@ def test_rows_by_name():
     assert [row["task"] for row in load_shapes("video-id", 2)] == ["text-to-video", "image-to-video"]
     assert [row["task"] for row in load_shapes("t2v-ood", 2)] == ["text-to-video"] * 2
     assert load_shapes("i2v-train", 2, seed=5)[0]["condition"].size == (32, 32)
+    shuffled, straight = (load_shapes(name, 40, seed=5) for name in ("t2v-id-shuffled", "t2v-id"))
+    rows = [(shuffled[i], straight[i]) for i in range(40) if straight[i]["category"] in ORDERED_CATEGORIES]
+    frames = [[[frame.tobytes() for frame in row["chosen"]] for row in pair] for pair in rows]
+    assert all(sorted(one) == sorted(other) for one, other in frames)
+    assert any(one != other for one, other in frames)

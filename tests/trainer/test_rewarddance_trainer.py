@@ -319,13 +319,47 @@ def test_streamed_rows_train_like_stored_ones(vlm_folder, dataset, tmp_path):
     assert_equal_weights(stored.model, streamed.model)
 
 
-def test_training_step_holds_no_full_sequence_logits(tmp_path, vlm_folder):
+@pytest.mark.parametrize("rationale", ["decision_first", "reasons_first", "mixed"])
+def test_loss_of_rationale_formats(vlm_folder, tmp_path, rationale):
+    """The loss is the answer's cross-entropy, read where the answer is, plus its weight times that of the rationale."""
+    dataset = make_dataset(4)
+    trainer = make_trainer(vlm_folder("internvl"), tmp_path, dataset, rationale=rationale, rationale_weight=0.3)
+    batch = trainer.data_collator([dict(row) for row in dataset])
+    loss = trainer.compute_loss(trainer.model, batch)
+
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "rationale_labels", "answer_index")}
+    log_probs = trainer.model.vlm(**inputs).logits.log_softmax(-1)
+    answers, rationales, reasons_first = [], [], []
+    for i, label in enumerate(batch["labels"]):
+        token = trainer.processing_class.yes_token_id if label == 1 else trainer.processing_class.no_token_id
+        answers.append(-log_probs[i, batch["answer_index"][i], token])
+        (where,) = torch.nonzero(batch["rationale_labels"][i] != -100, as_tuple=True)
+        rationales.append(-log_probs[i, where - 1, batch["rationale_labels"][i, where]].mean())
+        reasons_first.append(bool(where[0] <= batch["answer_index"][i]))
+    torch.testing.assert_close(loss, torch.stack(answers).mean() + 0.3 * torch.stack(rationales).mean())
+    assert (
+        set(reasons_first) == {"decision_first": {False}, "reasons_first": {True}, "mixed": {True, False}}[rationale]
+    )
+
+
+def test_evaluation_asks_for_the_decision_only(vlm_folder, tmp_path):
+    """Held-out rows are judged without their reasons, which would tell the verdict."""
+    dataset = make_dataset(4)
+    metrics = {}
+    for rationale in (None, "reasons_first"):
+        trainer = make_trainer(vlm_folder("internvl"), tmp_path, dataset, eval_dataset=dataset, rationale=rationale)
+        metrics[rationale] = trainer.evaluate()
+    assert metrics[None]["eval_margin"] == metrics["reasons_first"]["eval_margin"]
+
+
+@pytest.mark.parametrize("rationale_format", ["decision_first", "reasons_first"])
+def test_training_step_holds_no_full_sequence_logits(tmp_path, vlm_folder, rationale_format):
     """With a vocabulary of 150,000 no tensor of sequence length times vocabulary is ever made."""
     model = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"))
     model.resize_token_embeddings(150_000)
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
     rows = [dict(row) for row in make_dataset(2)]
-    batch = DataCollatorForRewardDance(processor, with_rationales=True)(rows)
+    batch = DataCollatorForRewardDance(processor, with_rationales=True, rationale_format=rationale_format)(rows)
     batch.pop("labels")
     labelled = int((batch["rationale_labels"] != -100).sum()) + len(rows)
     weights = {parameter.data_ptr() for parameter in model.parameters()}

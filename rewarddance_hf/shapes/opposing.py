@@ -1,0 +1,106 @@
+"""Pairs of pictures whose label depends on the criteria: one shows what the prompt says, the other is drawn better."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from .oracle import check_facts
+from .preferences import (
+    ALIGNMENT_CRITERIA,
+    DEGRADATIONS,
+    KIND_SHARES,
+    QUALITY_CRITERIA,
+    SHARP,
+    _check_arguments,
+    _check_index,
+    _draw_key,
+    _make_row,
+    _row_rng,
+    break_scene,
+)
+from .scenes import (
+    IN_DOMAIN,
+    TRAINING_COMPOSITIONS,
+    _require_member,
+    canonical_caption,
+    caption_paraphrases,
+    draw_objects,
+    place_objects,
+    sample_scene,
+)
+
+
+class ShapesOpposingCriteria(Dataset):
+    """
+    Preference rows in which the same pair comes twice, with opposite labels under different criteria.
+
+    The picture that is chosen in an even row, for what it shows, is noisy, blurred or coarse. It is the rejected one of
+    the next row, which asks for image quality. Whoever is not told the criteria gets exactly one row of each pair wrong.
+
+    Rows are those of [`~rewarddance_hf.shapes.preferences.ShapesPreferences`], with the category `"alignment"` or
+    `"quality"`.
+
+    Args:
+        num_rows (`int`):
+            Number of rows, two for each pair.
+        split (`str`, *optional*, defaults to `"train"`):
+            `"train"`, or `"id"` for other rows of the same kind.
+        seed (`int`, *optional*, defaults to `0`):
+            Rows depend on it, on the split and on their index, and on nothing else.
+        size (`int`, *optional*, defaults to `32`):
+            Side of the pictures in pixels.
+
+    Raises:
+        `TypeError`: If a number is no integer.
+        `ValueError`: If a number is out of range or odd where it must be even, or the split is unknown.
+
+    Example:
+    ```python
+    >>> one, other = ShapesOpposingCriteria(2, "id")
+    >>> one["chosen"] == other["rejected"], other["criteria"]
+    (True, 'image quality')
+    ```
+    """
+
+    def __init__(self, num_rows: int, split: str = "train", seed: int = 0, size: int = 32) -> None:
+        _check_arguments(num_rows, seed, size)
+        _require_member("split", split, ("train", "id"))
+        if num_rows % 2:
+            raise ValueError(f"`num_rows` is {num_rows}, but each pair has two rows. Pass an even number.")
+        self.num_rows = num_rows
+        self.split = split
+        self.seed = seed
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = _check_index(index, self.num_rows)
+        return _make_pair(_row_rng("opposing", self.seed, self.split, index // 2), self.size)[index % 2]
+
+
+def _make_pair(rng: random.Random, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    scene = sample_scene(rng, _draw_key(rng, KIND_SHARES), TRAINING_COMPOSITIONS)
+    prompt = rng.choice(caption_paraphrases(scene))
+    defect = rng.choice(list(DEGRADATIONS))
+    right = place_objects(scene, rng)
+    while True:
+        broken = break_scene(scene, rng)
+        wrong = place_objects(broken, rng)
+        if not all(check_facts(scene, wrong).values()):
+            break
+    images = [
+        draw_objects(right, rng, replace(IN_DOMAIN, **DEGRADATIONS[defect]), size),
+        draw_objects(wrong, rng, IN_DOMAIN, size),
+    ]
+    captions = [canonical_caption(shown) for shown in (scene, broken)]
+    drawn = [f"{captions[0]}, {defect}", f"{captions[1]}, {SHARP}"]
+    return (
+        _make_row(prompt, images, captions, ALIGNMENT_CRITERIA, "alignment"),
+        _make_row(prompt, images[::-1], drawn[::-1], QUALITY_CRITERIA, "quality"),
+    )

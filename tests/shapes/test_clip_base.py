@@ -1,0 +1,78 @@
+"""Tests of the base model of clips: true answers, and questions that see the clip and themselves only."""
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from rewarddance_hf.shapes.clip_base import CLIP_TEXTS, ClipQuestions, QuestionCollator, train_clip_base
+from rewarddance_hf.shapes.clips import NUM_FRAMES, check_clip_facts, parse_clip_caption
+from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
+from rewarddance_hf.shapes.oracle import detect_objects
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Enough clips for every kind of fault."""
+    return [ClipQuestions(60, seed=1)[i] for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    """Processor of a judge of clips."""
+    return judge_processor(prompt_layout="images_first", prompt_texts=CLIP_TEXTS)
+
+
+def test_answers_are_true(rows):
+    """By pixels, a clip shows what was answered with yes and nothing else, and begins as its given frame."""
+    answers = []
+    for row in rows:
+        shown = [detect_objects(image) for image in row["images"]]
+        frames, given = shown[-NUM_FRAMES:], shown[:-NUM_FRAMES]
+        assert row["opening"].count("{}") == len(row["images"])
+        for question, answer in row["questions"][:-1]:
+            prompt = question.split('"')[1]
+            scene = parse_clip_caption(prompt)
+            assert all(check_clip_facts(scene, frames, *given).values()) == (answer == "yes"), prompt
+            answers.append((scene.kind, answer))
+    assert {kind for kind, _ in answers} == {"move", "turn", "pace", "stay", "order"}
+    assert 0.35 < sum(answer == "yes" for _, answer in answers) / len(answers) < 0.5
+
+
+def test_questions_are_those_of_a_judge(rows, processor):
+    """The tokens of a clip and one question are those that a pointwise judge of clips gets."""
+    collator = QuestionCollator(processor)
+    for row in (next(row for row in rows if len(row["images"]) == count) for count in (4, 5)):
+        question, answer = row["questions"][0]
+        batch = collator([{**row, "questions": [(question, answer)]}])
+        asked = processor(
+            images=[row["images"][-NUM_FRAMES:]],
+            prompts=[question.split('"')[1]],
+            conditions=[row["images"][0]] if len(row["images"]) == 5 else None,
+            task="image-to-video" if len(row["images"]) == 5 else "text-to-video",
+        )
+        length = asked["input_ids"].shape[1]
+        torch.testing.assert_close(batch["input_ids"][:, :length], asked["input_ids"])
+        torch.testing.assert_close(batch["pixel_values"], asked["pixel_values"])
+        written = processor.tokenizer.decode(batch["labels"][0][length:])
+        assert written == f"{answer}<|end|>"
+
+
+def test_questions_do_not_see_each_other(rows, processor):
+    """Logits at a question are those of a forward pass with no other question."""
+    model = AutoModelForImageTextToText.from_pretrained(BASE_VLM).eval()
+    collator = QuestionCollator(processor)
+    together = collator([rows[0], rows[1]])
+    alone = collator([{**rows[0], "questions": rows[0]["questions"][4:5]}])
+    with torch.no_grad():
+        logits = [model(**{k: v for k, v in batch.items() if k != "labels"}).logits[0] for batch in (together, alone)]
+    # Each answer to a question is two tokens, "yes" or "no" and the end.
+    answers = [(batch["labels"][0] != -100).nonzero()[:, 0] for batch in (together, alone)]
+    torch.testing.assert_close(logits[0][answers[0][8:10]], logits[1][answers[1]], atol=1e-4, rtol=1e-4)
+
+
+def test_training_saves_a_plain_checkpoint(tmp_path):
+    """The result is loaded as any base model, with weights that have moved."""
+    train_clip_base(tmp_path, steps=2)
+    trained, base = (AutoModelForImageTextToText.from_pretrained(path) for path in (tmp_path, BASE_VLM))
+    assert not torch.equal(trained.get_input_embeddings().weight, base.get_input_embeddings().weight)
+    assert judge_processor(tmp_path).tokenizer.get_vocab() == judge_processor().tokenizer.get_vocab()
