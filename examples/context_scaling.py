@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:3]), help="what to measure")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/context_scaling"), help="folder for results")
     parser.add_argument("--rows", type=int, default=1000, help="held-out rows for each accuracy")
-    parser.add_argument("--steps", type=int, default=350, help="updates of each judge of part 'criteria'")
+    parser.add_argument("--steps", type=int, default=150, help="updates of each judge of part 'criteria'")
     parser.add_argument("--rationale_steps", type=int, nargs="+", default=[350, 700], help="of part 'rationales'")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of part 'rationales'")
     parser.add_argument("--fault_rows", type=int, default=400, help="held-out rows of part 'faults', for each split")

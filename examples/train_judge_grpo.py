@@ -13,8 +13,10 @@ a judge trained with `rationale="reasons_first"` or `"mixed"`, or a strong visio
 
 Rows are preference rows as for `RewardDanceTrainer`; each is asked about in both orders, in the very words (and tokens) of
 `RewardDanceScorer.reason`, which scores with what is saved. Rewards are the verdict (1 if right) and, with a weight of 0.2, the
-format (1 for reasons, phrase and a verdict and nothing else); `--reward_weights` changes that. (Run by us at tiny size on a CPU
-only.)
+format (1 for reasons, phrase and a verdict and nothing else); `--reward_weights` changes that.
+
+Run by us at tiny size on a CPU only: with TRL 1.16 all families but LLaVA-OneVision, whose tiles TRL cannot split; with TRL 1.0
+Qwen-VL and SmolVLM, but not InternVL and Gemma 3, as it takes one picture a prompt there. (InternVL ran with 1.14, not with 1.10.)
 """
 
 import copy

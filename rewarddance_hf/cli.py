@@ -183,10 +183,7 @@ def _make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", parents=[shared], help="train and measure a tiny judge on this computer")
     demo.add_argument("--output-dir", default="outputs/demo", help="folder for the report (default: outputs/demo)")
     demo.add_argument(
-        "--tune-generator",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="whether to tune a tiny generator by the judge too (default: yes; takes twice as long)",
+        "--tune-generator", action="store_true", help="then tune a tiny generator by the judge (twice as long)"
     )
     demo.set_defaults(run=_demo)
 
@@ -247,7 +244,8 @@ def _score(args: argparse.Namespace) -> None:
     values = scores.view(len(args.image), -1).tolist()
     names = args.dimensions or ["score"]
     if args.json:
-        rows = zip(args.image, prompts, references or [None] * len(prompts), values, strict=True)
+        shown_references: Sequence[str | None] = references or [None] * len(prompts)
+        rows = zip(args.image, prompts, shown_references, values, strict=True)
         documents = []
         for image, prompt, reference, row in rows:
             named = dict(zip(names, row, strict=True))

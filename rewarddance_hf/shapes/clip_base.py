@@ -87,7 +87,7 @@ class ClipQuestions(Dataset):
             opening = "Image: {}\n" + opening
             other_beginning = category == "first frame" and plan is wrong
 
-        questions = []
+        questions: list[tuple[str, str]] = []
         for _ in range(2 if other_beginning else QUESTIONS_PER_CLIP):  # all answers are "no" then
             for _ in range(20):  # as many right as wrong prompts, if there are such
                 scene = wanted if rng.random() < 0.3 else _ask_about(plan, rng)
@@ -201,8 +201,8 @@ class QuestionCollator:
             name: torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fillers[name])
             for name, values in columns.items()
         }
-        parts = batch.pop("parts")
-        seen = (parts[:, None, :] == parts[:, :, None]) | (parts == 0)[:, None, :]
+        owners = batch.pop("parts")
+        seen = (owners[:, None, :] == owners[:, :, None]) | (owners == 0)[:, None, :]
         batch["attention_mask"] = seen.tril()[:, None]
         images = [image for row in rows for image in row["images"]]
         pixels = self.processor.image_processor(images, return_tensors="pt", crop_to_patches=False)
@@ -244,7 +244,7 @@ def train_clip_base(output_dir: Path, seed: int = 0, steps: int = STEPS) -> None
         use_cpu=True,
         seed=seed,
     )
-    trainer = ChatTrainer(
+    trainer: Any = ChatTrainer(
         AutoModelForImageTextToText.from_pretrained(BASE_VLM),
         arguments,
         data_collator=QuestionCollator(processor),

@@ -1,5 +1,6 @@
 """
-The demo: fine-tune the tiny base model as a judge of shapes, measure it beside two others, and tune a tiny generator by it.
+The demo: fine-tune the tiny base model as a judge of shapes, measure it beside two others, and score with it. If it is
+asked to, it then tunes a tiny generator by the judge.
 """
 
 import json
@@ -222,7 +223,7 @@ def _side_by_side(calls: dict[str, tuple[Any, ...]]) -> None:
 
 def run_demo(
     output_dir: str = "outputs/demo",
-    tune_generator: bool = True,
+    tune_generator: bool = False,
     steps: int = TRAINING_STEPS,
     rows: int = EVALUATION_ROWS,
     tuning_steps: int = TUNING_STEPS,
@@ -234,7 +235,7 @@ def run_demo(
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/demo"`):
             Folder for `report.md`, `metrics.json`, pictures and checkpoints.
-        tune_generator (`bool`, *optional*, defaults to `True`):
+        tune_generator (`bool`, *optional*, defaults to `False`):
             Whether to train the judge on pairs of a generator's samples too, and to tune the generator by the judge and by a
             weak reward.
         steps (`int`, *optional*):

@@ -219,17 +219,17 @@ def test_ordered_rows_have_the_same_frames_in_another_order(rows):
 
 
 def test_shuffled_rows_cannot_be_decided():
-    """Both clips are the same frames as in some order; by the oracle the rejected one is right as often as the chosen one."""
+    """By the oracle the rejected clip is right as often as the chosen one."""
     right = Counter()
     for task in CATEGORY_SHARES:
-        rows = [ShapesClipPreferences(150, "id", task, shuffled=True)[i] for i in range(150)]
+        rows = [ShapesClipPreferences(60, "id", task, shuffled=True)[i] for i in range(60)]
         assert {row["category"] for row in rows} == set(ORDERED_CATEGORIES) & set(CATEGORY_SHARES[task])
         for row in rows:
             check_row(row)
             for name in ("chosen", "rejected"):
                 right[name] += check_clip(row[name], row["prompt"]).all_hold
     assert abs(right["chosen"] - right["rejected"]) < 4 * (right["chosen"] + right["rejected"]) ** 0.5
-    assert 0 < right["chosen"] < 150
+    assert 0 < right["chosen"] < 120
 
 
 def test_frames_of_a_clip_look_alike(rows):
