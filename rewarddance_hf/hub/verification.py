@@ -53,7 +53,7 @@ print()
 print(json.dumps({"log_odds": log_odds, "scores": scores}))
 """,
     "dataset": """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import datasets
 
@@ -68,7 +68,8 @@ for config in datasets.get_dataset_config_names(source, revision=revision):
         rows[f"{config}/{split}"] = row["prompt"]
 assert rows, "there is no configuration"
 print()
-print(json.dumps({"prompts": rows}))
+print(json.dumps({"prompts": rows}), flush=True)
+os._exit(0)  # readers of a stream that was not read to its end can abort the process when Python ends it
 """,
     "metric": """
 import doctest, json, sys
