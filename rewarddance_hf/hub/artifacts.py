@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 
+from ..alignment.refl_weights import LORA_FILE
 from ..evaluation import statistics
 from ..shapes import demo
 from ..shapes.clips import ShapesClipPreferences
@@ -41,7 +42,6 @@ GENERATOR, ADAPTER, PREFERENCES, SPACE = (
 METRICS = Path(statistics.__file__).parent / "metrics"
 # diffusers loads Stable Diffusion 3 without its T5 encoder only when told so.
 LOADING = {"text_encoder_3": None, "tokenizer_3": None}
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 # Rows that are read at once when a dataset is streamed.
 ROWS_PER_GROUP = 100
 NUM_ROWS = {"train": 4000, "id": demo.EVALUATION_ROWS, "ood": demo.EVALUATION_ROWS}
@@ -109,13 +109,10 @@ def build_artifacts(
     for name in judges:
         _say(f"Building {JUDGES[name]} ...")
         folders.append(_build_judge(name, output_dir, namespace, tag, demo_dir, training_steps))
+    adapter = demo_dir / "tuned" / LORA_FILE
     others = [
         _build_generator(output_dir / GENERATOR, namespace, tag),
-        *(
-            [_build_adapter(adapter, output_dir / ADAPTER, namespace, tag)]
-            if (adapter := _find_adapter(demo_dir))
-            else []
-        ),
+        *([_build_adapter(adapter, output_dir / ADAPTER, namespace, tag)] if adapter.is_file() else []),
         build_preferences(output_dir / PREFERENCES, f"{namespace}/{PREFERENCES}", tag, num_rows or NUM_ROWS),
         *(build_metric(module, output_dir) for module in sorted(METRICS.glob("*/*.py")) if module.name != "app.py"),
         build_space(output_dir / SPACE, f"{namespace}/{JUDGES['judge']}", tag, f"{namespace}/{GENERATOR}"),
@@ -306,10 +303,6 @@ def _build_generator(folder: Path, namespace: str, tag: str) -> Path:
     return folder
 
 
-def _find_adapter(demo_dir: Path) -> Path | None:
-    return next(iter(sorted(demo_dir.glob(f"**/{ADAPTER_FILE}"))), None)
-
-
 def _build_adapter(file: Path, folder: Path, namespace: str, tag: str) -> Path:
     _make_empty(folder)
     shutil.copy(file, folder / file.name)
@@ -319,7 +312,7 @@ def _build_adapter(file: Path, folder: Path, namespace: str, tag: str) -> Path:
         "adapter",
         LICENSE,
         "LoRA weights with which the generator of shapes pleases its judge more (reward fine-tuning, ReFL).",
-        f"`rewarddance demo`, by the gradient of {namespace}/{JUDGES['judge']}.",
+        f"`rewarddance demo --tune-generator`, by the gradient of {namespace}/{JUDGES['judge']}.",
         (LIMITS[0], "What pleases its judge need not be right: see the report of the demo for both."),
         PROMPTS[0],
         SAMPLING,

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, constants
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from rewarddance_hf.cli import main
@@ -99,6 +100,23 @@ class TestBuild:
         )
         with torch.no_grad():
             assert model(**inputs).logits.item() == pytest.approx(row["log_odds"], abs=1e-4)
+
+    def test_an_adapter_is_merged(self, tmp_path):
+        """A release of an adapter needs neither peft nor the base model, and gives the adapter's scores."""
+        model = RewardDanceForYesScoring.from_pretrained(BASE_VLM)
+        config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        adapter = get_peft_model(model, config)
+        adapter.save_pretrained(tmp_path / "adapter")
+        model.config.save_pretrained(tmp_path / "adapter")
+        judge_processor().save_pretrained(tmp_path / "adapter")
+        folder = build_model_release(tmp_path / "adapter", tmp_path / "judge", REPO, "v1", SHAPES)
+        assert not list(folder.glob("adapter*"))
+        row = json.loads((folder / "verification" / "scores.json").read_text())["rows"][0]
+        inputs = judge_processor()([folder / row["image"]], [row["prompt"]], [folder / row["reference"]])
+        with torch.no_grad():
+            assert adapter.eval()(**inputs).scores.item() == pytest.approx(row["score"], abs=1e-5)
+            with adapter.disable_adapter():
+                assert adapter(**inputs).scores.item() != pytest.approx(row["score"], abs=1e-4)
 
     def test_other_weights_than_those_that_were_measured_are_noticed(self, release):
         """A folder whose weights give other scores than its sheet fails its verification, and the difference is said."""

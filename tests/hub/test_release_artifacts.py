@@ -4,13 +4,19 @@ import json
 import shutil
 
 import pytest
+import torch
 from datasets import load_dataset
+from diffusers import StableDiffusion3Pipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
+from rewarddance_hf.alignment.refl_weights import LORA_FILE
 from rewarddance_hf.hub import artifacts
 from rewarddance_hf.hub.cards import code_blocks
 from rewarddance_hf.hub.release import REPO_TYPES
 from rewarddance_hf.hub.verification import read_kind
 from rewarddance_hf.models import RewardDanceForYesScoring
+from rewarddance_hf.shapes.generator import load_generator
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 from rewarddance_hf.shapes.preferences import ShapesPreferences
 
@@ -23,8 +29,13 @@ NUMBERS = {"accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8, "accurac
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """All folders by name, with an untrained judge in the place of the demo's. Read only."""
+    """All folders by name, with an untrained judge and random adapters in the place of the demo's. Read only."""
     demo_dir = tmp_path_factory.mktemp("demo")
+    for number, name in enumerate(("hacked", "tuned")):
+        torch.manual_seed(number)
+        transformer = load_generator().transformer
+        transformer.add_adapter(LoraConfig(r=1, target_modules=["to_q"], init_lora_weights=False))
+        StableDiffusion3Pipeline.save_lora_weights(demo_dir / name, get_peft_model_state_dict(transformer))
     RewardDanceForYesScoring.from_pretrained(BASE_VLM).save_pretrained(demo_dir / "judge")
     judge_processor().save_pretrained(demo_dir / "judge")
     metrics = {f"judge/{split}/{key}": value for split in ("id", "ood") for key, value in NUMBERS.items()}
@@ -33,16 +44,20 @@ def built(tmp_path_factory):
     folders = artifacts.build_artifacts(
         tmp_path_factory.mktemp("release"), "org", "v1", demo_dir, num_rows=NUM_ROWS, judges=["judge"]
     )
-    return {folder.name: folder for folder in folders}
+    folders = {folder.name: folder for folder in folders}
+    released, tuned = folders["shapes-generator-refl"] / LORA_FILE, demo_dir / "tuned" / LORA_FILE
+    assert released.read_bytes() == tuned.read_bytes()
+    return folders
 
 
 @pytest.mark.new_process
 def test_every_artefact_is_built(built):
-    """Judge, generator, preferences, five metrics and a Space, each of which was verified without the package."""
+    """Judge, generator, its adapter, preferences, metrics and a Space, each of which was verified without the package."""
     kinds = {name: read_kind(folder) for name, folder in built.items()}
     assert kinds == {
         "rewarddance-shapes-judge": "model",
         "shapes-generator": "pipeline",
+        "shapes-generator-refl": "adapter",
         "shapes-preferences": "dataset",
         **dict.fromkeys(
             ("gsb", "order_consistency", "preference_accuracy", "reward_calibration", "reward_dynamics"), "metric"
@@ -93,6 +108,7 @@ print(json.dumps(seen))
     names = [
         "rewarddance-shapes-judge",
         "shapes-generator",
+        "shapes-generator-refl",
         "shapes-preferences",
         "shapes-judge",
         "preference_accuracy",
@@ -106,7 +122,7 @@ print(json.dumps(seen))
         assert not repository.private
     blocks = [
         block
-        for name in ("shapes-preferences", "shapes-generator")
+        for name in ("shapes-preferences", "shapes-generator-refl")
         for block in code_blocks((built[name] / "README.md").read_text())
     ]
     metric = """
