@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
+import trl
+from packaging.version import Version
 from transformers import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, TrlParser, get_peft_config
 from trl.data_utils import prepare_multimodal_messages
@@ -36,6 +38,8 @@ from rewarddance_hf.scoring.reasoning import read_verdict
 
 
 REWARD_WEIGHTS = [1.0, 0.2]
+# Families whose pictures older versions of TRL divide among prompts one by one.
+TAKES_ONE_PICTURE, TAKES_MORE_SINCE = ("internvl", "gemma3"), "1.14"
 
 
 @dataclass
@@ -164,6 +168,12 @@ def main(script_args: RewardDanceScriptArguments, training_args: GRPOConfig, mod
     if judge.config.paradigm != "pairwise":
         raise ValueError(
             f"The judge is {judge.config.paradigm}, but pairs are asked about. Start from a pairwise judge."
+        )
+    model_type = judge.config.vlm_config.model_type
+    if model_type in TAKES_ONE_PICTURE and Version(trl.__version__) < Version(TAKES_MORE_SINCE):
+        raise ValueError(
+            f"The judge is of type {model_type!r}, of which TRL {trl.__version__} takes one picture a prompt, but pairs have two. "
+            f"Install TRL {TAKES_MORE_SINCE} or later."
         )
     judge.check_processor(processor)
     peft_config = get_peft_config(model_args)
