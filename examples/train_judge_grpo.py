@@ -169,16 +169,16 @@ def main(script_args: RewardDanceScriptArguments, training_args: GRPOConfig, mod
         raise ValueError(
             f"The judge is {judge.config.paradigm}, but pairs are asked about. Start from a pairwise judge."
         )
+    judge.check_processor(processor)
+    peft_config = get_peft_config(model_args)
+    if training_args.beta != 0 and peft_config is None:
+        raise ValueError("`beta` needs a reference model, which is the model without its adapter. Pass `--use_peft`.")
     model_type = judge.config.vlm_config.model_type
     if model_type in TAKES_ONE_PICTURE and Version(trl.__version__) < Version(TAKES_MORE_SINCE):
         raise ValueError(
             f"The judge is of type {model_type!r}, of which TRL {trl.__version__} takes one picture a prompt, but pairs have two. "
             f"Install TRL {TAKES_MORE_SINCE} or later."
         )
-    judge.check_processor(processor)
-    peft_config = get_peft_config(model_args)
-    if training_args.beta != 0 and peft_config is None:
-        raise ValueError("`beta` needs a reference model, which is the model without its adapter. Pass `--use_peft`.")
     trl_processor = processor_for_trl(processor)
     rows = prepare_rows(rows, "train_dataset")
     check_tokens(rows, processor, trl_processor)
