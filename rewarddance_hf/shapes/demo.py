@@ -106,9 +106,9 @@ def train(
             Folder of the generator's pairs. With it the training goes on for a while with those too.
     """
     torch.set_num_threads(1)  # two processes train side by side
-    model = RewardDanceForYesScoring.from_pretrained(BASE_VLM, paradigm=PARADIGM[name])
     rows = ShapesPreferences(steps * BATCH_SIZE)
-    trainer = _trainer(model, rows, _arguments(output_dir, PARADIGM[name], steps, 7e-4, 50, show_progress))
+    arguments = _arguments(output_dir, PARADIGM[name], steps, 7e-4, 50, show_progress)
+    trainer = _trainer(str(BASE_VLM), rows, arguments)
     trainer.train()
     log_history = trainer.state.log_history
     if generated_dir is not None:

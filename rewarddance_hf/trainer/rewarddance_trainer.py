@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    enable_full_determinism,
+    set_seed,
+)
 from transformers.utils import logging
 
 from ..data.collator import DataCollatorForRewardDance
@@ -90,6 +97,11 @@ class RewardDanceTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = args or RewardDanceTrainingArguments(output_dir="rewarddance_output")
+        # A new scalar head or adapter is drawn here, before `Trainer` sets the seed.
+        if args.full_determinism:
+            enable_full_determinism(args.seed)
+        else:
+            set_seed(args.seed)
         if isinstance(model, str):
             init_kwargs = dict(args.model_init_kwargs or {})
             model = RewardDanceForYesScoring.from_pretrained(model, paradigm=args.paradigm, **init_kwargs)

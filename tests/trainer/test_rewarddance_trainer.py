@@ -389,6 +389,23 @@ def test_model_card_is_filled_from_the_run(vlm_folder, dataset, tmp_path):
     assert "pairwise paradigm" in card.text
 
 
+@pytest.mark.parametrize(("paradigm", "with_adapter"), [("regressive", False), ("pairwise", True)])
+def test_new_weights_come_from_the_seed(vlm_folder, dataset, tmp_path, paradigm, with_adapter):
+    """A scalar head and an adapter start from the run's seed, whatever was drawn before."""
+
+    def start(seed, drawn):
+        torch.manual_seed(drawn)
+        peft_config = LoraConfig(r=2, target_modules=["q_proj"]) if with_adapter else None
+        trainer = make_trainer(
+            vlm_folder("internvl"), tmp_path, dataset, peft_config=peft_config, paradigm=paradigm, seed=seed
+        )
+        weights = trainer.model.state_dict()
+        return torch.cat([weights[name].flatten() for name in weights if "lora_A" in name or name == "score.weight"])
+
+    assert torch.equal(start(seed=1, drawn=2), start(seed=1, drawn=3))
+    assert not torch.equal(start(seed=1, drawn=2), start(seed=4, drawn=2))
+
+
 def test_model_card_records_the_licenses_of_its_data(vlm_folder, dataset, tmp_path):
     """Every dataset of a mix is recorded with its license, so that a release cannot miss one that forbids commercial use."""
     parts = []
