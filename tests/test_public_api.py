@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from new_process import run_python
 
 import rewarddance_hf
 
@@ -43,5 +44,5 @@ def test_judge_works_without_the_extras():
         "from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer\n"
         "from rewarddance_hf import RewardDanceEvaluator\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    done = run_python("-c", code)
     assert done.returncode == 0, done.stderr

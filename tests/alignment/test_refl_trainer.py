@@ -5,8 +5,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard
+from new_process import run_python, run_ranks
 from peft import LoHaConfig
 from PIL import Image
 from safetensors.torch import load_file
@@ -39,6 +38,7 @@ from rewarddance_hf.alignment.refl_weights import LORA_FILE
 
 
 HELPER = Path(__file__).parents[1] / "tiny_refl.py"
+ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
 SGD = {"optim": "sgd", "max_grad_norm": 0, "lr_scheduler_type": "constant", "learning_rate": 10.0}
 
 
@@ -48,11 +48,6 @@ def assert_equal(first, second, tolerance=0.0):
     for name in first:
         difference = (first[name] - second[name]).abs().max() / second[name].abs().max().clamp(min=1e-12)
         assert difference <= tolerance, f"{name}: {difference:.2e}"
-
-
-def start(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.mark.parametrize("make_pipeline", [tiny_sd3, tiny_sd, tiny_wan])
@@ -160,9 +155,8 @@ def test_two_processes_equal_one(tmp_path):
     settings = {"per_device_train_batch_size": 2, "max_steps": 2, "use_ema": True, "sample_steps": 1, **SGD}
     one = make_trainer(tmp_path / "one", gradient_accumulation_steps=2, **settings)
     one.train()
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(HELPER)]
-    done = start(*command, str(tmp_path / "two"), json.dumps(settings))
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in run_ranks(2, HELPER, tmp_path / "two", json.dumps(settings), env=ON_CPU):
+        assert done.returncode == 0, done.stderr[-3000:]
     two = torch.load(tmp_path / "two" / "result.pt")
     assert_equal(two["weights"], trained_weights(one), tolerance=1e-5)
     torch.testing.assert_close(two["rewards"].sort()[0], one.last_rewards.sort()[0], rtol=1e-5, atol=1e-6)
@@ -181,7 +175,7 @@ def test_a_killed_run_resumes_exactly(tmp_path):
         "sample_steps": 3,
     }
     kill_at = 3 + seed_of(os.getpid()) % 4  # any update after the first checkpoint
-    killed = start(str(HELPER), str(tmp_path / "killed"), json.dumps({**settings, "kill_at": kill_at}))
+    killed = run_python(HELPER, tmp_path / "killed", json.dumps({**settings, "kill_at": kill_at}), env=ON_CPU)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
 
     whole = make_trainer(tmp_path / "whole", **settings)

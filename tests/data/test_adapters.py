@@ -3,8 +3,6 @@
 import gzip
 import json
 import math
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import datasets
 import pyarrow.parquet
 import pytest
 from hub_server import LoopbackHub
+from new_process import run_python
 
 from rewarddance_hf.data import adapters
 from rewarddance_hf.data.adapters.repository import DatasetRepository, MediaFiles
@@ -166,13 +165,9 @@ def answers(tmp_path_factory):
         whole = layouts.hpdv3()
         good = hub.put("owner/half-archive", whole, kind="dataset")
         hub.put("owner/half-archive", {"images.tar.gz.ac": whole["images.tar.gz.ac"][:20]}, kind="dataset")
-        client = subprocess.run(
-            [sys.executable, "-c", CLIENT, json.dumps([[name, arguments] for name, arguments, *_ in cases]), good],
-            env=hub.environment(home, PYTHONPATH=str(Path(__file__).parents[1])),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = hub.environment(home, PYTHONPATH=str(Path(__file__).parents[1]))
+        arguments = json.dumps([[name, arguments] for name, arguments, *_ in cases])
+        client = run_python("-c", CLIENT, arguments, good, env=environment)
         assert client.returncode == 0, client.stderr[-3000:]
         return json.loads(client.stdout.splitlines()[-1]), hub.requests, home
 

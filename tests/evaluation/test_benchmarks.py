@@ -1,8 +1,6 @@
 """Public benchmarks: rows, statistics, tables and model-index, in process and over a loopback Hub by repository ID."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import dataset_layouts as layouts
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from hub_server import LoopbackHub
 from huggingface_hub import EvalResult, ModelCard
+from new_process import run_python
 from tiny_clip import save_tiny_clip
 
 from rewarddance_hf import RewardDanceEvaluator, RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
@@ -173,14 +172,8 @@ def test_command_over_the_hub(vlm_folder, tmp_path):
             [*base, "--limit", "2", "--compare", "my_rewards:blue"],
             ["evaluate", "--model", "org/judge", "--benchmark", "hpdv2"],
         ]
-        client = subprocess.run(
-            [sys.executable, "-c", CLIENT, json.dumps(commands)],
-            env=hub.environment(tmp_path / "home", PYTHONPATH=str(Path(__file__).parents[2])),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = hub.environment(tmp_path / "home", PYTHONPATH=str(Path(__file__).parents[2]))
+        client = run_python("-c", CLIENT, json.dumps(commands), env=environment, cwd=tmp_path)
     assert client.returncode == 0, client.stderr[-3000:]
     full, broken, missing = json.loads(client.stdout.splitlines()[-1])
 

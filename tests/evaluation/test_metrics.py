@@ -3,14 +3,13 @@
 import doctest
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hub_server import LoopbackHub
+from new_process import run_python
 
 from rewarddance_hf.evaluation import statistics
 
@@ -177,9 +176,8 @@ def test_spaces_give_the_same_numbers(load, tmp_path):
     with LoopbackHub() as hub:
         for name in NAMES:
             hub.put(f"org/{name}", METRICS / name, kind="space")
-        command = [sys.executable, "-c", SPACE_SCRIPT, json.dumps(arguments)]
         environment = hub.environment(tmp_path / "home")
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        done = run_python("-c", SPACE_SCRIPT, json.dumps(arguments), env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
     assert answers == {name: load(name).compute(**arguments[name]) for name in NAMES}

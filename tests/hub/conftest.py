@@ -2,12 +2,15 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_server import LoopbackHub
+from new_process import run_python
+
+from rewarddance_hf.hub import verification
 
 
 # Runs before each client: notes what is written outside of its home.
@@ -44,6 +47,18 @@ def error_of(function, *arguments, **others):
 """
 
 
+@pytest.fixture(scope="module")
+def quick_verification() -> Iterator[None]:
+    """Processes that verify releases start faster. Only for tests of what they find: how they start is tested without."""
+
+    def run(command, cwd, env, **streams):
+        return run_python(*command[1:], env=env, cwd=cwd)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
+        yield
+
+
 @pytest.fixture
 def hub() -> Iterator[LoopbackHub]:
     """An empty Hub with the tokens `hf_owner` (user "owner" of organization "org") and `hf_stranger`."""
@@ -71,10 +86,7 @@ def run_client(hub, tmp_path):
         home = tmp_path / home
         environment = hub.environment(home, token, **variables)
         blocked = "" if package else "import sys; sys.modules['rewarddance_hf'] = None\n"
-        command = [sys.executable, "-c", blocked + INJECT + WATCH + code, *map(str, arguments)]
-        result = subprocess.run(
-            command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
+        result = run_python("-c", blocked + INJECT + WATCH + code, *arguments, env=environment, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         written_elsewhere = home / "written_elsewhere"
         assert not written_elsewhere.exists(), written_elsewhere.read_text()

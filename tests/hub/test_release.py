@@ -101,6 +101,7 @@ class TestBuild:
         with torch.no_grad():
             assert model(**inputs).logits.item() == pytest.approx(row["log_odds"], abs=1e-4)
 
+    @pytest.mark.usefixtures("built", "quick_verification")  # in this order: how `built` is verified is not changed
     def test_an_adapter_is_merged(self, tmp_path):
         """A release of an adapter needs neither peft nor the base model, and gives the adapter's scores."""
         model = RewardDanceForYesScoring.from_pretrained(BASE_VLM)
@@ -118,6 +119,7 @@ class TestBuild:
             with adapter.disable_adapter():
                 assert adapter(**inputs).scores.item() != pytest.approx(row["score"], abs=1e-4)
 
+    @pytest.mark.usefixtures("built", "quick_verification")  # in this order: how `built` is verified is not changed
     def test_other_weights_than_those_that_were_measured_are_noticed(self, release):
         """A folder whose weights give other scores than its sheet fails its verification, and the difference is said."""
         weights = load_file(release / "model.safetensors")
@@ -127,6 +129,7 @@ class TestBuild:
         with pytest.raises(ValueError, match="gives log-odds that differ by .* Nothing was uploaded"):
             verify_release(release)
 
+    @pytest.mark.usefixtures("built", "quick_verification")  # in this order: how `built` is verified is not changed
     def test_missing_code_is_noticed(self, release):
         """A folder that only works with the package installed fails its verification."""
         (release / "pixels_rewarddance.py").unlink()

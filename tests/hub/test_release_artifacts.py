@@ -28,7 +28,7 @@ NUMBERS = {"accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8, "accurac
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory, quick_verification):
     """All folders by name, with an untrained judge and random adapters in the place of the demo's. Read only."""
     demo_dir = tmp_path_factory.mktemp("demo")
     for number, name in enumerate(("hacked", "tuned")):

@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+from new_process import run_python
 from tiny_vlms import random_picture
 from transformers import pipeline
 
@@ -117,10 +116,7 @@ def test_remote_code_gives_the_same_scores(folders, tmp_path):
     for path, picture in zip(paths, PICTURES, strict=False):
         picture.save(path)
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", REMOTE_SCRIPT, str(folders["pairwise"]), *paths]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    result = run_python("-c", REMOTE_SCRIPT, folders["pairwise"], *paths, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout.splitlines()[-1])
     assert answer["module"].startswith("transformers_modules.")

@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from new_process import run_python
 
 from rewarddance_hf.models.criteria_rewarddance import DIMENSIONS
 
@@ -60,8 +59,7 @@ def test_checkpoint_works_without_the_package(judge, rows, tmp_path):
     environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
     # Stands in front of an installed package.
     (elsewhere / "rewarddance_hf.py").write_text("raise ImportError('not installed here')")
-    command = [sys.executable, "-c", SCRIPT, str(folder)]
-    result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    result = run_python("-c", SCRIPT, folder, env=environment, cwd=elsewhere)
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout.splitlines()[-1])
     assert answer["module"].startswith("transformers_modules.")
