@@ -35,8 +35,11 @@ SMALLEST_AREA = 12
 MOST_OBJECTS = 8
 # Farther than this from its nearest color (as RGB distance, channels in [0, 1]) an object has no color of this world.
 COLOR_TOLERANCE = 0.42
-# A shape whose best template leaves more than this share of its area unexplained is none of this world.
-SHAPE_TOLERANCE = 0.4
+# A shape whose best template leaves more than this share of its area unexplained is none of this world. In renderings with
+# the defects of a small generator it is at most 0.19.
+SHAPE_TOLERANCE = 0.2
+# So is one with a larger radius, as a share of the picture's side: the largest that is drawn has 0.31.
+LARGEST_RADIUS = 0.36
 SMOOTHING_NOISE = 0.045
 EDGE_WIDTHS = (1.0, 2.5, 4.0)
 
@@ -274,7 +277,7 @@ def _describe_component(component: np.ndarray, pixels: np.ndarray, ground: np.nd
     shape, x, y, radius, error = _fit_shape(share)
     return PlacedObject(
         _COLOR_NAMES[nearest] if distances[nearest] <= COLOR_TOLERANCE else None,
-        shape if error <= SHAPE_TOLERANCE else None,
+        shape if error <= SHAPE_TOLERANCE and radius <= LARGEST_RADIUS * WORKING_SIZE else None,
         float(x + left) / WORKING_SIZE,
         float(y + top) / WORKING_SIZE,
         radius / WORKING_SIZE,

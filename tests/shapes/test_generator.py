@@ -97,10 +97,11 @@ def test_training_is_deterministic_and_changes_every_module(tmp_path):
     """The same seed gives the same weights, and both stages reach all that they should."""
     initial = build_generator(3)
     trained = []
+    stages = (generator_base.Stage(10, 3e-3), generator_base.Stage(2, 1e-3, wrong_share=0.8, wrong_own_share=0.5))
     for name in ("first", "second"):
         torch.manual_seed(len(trained))  # the state that the caller left does not matter
         generator_base.train_generator(
-            tmp_path / name, seed=3, num_pictures=40, autoencoder_steps=2, denoiser_steps=10
+            tmp_path / name, seed=3, num_pictures=40, autoencoder_steps=2, denoiser_stages=stages
         )
         trained.append(load_generator(tmp_path / name))
     for module in ("vae", "transformer", "text_encoder", "text_encoder_2"):

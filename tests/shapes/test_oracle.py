@@ -132,11 +132,22 @@ def test_missing_and_additional_objects_break_the_number():
     assert check(empty, "a red circle").share == 0
 
 
-def test_unknown_colors_and_shapes_are_no_guess():
-    """What is none of this world is reported as such, not as its nearest neighbor."""
-    bar = np.full((32, 32, 3), 40, dtype=np.uint8)
-    bar[14:18, 4:28] = COLORS["red"]
-    assert [(item.color, item.shape) for item in detect_objects(bar)] == [("red", None)]
+@pytest.mark.parametrize("figure", ["bar", "cross", "crescent", "half", "lobes", "filled"])
+def test_unknown_shapes_are_no_guess(figure):
+    """What is none of this world is reported as such, not as its nearest neighbor: neither blobs nor a filled picture."""
+    y, x = np.mgrid[:32, :32] - 15.5
+    angle, radius = np.arctan2(y, x), np.hypot(x, y)
+    mask = {
+        "bar": (abs(y) < 2) & (abs(x) < 12),
+        "cross": ((abs(y) < 2.5) | (abs(x) < 2.5)) & (np.maximum(abs(x), abs(y)) < 8),
+        "crescent": (radius < 8) & (np.hypot(x - 4, y) > 7),
+        "half": (radius < 8) & (y < 0),
+        "lobes": radius < 7 + 2.5 * np.cos(5 * angle),
+        "filled": np.maximum(abs(x), abs(y)) < 14,
+    }[figure]
+    picture = np.full((32, 32, 3), 40, dtype=np.uint8)
+    picture[mask] = COLORS["red"]
+    assert [(item.color, item.shape) for item in detect_objects(picture)] == [("red", None)]
 
 
 def test_arrays_and_pictures_agree():
