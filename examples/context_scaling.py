@@ -12,10 +12,11 @@ Everything runs on the shapes world, whose truth is known, from the tiny base mo
 
 - `criteria`: each pair comes twice, with opposite labels under different criteria. A judge that is told them, and one that
   is not.
-- `rationales`: judges trained with and without rationales, for as many steps and from the same seeds.
+- `rationales`: judges trained with rationales after the answer, without, and with them before it, for as many steps and from
+  the same seeds. The last ones reason before they answer.
 - `faults`: the rationales that a judge generates, read back and held against the true scenes: do they name what is wrong?
 - `video`: a judge of clips that was trained by `examples/configs/shapes_video.yaml` (`--video_judge`), in domain, out of
-  domain, and with the frames shuffled.
+  domain, with the frames shuffled, and with one frame of each clip in place of all.
 
 Results are written as `results.json` and printed as tables. Trained judges stay in the output folder, and a second run uses
 them again.
@@ -27,6 +28,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
@@ -37,7 +39,9 @@ from rewarddance_hf import (
     RewardDanceTrainer,
     RewardDanceTrainingArguments,
 )
-from rewarddance_hf.shapes.clips import load_shapes
+from rewarddance_hf.evaluation import statistics
+from rewarddance_hf.scoring.reasoning import NoAnswerError
+from rewarddance_hf.shapes.clips import NUM_FRAMES, load_shapes
 from rewarddance_hf.shapes.models import BASE_VLM, PROMPT_TEXTS, judge_processor
 from rewarddance_hf.shapes.opposing import ShapesOpposingCriteria
 from rewarddance_hf.shapes.preferences import ShapesPreferences
@@ -46,16 +50,26 @@ from rewarddance_hf.shapes.rationales import check_rationale, summarize_checks
 
 PARTS = ("criteria", "rationales", "faults", "video")
 BATCH_SIZE = 48
+MAX_NEW_TOKENS = 64
+# Arms of part "rationales" and their formats. Reasons are asked for in words that the base model knows.
+ARMS = {"with rationale": "decision_first", "without": None, "reasons first": "reasons_first"}
+REASONS_TEXTS = {
+    **PROMPT_TEXTS,
+    "pairwise_reasons_question": "Describe it. Is {noun} 2 better than {noun} 1?",
+    "answer": "\nIs it better:",
+}
 VIDEO_ROWS = ("t2v-id", "i2v-id", "t2v-ood", "i2v-ood", "t2v-id-shuffled", "i2v-id-shuffled")
 
 
-def train(rows: Any, output_dir: Path, steps: int, seed: int = 0, rationale: bool = True, **processor: Any) -> Path:
+def train(
+    rows: Any, output_dir: Path, steps: int, seed: int = 0, rationale: str | None = "decision_first", **processor: Any
+) -> Path:
     """Fine-tune the base model as the demo does, unless the folder holds a judge already."""
     if (output_dir / "config.json").is_file():
         return output_dir
     arguments = RewardDanceTrainingArguments(
         str(output_dir),
-        rationale="decision_first" if rationale else None,
+        rationale=rationale,
         rationale_weight=0.5,
         max_steps=steps,
         per_device_train_batch_size=BATCH_SIZE,
@@ -90,6 +104,43 @@ def accuracy(judge: Path, rows: Any) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name in names or name.startswith("category/")}
 
 
+def accuracy_after_reasons(judge: Path, rows: Any) -> dict[str, float]:
+    """
+    The same for a judge that is asked for its reasons first: one greedy chain for each order of a row. One that reaches no
+    answer is wrong, and counted in `no_answer`.
+    """
+    scorer = RewardDanceScorer.from_pretrained(judge, batch_size=100, score_normalization="yes_no")
+    rows = list(rows)  # which are made when they are asked for
+    columns = {name: [row[name] for row in rows] for name in ("chosen", "rejected", "prompt", "criteria", "category")}
+    try:
+        scores = scorer.reason(
+            columns["chosen"] + columns["rejected"],
+            columns["prompt"] * 2,
+            references=columns["rejected"] + columns["chosen"],
+            criteria=columns["criteria"] * 2,
+            max_new_tokens=MAX_NEW_TOKENS,
+        ).scores
+    except NoAnswerError:
+        scores = torch.full((2 * len(rows),), torch.nan)
+    # Above 0 where the chosen picture is preferred, of shape `(rows, 2)`.
+    margins = ((scores.view(2, -1).T - 0.5) * torch.tensor([1, -1])).nan_to_num(-1.0).numpy()
+    row_credits = statistics.verdict_credits(margins).mean(axis=1)
+    low, high = statistics.bootstrap_interval(row_credits, 1000, seed=0)
+    categories = np.array(columns["category"])
+    return {
+        "accuracy": float(row_credits.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "order_consistency": statistics.order_consistency(margins),
+        "no_answer": scores.isnan().double().mean().item(),
+        **{
+            f"category/{name}/accuracy": float(row_credits[categories == name].mean())
+            for name in sorted({*categories})
+        },
+        "num_rows": len(margins),
+    }
+
+
 def measure_criteria(args: argparse.Namespace) -> dict[str, Any]:
     rows = ShapesOpposingCriteria(args.steps * BATCH_SIZE)
     without = {"prompt_texts": {**PROMPT_TEXTS, "criteria": ""}}
@@ -104,13 +155,14 @@ def measure_rationales(args: argparse.Namespace) -> dict[str, Any]:
     results = {}
     for steps in args.rationale_steps:
         for seed in range(args.seeds):
-            for name in ("with rationale", "without"):
+            for name, rationale in ARMS.items():
                 folder = args.output_dir / f"rationales_{name.split()[0]}_{steps}_{seed}"
                 rows = ShapesPreferences(steps * BATCH_SIZE, seed=seed)
-                judge = train(rows, folder, steps, seed, rationale=name != "without")
+                judge = train(rows, folder, steps, seed, rationale, prompt_texts=REASONS_TEXTS)
+                measure = accuracy_after_reasons if rationale == "reasons_first" else accuracy
                 for split in ("id", "ood"):
                     key = f"{name}, {steps} steps, seed {seed}, {split}"
-                    results[key] = accuracy(judge, ShapesPreferences(args.rows, split))
+                    results[key] = measure(judge, ShapesPreferences(args.rows, split))
     return results
 
 
@@ -124,7 +176,9 @@ def measure_faults(args: argparse.Namespace) -> dict[str, Any]:
         for index, row in enumerate(ShapesPreferences(args.fault_rows, split)):
             is_second = index % 2 == 0
             pair = (row["rejected"], row["chosen"]) if is_second else (row["chosen"], row["rejected"])
-            verdict = scorer.compare(*pair, row["prompt"], criteria=row["criteria"], explain=True, max_new_tokens=64)
+            verdict = scorer.compare(
+                *pair, row["prompt"], criteria=row["criteria"], explain=True, max_new_tokens=MAX_NEW_TOKENS
+            )
             check = check_rationale(verdict.rationale, row, is_second)
             right = verdict.winner == ("b" if is_second else "a")
             for group in ("all", row["category"], "right verdicts" if right else "wrong verdicts"):
@@ -134,10 +188,20 @@ def measure_faults(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def repeat_frame(rows: Any, frame: int) -> list[dict[str, Any]]:
+    """Rows of clips in which one frame of each clip stands in place of all."""
+    return [{**row, **{name: [row[name][frame]] * NUM_FRAMES for name in ("chosen", "rejected")}} for row in rows]
+
+
 def measure_video(args: argparse.Namespace) -> dict[str, Any]:
     if args.video_judge is None:
         raise SystemExit("Part 'video' measures a trained judge: pass its folder as --video_judge.")
-    return {name: accuracy(args.video_judge, load_shapes(name, args.rows)) for name in VIDEO_ROWS}
+    results = {name: accuracy(args.video_judge, load_shapes(name, args.rows)) for name in VIDEO_ROWS}
+    for name in VIDEO_ROWS[:2]:
+        for frame in range(NUM_FRAMES):
+            rows = repeat_frame(load_shapes(name, args.rows), frame)
+            results[f"{name}, frame {frame + 1} only"] = accuracy(args.video_judge, rows)
+    return results
 
 
 def print_table(title: str, results: dict[str, dict[str, float]]) -> None:

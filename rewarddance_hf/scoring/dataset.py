@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..models.examples_rewarddance import Example
 from .judgements import Judgement, NonFiniteScoreError
 
 
 def score_into_file(
     stream: Callable[..., Iterator[tuple[torch.Tensor, torch.Tensor]]],
     is_pairwise: bool,
+    examples_of: Callable[[str], tuple[Example, ...]],
     rows: Sequence[Mapping[str, Any]],
     output_file: str | os.PathLike,
     save_every: int = 256,
@@ -28,6 +30,8 @@ def score_into_file(
             scores of the next ones.
         is_pairwise (`bool`):
             Whether rows need a reference.
+        examples_of (`Callable`):
+            Function that gives the examples that rows of a task are shown, always the same ones for the same task.
         rows (`datasets.Dataset` or `list[dict]`):
             Rows, as in [`RewardDanceScorer.score_dataset`].
         output_file (`str` or `os.PathLike`):
@@ -55,7 +59,7 @@ def score_into_file(
     todo = [row for row in range(len(rows)) if row not in known]
     if not todo:
         return 0
-    judgements = (_judgement(rows[row], row, is_pairwise) for row in todo)
+    judgements = (_judgement(rows[row], row, is_pairwise, examples_of) for row in todo)
     done = 0
     with (
         open(output_file, "a", encoding="utf-8") as file,
@@ -119,7 +123,9 @@ def read_scores(output_file: str | os.PathLike) -> dict[int, float]:
     return scores
 
 
-def _judgement(row: Mapping[str, Any], index: int, is_pairwise: bool) -> Judgement:
+def _judgement(
+    row: Mapping[str, Any], index: int, is_pairwise: bool, examples_of: Callable[[str], tuple[Example, ...]]
+) -> Judgement:
     """Question about one row."""
     wanted = ["image", "prompt", *(["reference"] if is_pairwise else [])]
     missing = [name for name in wanted if row.get(name) is None]
@@ -130,11 +136,13 @@ def _judgement(row: Mapping[str, Any], index: int, is_pairwise: bool) -> Judgeme
         )
     if not isinstance(row["prompt"], str):
         raise TypeError(f"`prompt` of row {index} is of type `{type(row['prompt']).__name__}`, but must be a string.")
+    task = row.get("task") or "text-to-image"
     return Judgement(
         row["image"],
         row["prompt"],
         reference=row["reference"] if is_pairwise else None,
         condition=row.get("condition"),
-        task=row.get("task") or "text-to-image",
+        task=task,
         criteria=row.get("criteria"),
+        examples=examples_of(task),
     )

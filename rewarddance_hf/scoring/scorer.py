@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cache
 from itertools import combinations, groupby, islice
 from typing import Any, TypeAlias
 
@@ -321,12 +322,14 @@ class RewardDanceScorer:
         output_file: str | os.PathLike,
         save_every: int = 256,
         show_progress: bool = True,
+        examples: Examples = None,
     ) -> int:
         r"""
         Score a dataset into a file of JSON lines, `{"row": 0, "score": 0.5}`.
 
         An interrupted call goes on where it stopped when it is repeated: rows that are in the file are not scored again,
         and a last line that was cut off is removed first. References that come again are shared if their rows are near.
+        The file does not know by which judge and after which examples it was scored: repeat the call with the same ones.
 
         Args:
             rows (`datasets.Dataset` or `list[dict]`):
@@ -338,14 +341,25 @@ class RewardDanceScorer:
                 Number of rows that are scored between two writes.
             show_progress (`bool`, *optional*, defaults to `True`):
                 Whether to show a progress bar.
+            examples (`list[dict]`, *optional*):
+                Judgements with known verdicts that the judge is shown before each question, as in
+                [`~RewardDanceScorer.score`]. Those that name no `task` have the task of the row.
 
         Returns:
             `int`: Number of rows that were scored by this call.
 
         Raises:
-            `ValueError`: If the file belongs to other rows, or a row cannot be scored. What is in the file stays.
+            `ValueError`: If the file belongs to other rows, an example lacks something, or a row cannot be scored. What is in
+                the file stays.
         """
-        return score_into_file(self._stream, self.is_pairwise, rows, output_file, save_every, show_progress)
+
+        @cache
+        def examples_of(task: str) -> tuple[Example, ...]:
+            return self.processor.read_examples(examples, task, self.is_pairwise)
+
+        return score_into_file(
+            self._stream, self.is_pairwise, examples_of, rows, output_file, save_every, show_progress
+        )
 
     @torch.no_grad()
     def compare(

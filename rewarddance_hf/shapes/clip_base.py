@@ -1,7 +1,7 @@
 """
 Teach the base model of shapes, which has seen single pictures only, to watch clips. It does not learn to compare them.
 
-    python -m rewarddance_hf.shapes.clip_base --output_dir outputs/shapes_clip_base
+    python -m rewarddance_hf.shapes.clip_base --output_dir outputs/shapes_clip_base    # about 15 minutes of one core
 
 One clip is asked about many times, which gives many verdicts for the cost of one clip. Each question sees the clip and
 itself: if it saw the others, the model would read its answer off theirs, and not off the frames.
@@ -36,7 +36,7 @@ from .scenes import COLORS, IN_DOMAIN, RADIUS_RANGES, SHAPES, TRAINING_COMPOSITI
 
 QUESTIONS_PER_CLIP = 10
 BATCH_SIZE = 20
-STEPS = 900
+STEPS = 1800
 LEARNING_RATE = 8e-4
 
 # Wording of a judge of clips. Criteria are left out: all rows have the same.

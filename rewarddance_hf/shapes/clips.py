@@ -3,7 +3,9 @@ Clips of colored shapes whose truth is known: motion, direction, speed and order
 
 A clip has [`NUM_FRAMES`] frames with one object each. What makes one clip better than the other is never in a single
 frame: the faulty clip has the same places, colors and shapes at other times, or other ones of those that the prompt
-leaves open. In the categories of [`ORDERED_CATEGORIES`] both clips even have the same frames, in another order.
+leaves open. In the categories of [`ORDERED_CATEGORIES`] both clips even have the same frames, in another order. But who
+knows that a frame is the first or the last can tell which object comes first, or where a motion starts; and beside the
+given first frame of an image-to-video row, one later frame may show that the object is another, or has moved.
 """
 
 from __future__ import annotations

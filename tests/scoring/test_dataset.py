@@ -85,6 +85,62 @@ def test_line_that_was_cut_off_is_repaired(scorer, scores, tmp_path, cut):
     assert_complete(path, scores)
 
 
+EXAMPLES = [
+    {"image": random_picture(30 + i), "prompt": "two", "reference": random_picture(40 + i), "verdict": verdict}
+    for i, verdict in enumerate(["yes", "no"])
+]
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_examples_are_shown_before_each_row(scorer, scores, tmp_path, engine):
+    """Scores after examples are those of `score` with the same ones, also of the rows that a resumed call does."""
+    scorer = RewardDanceScorer(scorer.model, scorer.processor, batch_size=3, engine=engine)
+    path = tmp_path / "scores.jsonl"
+    columns = {name: [row[name] for row in ROWS] for name in ("image", "prompt", "reference")}
+    wanted = scorer.score(columns["image"], columns["prompt"], columns["reference"], examples=EXAMPLES)
+    assert not torch.allclose(wanted, scores, rtol=1e-2)
+    assert scorer.score_dataset(ROWS, path, save_every=3, show_progress=False, examples=EXAMPLES) == 8
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:5]))
+    assert scorer.score_dataset(ROWS, path, show_progress=False, examples=EXAMPLES) == 3
+    assert_complete(path, wanted)
+
+
+def test_examples_have_the_task_of_the_row(scorer, tmp_path):
+    """Where rows have several tasks, an example that names none states the criteria of each row's own."""
+    tasks = ["text-to-image", "text-to-video", "text-to-image"]
+    clips = [random_picture(50), [random_picture(51), random_picture(52)], random_picture(53)]
+    rows = [
+        {"image": clip, "prompt": "a", "reference": clip, "task": task}
+        for clip, task in zip(clips, tasks, strict=True)
+    ]
+    example = {
+        "image": [random_picture(54), random_picture(55)],
+        "reference": [random_picture(55), random_picture(54)],
+        "prompt": "two",
+        "verdict": "no",
+    }
+    scorer.score_dataset(rows, tmp_path / "scores.jsonl", show_progress=False, examples=[example])
+    got = read_scores(tmp_path / "scores.jsonl")
+    for i, row in enumerate(rows):
+        wanted = scorer.score(
+            [row["image"]],
+            row["prompt"],
+            [row["reference"]],
+            task=row["task"],
+            examples=[{**example, "task": tasks[i]}],
+        )
+        assert got[i] == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_wrong_examples_are_refused_before_anything_is_scored(scorer, tmp_path):
+    """An example that lacks something is named, and the file stays empty."""
+    path = tmp_path / "scores.jsonl"
+    with pytest.raises(ValueError, match=r"`examples\[1\]` has the keys"):
+        scorer.score_dataset(ROWS, path, show_progress=False, examples=[EXAMPLES[0], {"prompt": "two"}])
+    assert read_scores(path) == {}
+
+
 def test_progress_starts_where_it_stopped(scorer, tmp_path, capfd):
     """The bar counts rows that are known."""
     path = tmp_path / "scores.jsonl"
