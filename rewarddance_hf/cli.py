@@ -183,7 +183,10 @@ def _make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", parents=[shared], help="train and measure a tiny judge on this computer")
     demo.add_argument("--output-dir", default="outputs/demo", help="folder for the report (default: outputs/demo)")
     demo.add_argument(
-        "--tune-generator", action="store_true", help="then tune a tiny generator by the judge (twice as long)"
+        "--tune-generator",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="then tune a tiny generator by the judge (the second half of the time)",
     )
     demo.set_defaults(run=_demo)
 

@@ -322,8 +322,8 @@ def test_demo(capsys, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr("rewarddance_hf.shapes.demo.run_demo", lambda *arguments: calls.append(arguments))
     assert run(capsys, "demo", "--output-dir", tmp_path)[0] == 0
-    assert run(capsys, "demo", "--tune-generator")[0] == 0
-    assert calls == [(str(tmp_path), False), ("outputs/demo", True)]
+    assert run(capsys, "demo", "--no-tune-generator")[0] == 0
+    assert calls == [(str(tmp_path), True), ("outputs/demo", False)]
 
 
 @pytest.mark.parametrize(

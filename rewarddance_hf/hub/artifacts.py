@@ -312,7 +312,7 @@ def _build_adapter(file: Path, folder: Path, namespace: str, tag: str) -> Path:
         "adapter",
         LICENSE,
         "LoRA weights with which the generator of shapes pleases its judge more (reward fine-tuning, ReFL).",
-        f"`rewarddance demo --tune-generator`, by the gradient of {namespace}/{JUDGES['judge']}.",
+        f"`rewarddance demo`, by the gradient of {namespace}/{JUDGES['judge']}.",
         (LIMITS[0], "What pleases its judge need not be right: see the report of the demo for both."),
         PROMPTS[0],
         SAMPLING,

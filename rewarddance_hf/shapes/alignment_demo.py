@@ -25,18 +25,18 @@ from .scenes import COLORS, parse_caption
 
 
 GENERATORS = ("tuned", "hacked")
-TUNING_STEPS = 150
-BATCH_SIZE = 64
-LEARNING_RATE = 5e-4
-# A picture of 8 steps is all but decided after the first 5.
-STEP_INDEX_RANGE = [1, 6]
-# What the judge already likes gives no gradient, and the generator stays near the un-tuned one.
-REWARD_CLIP, BETA = 0.8, 0.1
-NUM_REFERENCE_PROMPTS, NUM_CANDIDATES, NUM_REFERENCES = 400, 8, 1
+SHARES_FILE = "right.json"
+TUNING_STEPS = 220
+BATCH_SIZE = 32
+LEARNING_RATE = 1e-3
+# The later half of the steps: earlier previews are too blurred for the judge, which leads the generator astray by them.
+STEP_INDEX_RANGE = [NUM_INFERENCE_STEPS // 2, NUM_INFERENCE_STEPS]
+NUM_REFERENCE_PROMPTS, NUM_CANDIDATES, NUM_REFERENCES = 240, 8, 1
 # The monitor's held-out prompts are others than those that the report's figures come from.
-MONITOR_PROMPTS, MONITOR_SEED = 250, 1
-# A weak reward is hacked within a few updates.
-NUM_EVALUATIONS = {"tuned": 10, "hacked": 30}
+MONITOR_PROMPTS, MONITOR_SEED = 160, 1
+# A weak reward is hacked within a few updates: half of them are enough, if the monitor looks more often.
+STEPS_SHARE = {"tuned": 1.0, "hacked": 0.5}
+NUM_EVALUATIONS = {"tuned": 6, "hacked": 28}
 EVALUATION_PROMPTS, SAMPLES_PER_PROMPT = 500, 2
 EVALUATION_SEED = 2
 LORA_TARGETS = [
@@ -84,7 +84,9 @@ def oracle_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     return torch.from_numpy(alignment_score(images, prompts)).float()
 
 
-def evaluate_generator(name: str, pipeline: Any, num_prompts: int = EVALUATION_PROMPTS) -> dict[str, float]:
+def evaluate_generator(
+    name: str, pipeline: Any, num_prompts: int = EVALUATION_PROMPTS
+) -> tuple[dict[str, float], list[float]]:
     """
     Measure how often a generator draws what held-out prompts say, always from the same noise.
 
@@ -97,8 +99,8 @@ def evaluate_generator(name: str, pipeline: Any, num_prompts: int = EVALUATION_P
             Number of prompts.
 
     Returns:
-        `dict[str, float]`: `generator/{name}/alignment` with the 95 % bootstrap interval over prompts (`_low`, `_high`),
-        and `generator/{name}/kind/{kind}/alignment`.
+        `tuple[dict[str, float], list[float]]`: `generator/{name}/alignment` with the 95 % bootstrap interval over prompts
+        (`_low`, `_high`), and `generator/{name}/kind/{kind}/alignment`; and the share of right samples of each prompt.
     """
     dataset = ShapesPrompts(num_prompts, "id", EVALUATION_SEED)
     rows = [dataset[i] for i in range(num_prompts)]
@@ -109,9 +111,34 @@ def evaluate_generator(name: str, pipeline: Any, num_prompts: int = EVALUATION_P
     low, high = bootstrap_interval(right)
     metrics = {f"{key}/alignment": float(right.mean()), f"{key}/alignment_low": low, f"{key}/alignment_high": high}
     kinds = np.array([row["kind"] for row in rows])
-    return metrics | {
+    metrics |= {
         f"{key}/kind/{kind}/alignment": float(right[kinds == kind].mean()) for kind in dict.fromkeys(kinds.tolist())
     }
+    return metrics, right.tolist()
+
+
+def gains(folder: Path) -> dict[str, float]:
+    """
+    Compare the tuned generators with the base, prompt by prompt.
+
+    Args:
+        folder (`Path`):
+            Folder of the demo, with what [`tune`] has written for all of `GENERATORS`.
+
+    Returns:
+        `dict[str, float]`: `generator/{name}/gain`, the difference to the base in the share of samples drawn right, with the
+        95 % bootstrap interval over prompts (`_low`, `_high`).
+    """
+    shares: dict[str, Any] = {}
+    for name in GENERATORS:
+        shares |= json.loads((folder / name / SHARES_FILE).read_text(encoding="utf-8"))
+    metrics: dict[str, float] = {}
+    for name in GENERATORS:
+        differences = np.subtract(shares[name], shares["base"])
+        low, high = bootstrap_interval(differences)
+        key = f"generator/{name}/gain"
+        metrics |= {key: float(differences.mean()), f"{key}_low": low, f"{key}_high": high}
+    return metrics
 
 
 def tune(
@@ -135,7 +162,7 @@ def tune(
         judge_dir (`str`, *optional*):
             Folder of the pairwise judge, for `"tuned"`.
         steps (`int`, *optional*):
-            Number of updates.
+            Number of updates of `"tuned"`; `"hacked"` takes half of them.
         num_prompts (`int`, *optional*):
             Number of prompts that the generator is measured on.
         show_progress (`bool`, *optional*, defaults to `True`):
@@ -146,9 +173,13 @@ def tune(
     torch.set_flush_denormal(True)
     pipeline = load_generator()
     share = min(1.0, steps / TUNING_STEPS)  # short runs are for trying the code
+    steps = max(1, round(steps * STEPS_SHARE[name]))
     dataset = ShapesPrompts(max(BATCH_SIZE, round(share * NUM_REFERENCE_PROMPTS)))
     prompts = [dataset[i]["prompt"] for i in range(len(dataset))]
-    metrics = {} if name == "tuned" else evaluate_generator("base", pipeline, num_prompts)
+    metrics: dict[str, Any] = {}
+    shares: dict[str, list[float]] = {}
+    if name == "hacked":
+        metrics, shares["base"] = evaluate_generator("base", pipeline, num_prompts)
     reward: Any = color_reward
     rows: Any = [{"prompt": prompt} for prompt in prompts]
     sampling: dict[str, Any] = SAMPLING
@@ -181,8 +212,6 @@ def tune(
         pipeline_kwargs={"max_sequence_length": MAX_SEQUENCE_LENGTH},
         step_index_range=STEP_INDEX_RANGE,
         reward_transform="log_odds" if name == "tuned" else "none",
-        reward_clip=REWARD_CLIP if name == "tuned" else None,
-        beta=BETA if name == "tuned" else 0.0,
         per_device_train_batch_size=BATCH_SIZE,
         per_device_eval_batch_size=64,
         max_steps=steps,
@@ -207,8 +236,10 @@ def tune(
     )
     trainer.train()
     trainer.save_model()
-    metrics |= evaluate_generator(name, pipeline, num_prompts)
+    tuned_metrics, shares[name] = evaluate_generator(name, pipeline, num_prompts)
+    metrics |= tuned_metrics
     metrics[f"generator/{name}/num_warnings"] = len(monitor.dynamics.warnings)
     folder = Path(output_dir)
     (folder / "verdict.txt").write_text(monitor.dynamics.verdict + "\n", encoding="utf-8")
+    (folder / SHARES_FILE).write_text(json.dumps(shares) + "\n", encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -56,7 +56,10 @@ def generator_lines(folder: Path, metrics: dict[str, Any]) -> list[str]:
         value, low, high = (100 * metrics[f"generator/{name}/alignment{end}"] for end in ("", "_low", "_high"))
         cells = [f"{100 * metrics[f'generator/{name}/kind/{kind}/alignment']:.0f}" for kind in kinds]
         lines.append(f"| {DESCRIPTIONS[name]} | {value:.1f} ({low:.1f} to {high:.1f}) | {' | '.join(cells)} |")
+    gain, low, high = (100 * metrics[f"generator/tuned/gain{end}"] for end in ("", "_low", "_high"))
     lines += [
+        "",
+        f"Prompt by prompt, the generator {DESCRIPTIONS['tuned']} gains {gain:+.1f} points ({low:+.1f} to {high:+.1f}).",
         "",
         f"Best-of-N references that the judge has chosen: {100 * metrics['generator/references/alignment']:.1f} % right.",
         "",

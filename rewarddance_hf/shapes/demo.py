@@ -1,6 +1,6 @@
 """
-The demo: fine-tune the tiny base model as a judge of shapes, measure it beside two others, and score with it. If it is
-asked to, it then tunes a tiny generator by the judge.
+The demo: fine-tune the tiny base model as a judge of shapes, measure it beside two others, score with it, and tune a tiny
+generator by it.
 """
 
 import json
@@ -23,7 +23,7 @@ from ..models import RewardDanceForYesScoring
 from ..scoring.scorer import RewardDanceScorer
 from ..trainer.rewarddance_trainer import RewardDanceTrainer
 from ..trainer.training_args import RewardDanceTrainingArguments
-from .alignment_demo import EVALUATION_PROMPTS, GENERATORS, TUNING_STEPS, tune
+from .alignment_demo import EVALUATION_PROMPTS, GENERATORS, TUNING_STEPS, gains, tune
 from .generated import generated_preferences
 from .generator import load_generator
 from .models import BASE_VLM, judge_processor
@@ -39,9 +39,9 @@ EVALUATION_ROWS = 1000
 # A judge that has only seen clean drawings reads a generator's pictures less well: it is trained on for some steps, with
 # pairs of those in half of the rows.
 GENERATED_STEPS, GENERATED_LEARNING_RATE = 200, 3e-4
-GENERATED_PROMPTS = {"train": 500, "id": 200}
+GENERATED_PROMPTS = {"train": 350, "id": 150}
 # Rows of the learning curve are others than those that the report's figures come from.
-CURVE_ROWS, CURVE_SEED = 300, 1
+CURVE_ROWS, CURVE_SEED = 200, 1
 MIXED_SEED = 2
 
 
@@ -60,7 +60,8 @@ def sample_pairs(split: str, output_dir: str, num_prompts: int | None = None) ->
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     num_prompts = num_prompts or GENERATED_PROMPTS[split]
-    rows = generated_preferences(load_generator(), num_prompts, split, with_described=split == "train")
+    training = split == "train"
+    rows = generated_preferences(load_generator(), num_prompts, split, with_described=training, with_ties=training)
     datasets.Dataset.from_list(rows).save_to_disk(output_dir)
 
 
@@ -223,7 +224,7 @@ def _side_by_side(calls: dict[str, tuple[Any, ...]]) -> None:
 
 def run_demo(
     output_dir: str = "outputs/demo",
-    tune_generator: bool = False,
+    tune_generator: bool = True,
     steps: int = TRAINING_STEPS,
     rows: int = EVALUATION_ROWS,
     tuning_steps: int = TUNING_STEPS,
@@ -235,7 +236,7 @@ def run_demo(
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/demo"`):
             Folder for `report.md`, `metrics.json`, pictures and checkpoints.
-        tune_generator (`bool`, *optional*, defaults to `False`):
+        tune_generator (`bool`, *optional*, defaults to `True`):
             Whether to train the judge on pairs of a generator's samples too, and to tune the generator by the judge and by a
             weak reward.
         steps (`int`, *optional*):
@@ -243,7 +244,7 @@ def run_demo(
         rows (`int`, *optional*):
             Number of held-out rows of each split.
         tuning_steps (`int`, *optional*):
-            Number of updates of each generator.
+            Number of updates of the generator that the judge tunes.
         prompts (`int`, *optional*):
             Number of held-out prompts that generators are measured on.
 
@@ -281,7 +282,7 @@ def run_demo(
     }
     files = [folder / "untrained.json", *(folder / name / "metrics.json" for name in ("judge", "regressive"))]
     if tune_generator:
-        _say(f"Tuning the generator by the judge and by a weak reward, {tuning_steps} steps each, side by side ...")
+        _say(f"Tuning the generator by the judge, {tuning_steps} steps, and beside it by a weak reward ...")
         for name in GENERATORS:
             judge_dir = str(folder / "judge") if name == "tuned" else None
             calls[name] = (tune, name, str(folder / name), judge_dir, tuning_steps, prompts, name == "tuned")
@@ -293,6 +294,8 @@ def run_demo(
     metrics: dict[str, Any] = {}
     for file in files:
         metrics |= json.loads(file.read_text(encoding="utf-8"))
+    if tune_generator:
+        metrics |= gains(folder)
     scorer = RewardDanceScorer.from_pretrained(folder / "judge", batch_size=100)
     metrics["seconds"] = time.monotonic() - start
     write_report(folder, metrics, scorer, steps)

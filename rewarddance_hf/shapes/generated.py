@@ -267,6 +267,7 @@ def generated_preferences(
     pairs_per_prompt: int = 3,
     batch_size: int = SAMPLING_BATCH_SIZE,
     with_described: bool = False,
+    with_ties: bool = False,
 ) -> list[dict[str, Any]]:
     """
     Make preference rows out of a generator's samples: of two pictures, the chosen one shows more facts of the prompt.
@@ -274,8 +275,9 @@ def generated_preferences(
     Rows are as in [`ShapesPreferences`], with the category `"generated"`; the rationale tells what the oracle sees in
     each picture. First come pairs of samples of one prompt. A picture is in as few of them as possible; prompts for which
     all samples are equally right give none. With `with_described`, pairs of any samples follow: the prompt tells what the
-    chosen one shows, and the rejected one misses little of it. So the number of rows is not known before. Mix them with
-    others by `torch.utils.data.ConcatDataset`.
+    chosen one shows, and the rejected one misses little of it. With `with_ties`, rows have a column `tie`, and prompts that
+    several samples meet give a pair of those: a judge that is tuned against must know that neither is better. So the number
+    of rows is not known before. Mix them with others by `torch.utils.data.ConcatDataset`.
 
     Args:
         pipeline (`diffusers.DiffusionPipeline`):
@@ -294,6 +296,8 @@ def generated_preferences(
             Number of pictures that are drawn at once.
         with_described (`bool`, *optional*, defaults to `False`):
             Whether to add a pair for each sample, of which the prompt tells what it shows.
+        with_ties (`bool`, *optional*, defaults to `False`):
+            Whether to add a tie for each prompt that two samples or more meet.
 
     Returns:
         `list[dict[str, Any]]`: The rows.
@@ -324,6 +328,16 @@ def generated_preferences(
             rng = _row_rng(f"{GENERATED}/described", seed, split, index)
             row = _pair_described(index, parse_caption(prompt), images, results, dataset, rng)
             rows += [] if row is None else [row]
+    if with_ties:
+        rows = [{**row, "tie": False} for row in rows]
+        for index, prompt in enumerate(prompts):
+            numbers = range(index * samples_per_prompt, (index + 1) * samples_per_prompt)
+            right = [number for number in numbers if results[number].all_hold]
+            if len(right) > 1:
+                pair = _row_rng(f"{GENERATED}/ties", seed, split, index).sample(right, 2)
+                captions = [str(describe_objects(results[number].objects, parse_caption(prompt))) for number in pair]
+                row = _make_row(prompt, [images[number] for number in pair], captions, ALIGNMENT_CRITERIA, GENERATED)
+                rows.append({**row, "tie": True})
     return rows
 
 

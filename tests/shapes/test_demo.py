@@ -22,7 +22,7 @@ def process(**call):
 demo.multiprocessing = SimpleNamespace(get_context=lambda method: SimpleNamespace(Process=process))
 demo.CURVE_ROWS, demo.BATCH_SIZE = 24, 16
 alignment_demo.BATCH_SIZE, alignment_demo.NUM_CANDIDATES = 16, 2
-metrics = demo.run_demo(sys.argv[1], tune_generator=True, steps=2, rows=24, tuning_steps=2, prompts=8)
+metrics = demo.run_demo(sys.argv[1], steps=2, rows=24, tuning_steps=2, prompts=8)
 print(json.dumps(metrics))
 """
 
@@ -41,6 +41,10 @@ def test_demo_writes_its_report(tmp_path):
         assert metrics[f"{name}/generated/num_rows"] > 10
     for name in ("base", "tuned", "hacked"):
         assert 0 <= metrics[f"generator/{name}/alignment"] <= 1
+    for name in ("tuned", "hacked"):
+        gain = metrics[f"generator/{name}/alignment"] - metrics["generator/base/alignment"]
+        assert metrics[f"generator/{name}/gain"] == pytest.approx(gain)
+        assert metrics[f"generator/{name}/gain_low"] <= gain + 1e-9 <= metrics[f"generator/{name}/gain_high"] + 2e-9
     assert metrics["seconds"] > 0
     report = (tmp_path / "report.md").read_text()
     for name in ("untrained", "regressive", "judge"):

@@ -216,3 +216,17 @@ def test_nan_pictures_are_refused():
     """A diverged generator does not get a score."""
     with pytest.raises(ValueError, match="NaN"):
         alignment_score(torch.full((1, 3, 32, 32), torch.nan), ["a red circle"])
+
+
+def test_ties_show_the_same_prompt_twice_right(pipeline, rows):
+    """Ties are two different pictures that both show all of their prompt, and other rows stay as they are."""
+    more = generated_preferences(pipeline, 24, seed=5, samples_per_prompt=4, with_ties=True)
+    assert [{**row, "tie": False} for row in rows] == more[: len(rows)]
+    ties = more[len(rows) :]
+    assert ties
+    assert all(row["tie"] for row in ties)
+    for row in ties:
+        assert row["chosen"] is not row["rejected"]
+        assert alignment_holds([row["chosen"], row["rejected"]], [row["prompt"]] * 2).all()
+        shown = canonical_caption(parse_caption(row["prompt"]))
+        assert shown in row["rationale"]["yes"]
