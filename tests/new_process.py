@@ -12,13 +12,11 @@ import importlib
 import json
 import os
 import runpy
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -26,7 +24,6 @@ from pathlib import Path
 PRELOADED = (
     "torch",
     "torch._dynamo",
-    "torch.distributed.run",
     "torch.distributed.tensor",
     "torch.nn.attention.flex_attention",
     "torch.utils.checkpoint",
@@ -70,58 +67,20 @@ def run_python(
     Returns:
         `subprocess.CompletedProcess`: Exit code, and what it wrote.
     """
-    return _run([str(part) for part in command], [dict(os.environ if env is None else env)], cwd)[0]
-
-
-def run_ranks(
-    count: int, *command: str | Path, env: Mapping[str, str] | None = None
-) -> "list[subprocess.CompletedProcess[str]]":
-    """
-    Run `python *command` as several processes of one group, with the variables that `torch.distributed.run` sets. When one
-    fails, the others are killed.
-
-    Args:
-        count (`int`):
-            Number of processes.
-        command (`str` or `Path`):
-            As in [`run_python`].
-        env (`Mapping[str, str]`, *optional*):
-            Their environment, that of this process by default.
-
-    Returns:
-        `list[subprocess.CompletedProcess]`: Exit code and output of each rank.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment = {**(os.environ if env is None else env), **{name: str(value) for name, value in group.items()}}
-    environments = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return _run([str(part) for part in command], environments, None)
-
-
-def _run(
-    command: list[str], environments: Sequence[dict[str, str]], cwd: str | Path | None
-) -> "list[subprocess.CompletedProcess[str]]":
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [
-            [str(Path(folder, f"{rank}.{name}")) for name in ("out", "err")] for rank in range(len(environments))
-        ]
+        outputs = [str(Path(folder, name)) for name in ("out", "err")]
         request = {
-            "command": command,
-            "environments": environments,
+            "command": [str(part) for part in command],
+            "environment": dict(os.environ if env is None else env),
             "cwd": str(cwd or os.getcwd()),
             "outputs": outputs,
         }
         helper = _start_helper()
         helper.stdin.write(json.dumps(request) + "\n")
         helper.stdin.flush()
-        codes = json.loads(helper.stdout.readline())
-        texts = [[Path(file).read_text(errors="replace") for file in files] for files in outputs]
-    return [
-        subprocess.CompletedProcess([sys.executable, *command], code, *text)
-        for code, text in zip(codes, texts, strict=True)
-    ]
+        code = int(helper.stdout.readline())
+        texts = [Path(file).read_text(errors="replace") for file in outputs]
+    return subprocess.CompletedProcess([sys.executable, *request["command"]], code, *texts)
 
 
 def _start_helper() -> "subprocess.Popen[str]":
@@ -139,40 +98,30 @@ def _start_helper() -> "subprocess.Popen[str]":
     return _helper
 
 
-def _serve() -> "tuple[dict, int] | None":
-    """Forks for each request on standard input and answers with exit codes. Returns in the children only, and at the end."""
+def _serve() -> dict | None:
+    """Forks for each request on standard input and answers with its exit code. Returns in the children, and at the end."""
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     while line := sys.stdin.readline():
-        request = json.loads(line)
-        ranks = {}
-        for rank in range(len(request["environments"])):
-            process = os.fork()
-            if not process:
-                return request, rank
-            ranks[process] = rank
-        codes = [0] * len(ranks)
-        while ranks:
-            process, status = os.wait()
-            code = codes[ranks.pop(process)] = os.waitstatus_to_exitcode(status)
-            if code:
-                for other in ranks:
-                    os.kill(other, signal.SIGKILL)
-        sys.stdout.write(json.dumps(codes) + "\n")
+        process = os.fork()
+        if not process:
+            return json.loads(line)
+        _, status = os.waitpid(process, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
         sys.stdout.flush()
     return None
 
 
-def _become(request: dict, rank: int) -> None:
+def _become(request: dict) -> None:
     """What a new interpreter would find: environment, folder, standard streams, paths and arguments."""
-    for descriptor, file in enumerate((os.devnull, *request["outputs"][rank])):
+    for descriptor, file in enumerate((os.devnull, *request["outputs"])):
         opened = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(request["environments"][rank], OMP_NUM_THREADS="1")
+    os.environ.update(request["environment"], OMP_NUM_THREADS="1")
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     tempfile.tempdir = None
     sys.modules["numpy"].random.seed()
@@ -185,10 +134,10 @@ def _become(request: dict, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    served = _serve()
-    if served:
-        _become(*served)
-        first, *others = served[0]["command"]
+    request = _serve()
+    if request:
+        _become(request)
+        first, *others = request["command"]
         if first == "-c":
             main = sys.modules["__main__"] = types.ModuleType("__main__")
             exec(compile(others[0], "<string>", "exec"), main.__dict__)

@@ -15,8 +15,7 @@ late, and of one kind of hacking. Beside it stand
   raises the held-out one by their correlation ("regressional Goodhart"). If, beyond noise, less than `min_transfer` arrives,
   the generator is learning what only the tuned reward sees. This tells before much has fallen, best so if both rewards judge
   the same held-out samples: then it is a paired test, too.
-- **the share of saturated rewards**, which have no gradient and cannot order samples. A judge that is sure of most samples is
-  no bad sign by itself: only few others may be left.
+- **the share of saturated rewards**, which have no gradient and cannot order samples.
 - **diversity** between samples of one prompt.
 """
 
@@ -152,8 +151,8 @@ class RewardDynamics:
             Smallest standard deviation, relative to the start.
         min_diversity_ratio (`float`, *optional*, defaults to `0.5`):
             Smallest diversity, relative to the start.
-        max_saturated (`float`, *optional*, defaults to `0.9`):
-            Largest share of saturated rewards. Half of them is what a good and confident judge gives.
+        max_saturated (`float`, *optional*, defaults to `0.5`):
+            Largest share of saturated rewards.
         saturation (`float`, *optional*, defaults to `0.01`):
             How near to 0 or 1 a reward is saturated. Rewards are taken to be probabilities as long as none is outside of
             [0, 1]; others do not saturate.
@@ -193,7 +192,7 @@ class RewardDynamics:
         min_transfer: float = 0.25,
         min_std_ratio: float = 0.25,
         min_diversity_ratio: float = 0.5,
-        max_saturated: float = 0.9,
+        max_saturated: float = 0.5,
         saturation: float = 0.01,
     ) -> None:
         for name, number in (("window", window), ("sample_size", sample_size)):

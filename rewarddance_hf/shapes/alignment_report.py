@@ -97,7 +97,8 @@ def draw_generators(folder: Path) -> Figure:
     pipeline: Any = load_generator()
     for line, name in enumerate(NAMES):
         if name != "base":
-            pipeline.load_lora_weights(folder / name, weight_name=LORA_FILE)  # the name is needed offline
+            # `pipeline.load_lora_weights` would warn that there are no weights for the text encoders.
+            pipeline.transformer.load_lora_adapter(str(folder / name), prefix="transformer", weight_name=LORA_FILE)
         pictures = sample_pictures(pipeline, repeated, EVALUATION_SEED)[::SAMPLES_PER_PROMPT]
         if name != "base":
             pipeline.unload_lora_weights()

@@ -109,13 +109,14 @@ def train(
     torch.set_num_threads(1)  # two processes train side by side
     rows = ShapesPreferences(steps * BATCH_SIZE)
     arguments = _arguments(output_dir, PARADIGM[name], steps, 7e-4, 50, show_progress)
-    trainer = _trainer(str(BASE_VLM), rows, arguments)
+    curve_rows = max(BATCH_SIZE, round(min(1.0, steps / TRAINING_STEPS) * CURVE_ROWS))
+    trainer = _trainer(str(BASE_VLM), rows, arguments, curve_rows)
     trainer.train()
     log_history = trainer.state.log_history
     if generated_dir is not None:
         more = max(1, GENERATED_STEPS * steps // TRAINING_STEPS)
         arguments = _arguments(output_dir, PARADIGM[name], more, GENERATED_LEARNING_RATE, 20, show_progress)
-        trainer = _trainer(trainer.model, mixed_rows(more * BATCH_SIZE, generated_dir), arguments)
+        trainer = _trainer(trainer.model, mixed_rows(more * BATCH_SIZE, generated_dir), arguments, curve_rows)
         trainer.train()
         log_history = log_history + [{**log, "step": log["step"] + steps} for log in trainer.state.log_history]
     trainer.save_model()
@@ -151,12 +152,14 @@ def _arguments(
     )
 
 
-def _trainer(model: Any, rows: Dataset, arguments: RewardDanceTrainingArguments) -> RewardDanceTrainer:
+def _trainer(
+    model: Any, rows: Dataset, arguments: RewardDanceTrainingArguments, curve_rows: int
+) -> RewardDanceTrainer:
     return RewardDanceTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
-        eval_dataset={split: ShapesPreferences(CURVE_ROWS, split, seed=CURVE_SEED) for split in ("id", "ood")},
+        eval_dataset={split: ShapesPreferences(curve_rows, split, seed=CURVE_SEED) for split in ("id", "ood")},
         processing_class=judge_processor(),
     )
 
@@ -198,7 +201,7 @@ def evaluate(
 def _train_and_evaluate(
     name: str, folder: str, pairs: dict[str, str | None], steps: int, rows: int, show_progress: bool
 ) -> None:
-    train(name, folder, steps, show_progress, pairs["train"] if name == "judge" else None)
+    train(name, folder, steps, show_progress, pairs["train"])
     evaluate(name, folder, str(Path(folder) / "metrics.json"), rows, pairs["id"])
 
 
@@ -210,8 +213,11 @@ def _run_quietly(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def _side_by_side(calls: dict[str, tuple[Any, ...]]) -> None:
-    """Run functions with their arguments in processes of their own."""
-    context = multiprocessing.get_context("spawn")
+    """Run functions with their arguments in processes of their own, which import torch and the rest once for all."""
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+    if can_fork:
+        context.set_forkserver_preload([__name__])
     processes = {name: context.Process(target=_run_quietly, args=call) for name, call in calls.items()}
     for process in processes.values():
         process.start()
@@ -298,7 +304,7 @@ def run_demo(
         metrics |= gains(folder)
     scorer = RewardDanceScorer.from_pretrained(folder / "judge", batch_size=100)
     metrics["seconds"] = time.monotonic() - start
-    write_report(folder, metrics, scorer, steps)
+    write_report(folder, metrics, scorer)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     for name in MODELS:
         accuracies = {

@@ -331,13 +331,9 @@ def generated_preferences(
     if with_ties:
         rows = [{**row, "tie": False} for row in rows]
         for index, prompt in enumerate(prompts):
-            numbers = range(index * samples_per_prompt, (index + 1) * samples_per_prompt)
-            right = [number for number in numbers if results[number].all_hold]
-            if len(right) > 1:
-                pair = _row_rng(f"{GENERATED}/ties", seed, split, index).sample(right, 2)
-                captions = [str(describe_objects(results[number].objects, parse_caption(prompt))) for number in pair]
-                row = _make_row(prompt, [images[number] for number in pair], captions, ALIGNMENT_CRITERIA, GENERATED)
-                rows.append({**row, "tie": True})
+            part = slice(index * samples_per_prompt, (index + 1) * samples_per_prompt)
+            rng = _row_rng(f"{GENERATED}/ties", seed, split, index)
+            rows += _pair_right_samples(prompt, images[part], results[part], rng)
     return rows
 
 
@@ -367,6 +363,18 @@ def _pair_samples(
         pictures, texts = [images[index] for index in pair], [captions[index] for index in pair]
         rows.append(_make_row(prompt, pictures, texts, ALIGNMENT_CRITERIA, GENERATED))
     return rows
+
+
+def _pair_right_samples(
+    prompt: str, images: Sequence[Image.Image], results: Sequence[OracleResult], rng: random.Random
+) -> list[dict[str, Any]]:
+    """A tie of two samples that show all of the prompt, if there are two."""
+    right = [image for image, result in zip(images, results, strict=True) if result.all_hold]
+    if len(right) < 2:
+        return []
+    shown = canonical_caption(parse_caption(prompt))
+    row = _make_row(prompt, rng.sample(right, 2), [shown, shown], ALIGNMENT_CRITERIA, GENERATED)
+    return [{**row, "tie": True}]
 
 
 def _pair_described(

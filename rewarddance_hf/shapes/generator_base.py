@@ -5,7 +5,8 @@ First the autoencoder learns to draw, then the denoiser and the text encoders le
 last from captions of which most are wrong, as those of the web are. What comes out has learned to draw what it is told, but
 often does not, which is what a reward can mend. Before that last stage the oracle finds 72 % of its pictures right.
 Run it with `make shapes-generator` (about 10 minutes of one core); the same seed gives the same weights on the same machine. The checkpoint
-that ships was trained by these stages with the words' tokens in another order, so this does not give its very weights.
+that ships was trained by these stages, one run each, with other seeds and the words' tokens in another order, so this does not
+give its very weights.
 """
 
 import argparse

@@ -24,7 +24,7 @@ COLORS = {"judge": "#1f6f8b", "regressive": "#d1812b", "untrained": "#8a8a8a"}
 SHEET_ROWS = 12
 
 
-def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScorer, steps: int) -> None:
+def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScorer) -> None:
     """
     Write `report.md` and its pictures.
 
@@ -35,8 +35,6 @@ def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScore
             Metrics of all models.
         scorer ([`RewardDanceScorer`]):
             Trained judge.
-        steps (`int`):
-            Number of updates of each training.
     """
     draw_learning_curve(folder, metrics).savefig(folder / "learning_curve.png", dpi=130)
     draw_judged_pairs(scorer).savefig(folder / "judged_pairs.png", dpi=110)
@@ -47,10 +45,12 @@ def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScore
     if has_generators:
         draw_generators(folder).savefig(folder / "generators.png", dpi=110)
     plt.close("all")
+    steps = _read_history(folder, "judge")[-1]["step"]
+    samples = ", the last of them with as many pairs of a generator's samples as of drawings" if has_generators else ""
     lines = [
         "# A judge of shapes",
         "",
-        f"Fine-tuned for {steps} steps from the tiny base model, beside a regressive baseline with as many steps, in "
+        f"Fine-tuned for {steps} steps from the tiny base model{samples}, beside a regressive baseline with the same rows, in "
         f"{metrics['seconds']:.0f} s for all. Accuracy on held-out preference pairs in %, ties left out, both orders of each "
         "pair, with the 95 % bootstrap interval:",
         "",
@@ -92,6 +92,10 @@ def _columns() -> list[str]:
     return [f"{name}, {split}" for name in ("untrained", "regressive", "judge") for split in ("id", "ood")]
 
 
+def _read_history(folder: Path, name: str) -> list[dict[str, Any]]:
+    return json.loads((folder / name / "log_history.json").read_text(encoding="utf-8"))
+
+
 def draw_learning_curve(folder: Path, metrics: dict[str, Any]) -> Figure:
     """
     Draw held-out accuracy during training.
@@ -107,7 +111,7 @@ def draw_learning_curve(folder: Path, metrics: dict[str, Any]) -> Figure:
     """
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name in ("judge", "regressive"):
-        history = json.loads((folder / name / "log_history.json").read_text(encoding="utf-8"))
+        history = _read_history(folder, name)
         for split, style in (("id", "-"), ("ood", "--")):
             key = f"eval_{split}_accuracy"
             points = [(log["step"], 100 * log[key]) for log in history if key in log]

@@ -26,6 +26,15 @@ def load_example(name: str):
     return module
 
 
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
 def arguments(output_dir: Path, **changes: str) -> list[str]:
     settings = {
         "output_dir": str(output_dir),
@@ -67,46 +76,32 @@ def test_configurations_can_be_parsed(config):
             assert str(getattr(found[key], "value", found[key])) == str(value), key
 
 
-def launch(*command: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def script(config: list[str], output_dir: Path, **changes: str) -> list[str]:
-    """The training script by plain steps, so that an error of the gradient shows."""
-    plain = {"learning_rate": "0.05", "warmup_steps": "0", "optim": "sgd", "max_grad_norm": "0"}
-    return [str(EXAMPLES / "train_reward_model.py"), *config, *arguments(output_dir, **plain, **changes)]
-
-
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory, shapes_config):
-    """Judge that `accelerate launch` has trained in one process, which accumulates two batches of 4 rows. Read only."""
-    folder = tmp_path_factory.mktemp("launched") / "judge"
-    training = script(shapes_config, folder, gradient_accumulation_steps="2")
-    launch("accelerate.commands.launch", "--cpu", "--num_processes", "1", *training)
-    return folder
-
-
-def test_training_and_evaluation_scripts(tmp_path, launched):
+def test_training_and_evaluation_scripts(tmp_path, shapes_config):
     """`accelerate launch` trains a judge that the evaluation script can load."""
-    assert (launched / "README.md").exists()
+    script = str(EXAMPLES / "train_reward_model.py")
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", script]
+    run(*launch, *shapes_config, *arguments(tmp_path / "judge"))
+    assert (tmp_path / "judge" / "README.md").exists()
     evaluation = load_example("evaluate_reward_model")
     metrics = evaluation.main(
-        evaluation.EvaluationArguments(str(launched), "shapes:id", limit=8, calibrate_to=str(tmp_path / "fitted"))
+        evaluation.EvaluationArguments(
+            str(tmp_path / "judge"), "shapes:id", limit=8, calibrate_to=str(tmp_path / "fitted")
+        )
     )
     assert 0 <= metrics["accuracy"] <= 1
     fitted = RewardDanceForYesScoring.from_pretrained(tmp_path / "fitted")
     assert fitted.config.score_temperature != 1.0
 
 
-def test_two_processes_equal_one(tmp_path, shapes_config, launched):
+def test_two_processes_equal_one(tmp_path, shapes_config):
     """Two processes with 4 rows each make the same steps as one process that accumulates two batches of 4 rows."""
-    # Processes that are started anew also hash strings differently: nothing may depend on the order of a set.
-    launch("torch.distributed.run", "--standalone", "--nproc_per_node", "2", *script(shapes_config, tmp_path / "two"))
-    first, second = (RewardDanceForYesScoring.from_pretrained(folder) for folder in (launched, tmp_path / "two"))
+    script = str(EXAMPLES / "train_reward_model.py")
+    common = {"learning_rate": "0.05", "warmup_steps": "0", "optim": "sgd", "max_grad_norm": "0"}
+    one = arguments(tmp_path / "one", gradient_accumulation_steps="2", **common)
+    run("accelerate.commands.launch", "--cpu", "--num_processes", "1", script, *shapes_config, *one)
+    two = arguments(tmp_path / "two", **common)
+    run("torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, *shapes_config, *two)
+    first, second = (RewardDanceForYesScoring.from_pretrained(tmp_path / name) for name in ("one", "two"))
     start = RewardDanceForYesScoring.from_pretrained(load_base())
     moved = 0.0
     for name, value in first.state_dict().items():

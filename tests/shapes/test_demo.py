@@ -3,35 +3,14 @@
 import json
 
 import pytest
-from new_process import run_python
 from PIL import Image
 
 from rewarddance_hf.shapes.demo import run_demo
 
 
-# Batches, learning curves and searches are small, which forked processes see; nor do they import torch again.
-SMALL_DEMO = """
-import json, multiprocessing, pickle, sys
-from types import SimpleNamespace
-from rewarddance_hf.shapes import alignment_demo, demo
-
-def process(**call):
-    call = pickle.loads(pickle.dumps(call))  # what new processes get must travel all the same
-    return multiprocessing.get_context("fork").Process(**call)
-
-demo.multiprocessing = SimpleNamespace(get_context=lambda method: SimpleNamespace(Process=process))
-demo.CURVE_ROWS, demo.BATCH_SIZE = 24, 16
-alignment_demo.BATCH_SIZE, alignment_demo.NUM_CANDIDATES = 16, 2
-metrics = demo.run_demo(sys.argv[1], steps=2, rows=24, tuning_steps=2, prompts=8)
-print(json.dumps(metrics))
-"""
-
-
 def test_demo_writes_its_report(tmp_path):
     """All files are written, metrics have the promised keys, and the report shows all three models."""
-    done = run_python("-c", SMALL_DEMO, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads(done.stdout.splitlines()[-1])
+    metrics = run_demo(str(tmp_path), steps=2, rows=24, tuning_steps=2, prompts=8)
     saved = json.loads((tmp_path / "metrics.json").read_text())
     assert saved == metrics
     for name in ("untrained", "judge", "regressive"):
