@@ -46,7 +46,7 @@ LOADING = {"text_encoder_3": None, "tokenizer_3": None}
 ROWS_PER_GROUP = 100
 NUM_ROWS = {"train": 4000, "id": demo.EVALUATION_ROWS, "ood": demo.EVALUATION_ROWS}
 LIMITS = (
-    "It has seen drawings of colored shapes of 32 x 32 pixels only, and means nothing about other pictures.",
+    "It has seen colored shapes in pictures of 32 x 32 pixels only, and means nothing about others.",
     "It has not learned which object is left of or above which.",
 )
 COLUMNS = {
@@ -252,13 +252,18 @@ def _build_judge(name: str, output_dir: Path, namespace: str, tag: str, demo_dir
         if not metrics_file.is_file():
             metrics_file = Path(scratch) / "metrics.json"
             demo.evaluate(name, str(source), str(metrics_file))
-        results = _write_results(json.loads(metrics_file.read_text(encoding="utf-8")), name, namespace, Path(scratch))
+        metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
+        results = _write_results(metrics, name, namespace, Path(scratch))
+        training_data = [TrainingData(f"{namespace}/{PREFERENCES}", LICENSE)]
+        # The demo measures judges on pairs of the generator's samples if it has trained them on such.
+        if any(key.startswith(f"{name}/generated/") for key in metrics):
+            training_data.append(TrainingData(f"samples of {namespace}/{GENERATOR}, compared by the oracle", LICENSE))
         return build_model_release(
             source,
             output_dir / JUDGES[name],
             f"{namespace}/{JUDGES[name]}",
             tag,
-            [TrainingData(f"{namespace}/{PREFERENCES}", LICENSE)],
+            training_data,
             results,
             license=LICENSE,
             base_model=f"the tiny InternVL of the shapes world ({BASE_VLM.name}, trained from scratch)",

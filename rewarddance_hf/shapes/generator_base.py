@@ -6,7 +6,7 @@ last from captions of which most are wrong, as those of the web are. What comes 
 often does not, which is what a reward can mend. Before that last stage the oracle finds 72 % of its pictures right.
 Run it with `make shapes-generator` (about 10 minutes of one core); the same seed gives the same weights on the same machine. The checkpoint
 that ships was trained by these stages, one run each, with other seeds and the words' tokens in another order, so this does not
-give its very weights.
+give its very weights: a full run ended at 36 % of pictures right, where the shipped one has 45 %.
 """
 
 import argparse

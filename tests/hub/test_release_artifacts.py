@@ -39,7 +39,7 @@ def built(tmp_path_factory, quick_verification):
     RewardDanceForYesScoring.from_pretrained(BASE_VLM).save_pretrained(demo_dir / "judge")
     judge_processor().save_pretrained(demo_dir / "judge")
     metrics = {f"judge/{split}/{key}": value for split in ("id", "ood") for key, value in NUMBERS.items()}
-    metrics |= {"judge/id/num_ties": 0.0, "judge/ood/num_ties": 0.0}
+    metrics |= {"judge/id/num_ties": 0.0, "judge/ood/num_ties": 0.0, "judge/generated/accuracy": 0.5}
     (demo_dir / "judge" / "metrics.json").write_text(json.dumps(metrics))
     folders = artifacts.build_artifacts(
         tmp_path_factory.mktemp("release"), "org", "v1", demo_dir, num_rows=NUM_ROWS, judges=["judge"]
@@ -66,6 +66,7 @@ def test_every_artefact_is_built(built):
     }
     card = (built["rewarddance-shapes-judge"] / "README.md").read_text()
     assert "| org/shapes-preferences (image) | ood | none | 75.0 | 70.0 to 80.0 |" in card
+    assert "| samples of org/shapes-generator, compared by the oracle | apache-2.0 |" in card
     settings = json.loads((built["shapes-judge"] / "settings.json").read_text())
     assert (settings["judge"], settings["generator"]) == ("org/rewarddance-shapes-judge", "org/shapes-generator")
 
