@@ -1,0 +1,54 @@
+"""
+What users run on a GPU, on a device that is as strict about where tensors are (`second_device`), against the CPU.
+
+The device is known to a whole process, hence one process for each group of cases.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from new_process import run_python
+
+
+CASES = Path(__file__).parent / "second_device_cases.py"
+
+
+@pytest.mark.new_process
+@pytest.mark.parametrize(("group", "tolerance"), [("scoring", 1e-5), ("pipelines", 5e-5), ("training", 1e-5)])
+def test_results_are_those_of_the_cpu(group, tolerance, tmp_path):
+    """
+    Judges of all families with samples on either device; gradients of all pipelines, rewarded on the CPU; both trainers,
+    with all their options and resumed; searches.
+    """
+    run = run_python(CASES, group, tmp_path / "results.json")
+    assert run.returncode == 0, run.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results
+    for name, result in results.items():
+        assert "error" not in result, f"{name}: {result['error']}"
+        assert all(difference <= tolerance for difference in result.values()), f"{name}: {result}"
+
+
+@pytest.mark.new_process
+def test_the_device_is_strict():
+    """A tensor that meets one of the CPU is an error in either pass, and NumPy needs `cpu()`."""
+    code = """
+import torch
+from second_device import register
+
+device = register()
+weights = torch.ones(3).to(device).requires_grad_()
+assert weights.device == device and not weights.is_cpu
+(weights * 2).sum().backward()
+assert weights.grad.device == device and weights.grad.tolist() == [2, 2, 2]
+for wrong in (lambda: weights + torch.ones(3), lambda: weights.detach().numpy()):
+    try:
+        wrong()
+    except (RuntimeError, TypeError) as error:
+        assert "same device" in str(error) or "to numpy" in str(error)
+    else:
+        raise AssertionError("not refused")
+"""
+    run = run_python("-c", f"import sys; sys.path.insert(0, {str(CASES.parent)!r})\n{code}")
+    assert run.returncode == 0, run.stderr
