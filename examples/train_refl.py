@@ -43,7 +43,7 @@ class ReFLScriptArguments(ScriptArguments):
         default=None, metadata={"help": "Device of the judge, e.g. 'cuda:1' or 'cpu'. Defaults to that of the run."}
     )
     judge_load_in_8bit: bool = field(
-        default=False, metadata={"help": "Whether to load the judge in 8 bit (needs bitsandbytes and a GPU)."}
+        default=False, metadata={"help": "Whether to load the judge in 8 bit (needs bitsandbytes)."}
     )
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the dataset that holds the prompts."})
     num_prompts: int | None = field(default=None, metadata={"help": "Number of prompts to train on. Defaults to all."})

@@ -7,6 +7,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 PARADIGMS = ("pairwise", "pointwise", "regressive")
 SCORE_NORMALIZATIONS = ("vocabulary", "yes_no")
+# Of `quantization_config`: modules that are not quantized, by name
+SKIPPED_MODULES = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
 class RewardDanceConfig(PretrainedConfig):
@@ -82,7 +84,10 @@ class RewardDanceConfig(PretrainedConfig):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict and config_dict.get("model_type") != cls.model_type:
             dtype = config_dict.get("dtype", config_dict.get("torch_dtype"))
+            quantization = config_dict.pop("quantization_config", None)
             config_dict = {"model_type": cls.model_type, "vlm_config": config_dict, "dtype": dtype}
+            if quantization is not None:
+                config_dict["quantization_config"] = _for_wrapped_model(quantization)
         return config_dict, kwargs
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
@@ -90,6 +95,12 @@ class RewardDanceConfig(PretrainedConfig):
         if self.vlm_config is None:
             return self
         return self.vlm_config.get_text_config(*args, **kwargs)
+
+
+def _for_wrapped_model(quantization: "dict[str, Any]") -> "dict[str, Any]":
+    """How stored weights are quantized, with the names that modules have within `RewardDanceForYesScoring`."""
+    names = {key: quantization[key] for key in SKIPPED_MODULES if quantization.get(key)}
+    return {**quantization, **{key: [*value, *(f"vlm.{name}" for name in value)] for key, value in names.items()}}
 
 
 def _config_from_dict(vlm_config: "dict[str, Any]") -> PretrainedConfig:

@@ -149,6 +149,11 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             overrides = {k: kwargs.pop(k) for k in CONFIG_OVERRIDES if k in kwargs}
             source, arguments = adapter.source_of("config.json")
             kwargs["config"] = RewardDanceConfig.from_pretrained(source, **arguments, **overrides)
+            # An adapter that was trained on a base model quantized on the fly knows of it, but its base model does not.
+            base_config, _ = RewardDanceConfig.get_config_dict(adapter.base, **adapter.base_arguments)
+            kwargs["config"].quantization_config = base_config.get("quantization_config")
+            if kwargs["config"].quantization_config is None:
+                del kwargs["config"].quantization_config
         config = kwargs["config"]
         if config.paradigm != "regressive" and config.yes_token_id is None:
             source, arguments = adapter.source_of("processor_config.json")

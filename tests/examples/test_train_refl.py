@@ -50,13 +50,17 @@ def test_configurations_can_be_parsed(example, config):
             assert str(getattr(found[key], "value", found[key])) == str(value), key
 
 
-def test_the_shapes_run(example, tmp_path):
+@pytest.mark.parametrize("judge_load_in_8bit", ["false", "true"])
+def test_the_shapes_run(judge_load_in_8bit, example, tmp_path):
     """Prompts, references, tuning, grids, adapter and card: the whole script on two prompts, and again to resume."""
+    if judge_load_in_8bit == "true":
+        pytest.importorskip("bitsandbytes")
     model = RewardDanceForYesScoring.from_pretrained(BASE_VLM, paradigm="pairwise")
     model.save_pretrained(tmp_path / "judge")
     judge_processor().save_pretrained(tmp_path / "judge")
     arguments = {
         "judge": tmp_path / "judge",
+        "judge_load_in_8bit": judge_load_in_8bit,
         "output_dir": tmp_path / "tuned",
         "num_prompts": 2,
         "num_eval_prompts": 2,
