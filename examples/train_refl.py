@@ -54,6 +54,19 @@ class ReFLScriptArguments(ScriptArguments):
         default=16, metadata={"help": "Number of candidates that references of a prompt are chosen from."}
     )
     num_references: int = field(default=2, metadata={"help": "Number of references of a prompt."})
+    held_out_judge: str | None = field(
+        default=None,
+        metadata={
+            "help": "Judge that is not tuned against and watches for reward hacking: repository ID or folder, or 'oracle' "
+            "for the shapes world. The run ends with the weights that it finds best."
+        },
+    )
+    held_out_prompts: int = field(
+        default=160, metadata={"help": "Number of prompts of the test split that the held-out judge looks at."}
+    )
+    held_out_steps: int = field(
+        default=25, metadata={"help": "Number of updates between two looks of the held-out judge."}
+    )
     reference_method: str = field(
         default="top",
         metadata={"help": "Which candidates become references.", "choices": ["top", "bottom", "random"]},
@@ -72,10 +85,10 @@ def load_pipeline(model_args: ModelConfig) -> Any:
     )
 
 
-def load_judge(script_args: ReFLScriptArguments, device: Any) -> Any:
+def load_judge(name: str | None, script_args: ReFLScriptArguments, device: Any) -> Any:
     from rewarddance_hf import RewardDanceScorer
 
-    if script_args.judge is None:
+    if name is None:
         raise ValueError(
             "`judge` is None, but a reward is needed. Pass the path of a judge, e.g. `--judge org/my-judge`."
         )
@@ -84,18 +97,16 @@ def load_judge(script_args: ReFLScriptArguments, device: Any) -> Any:
         from transformers import BitsAndBytesConfig
 
         settings["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    return RewardDanceScorer.from_pretrained(
-        script_args.judge, device_map=script_args.judge_device or str(device), **settings
-    )
+    return RewardDanceScorer.from_pretrained(name, device_map=script_args.judge_device or str(device), **settings)
 
 
-def load_prompts(script_args: ReFLScriptArguments, split: str, count: int | None) -> Any:
+def load_prompts(script_args: ReFLScriptArguments, split: str, count: int | None, seed: int = 0) -> Any:
     from datasets import Dataset, load_dataset
 
     if script_args.dataset_name == SHAPES:
         from rewarddance_hf.shapes.generated import ShapesPrompts
 
-        rows = ShapesPrompts(count or 1000, split="train" if split == script_args.dataset_train_split else "id")
+        rows = ShapesPrompts(count or 1000, "train" if split == script_args.dataset_train_split else "id", seed)
         return Dataset.from_list([{"prompt": rows[index]["prompt"]} for index in range(len(rows))])
     rows = load_dataset(script_args.dataset_name, script_args.dataset_config, split=split)
     if script_args.prompt_column != "prompt":
@@ -131,25 +142,41 @@ def add_references(
         )
 
 
+def make_monitor(pipeline: Any, script_args: ReFLScriptArguments, args: ReFLTrainingArguments) -> Any:
+    """Callback that sees reward hacking, and undoes it at the end of the run."""
+    from rewarddance_hf.alignment.dynamics_callback import RewardDynamicsCallback
+
+    # Where prompts are drawn, these are others than those of `eval_dataset` and of the oracle's figures.
+    rows = load_prompts(script_args, script_args.dataset_test_split, script_args.held_out_prompts, seed=1)
+    if script_args.held_out_judge == "oracle":
+        from rewarddance_hf.shapes.alignment_demo import oracle_reward as held_out
+    else:
+        held_out = load_judge(script_args.held_out_judge, script_args, args.device)
+        rows = add_references(rows, pipeline, held_out, script_args, args, "held_out")
+    return RewardDynamicsCallback(held_out, rows, eval_steps=script_args.held_out_steps, restore_best=True)
+
+
 def main(
     script_args: ReFLScriptArguments, training_args: ReFLTrainingArguments, model_args: ModelConfig
 ) -> dict[str, float]:
     from rewarddance_hf.alignment.refl_trainer import ReFLTrainer
 
     pipeline = load_pipeline(model_args)
-    judge = load_judge(script_args, training_args.device)
+    judge = load_judge(script_args.judge, script_args, training_args.device)
     train_dataset = load_prompts(script_args, script_args.dataset_train_split, script_args.num_prompts)
     train_dataset = add_references(train_dataset, pipeline, judge, script_args, training_args, "train")
     eval_dataset = None
     if training_args.eval_strategy != "no":
         eval_dataset = load_prompts(script_args, script_args.dataset_test_split, script_args.num_eval_prompts)
         eval_dataset = add_references(eval_dataset, pipeline, judge, script_args, training_args, "eval")
+    monitors = [] if script_args.held_out_judge is None else [make_monitor(pipeline, script_args, training_args)]
     trainer = ReFLTrainer(
         pipeline=pipeline,
         reward={"judge": judge},
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
+        callbacks=monitors,
         peft_config=get_peft_config(model_args),
     )
     resume = {"true": True, "false": False}.get(

@@ -19,6 +19,7 @@ Any argument of the configuration can be set on the command line too, e.g. `--le
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
@@ -27,7 +28,7 @@ from rewarddance_hf import RewardDanceTrainingArguments
 
 
 # Datasets that are made when they are asked for, and how the names of their splits begin.
-SHAPES = {"shapes": "", "shapes-video": "video-"}
+SHAPES = {"shapes": "", "shapes-generated": "", "shapes-video": "video-"}
 
 
 @dataclass
@@ -39,18 +40,27 @@ class RewardDanceScriptArguments(ScriptArguments):
         metadata={"help": "Arguments of `RewardDanceProcessor`, e.g. `{prompt_layout: text_first}` in YAML."},
     )
     shapes_rows: int = field(
-        default=40_000, metadata={"help": "Number of training rows when `dataset_name` is 'shapes' or 'shapes-video'."}
+        default=40_000, metadata={"help": "Number of training rows when `dataset_name` begins with 'shapes'."}
+    )
+    shapes_prompts: int = field(
+        default=1600,
+        metadata={
+            "help": "Number of prompts, 6 samples each, whose pairs are half of the rows of 'shapes-generated'."
+        },
     )
 
 
-def load_rows(script_args: RewardDanceScriptArguments, with_eval: bool) -> tuple[Any, Any]:
+def load_rows(script_args: RewardDanceScriptArguments, training_args: RewardDanceTrainingArguments) -> tuple[Any, Any]:
     """Training rows, and evaluation sets by name or None."""
+    with_eval = training_args.eval_strategy != "no"
     if script_args.dataset_name in SHAPES:
         from rewarddance_hf.shapes.clips import load_shapes
 
         kind = SHAPES[script_args.dataset_name]
-        train = load_shapes(f"{kind}train", script_args.shapes_rows)
-        return train, {split: load_shapes(f"{kind}{split}", 500) for split in ("id", "ood")} if with_eval else None
+        evaluation = {split: load_shapes(f"{kind}{split}", 500) for split in ("id", "ood")} if with_eval else None
+        if script_args.dataset_name == "shapes-generated":
+            return load_generated_rows(script_args, training_args), evaluation
+        return load_shapes(f"{kind}train", script_args.shapes_rows), evaluation
     from datasets import load_dataset
 
     def split(name: str) -> Any:
@@ -63,6 +73,17 @@ def load_rows(script_args: RewardDanceScriptArguments, with_eval: bool) -> tuple
 
     # A split may be a slice, e.g. "train[:5%]".
     return split(script_args.dataset_train_split), split(script_args.dataset_test_split) if with_eval else None
+
+
+def load_generated_rows(script_args: RewardDanceScriptArguments, training_args: RewardDanceTrainingArguments) -> Any:
+    """Drawings, and as many pairs of the tiny generator's own samples. A second call reads what the first has sampled."""
+    from rewarddance_hf.shapes.demo import mixed_rows, sample_pairs
+
+    pairs_dir = Path(training_args.output_dir) / "pairs"
+    with training_args.main_process_first(desc="pairs of the generator's samples"):
+        if not pairs_dir.exists():
+            sample_pairs("train", str(pairs_dir), script_args.shapes_prompts)
+    return mixed_rows(script_args.shapes_rows, str(pairs_dir))
 
 
 def main(
@@ -88,7 +109,7 @@ def main(
         "quantization_config": get_quantization_config(model_args),
         **(training_args.model_init_kwargs or {}),
     }
-    train_dataset, eval_dataset = load_rows(script_args, with_eval=training_args.eval_strategy != "no")
+    train_dataset, eval_dataset = load_rows(script_args, training_args)
     trainer = RewardDanceTrainer(
         model=model_name,
         args=training_args,

@@ -3,9 +3,14 @@ A second device without a GPU: tensors that hold CPU memory, but are as strict a
 
 `register()` makes `torch.device("second")` known to this process, for good: only processes that tests start use it. A
 tensor on it that meets one on the CPU is an error, also in a backward pass, as is a way to NumPy other than over `cpu()`.
-Numbers are those of the CPU. Kernels, speed and memory of a GPU are not what it can tell about.
+Numbers are those of the CPU. Kernels and speed of a GPU are not what it can tell about.
+
+`register(largest=n)` gives values to no tensor of more than `n` floats: these take no memory and no time, so that models of
+any size run, to count what they would allocate (`memory`). What is read out of them is 0.5, 1 or True.
 """
 
+import math
+import weakref
 from typing import Any
 
 import torch
@@ -22,6 +27,30 @@ WITH_CPU_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.d
 FACTORIES = ("arange", "arange.start", "arange.start_step", "linspace", "eye", "eye.m", "randperm")
 LOW_PRECISION = ("matmul", "mm", "bmm", "addmm", "baddbmm", "linear", "conv1d", "conv2d", "conv3d", "convolution")
 _libraries: list[torch.library.Library] = []
+_largest: float = float("inf")
+
+
+class Memory:
+    """Bytes that are allocated on the device, each storage once."""
+
+    now = 0
+    peak = 0
+
+
+memory = Memory()
+_allocations: "weakref.WeakValueDictionary[int, _Allocation]" = weakref.WeakValueDictionary()
+
+
+class _Allocation:
+    """A storage on the device, as long as a tensor has it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        memory.now += size
+        memory.peak = max(memory.peak, memory.now)
+
+    def __del__(self, memory: Memory = memory) -> None:
+        memory.now -= self.size
 
 
 class SecondDeviceTensor(torch.Tensor):
@@ -40,6 +69,10 @@ class SecondDeviceTensor(torch.Tensor):
 
     def __init__(self, inner: torch.Tensor) -> None:
         self.inner = inner
+        storage = inner.untyped_storage()
+        self.allocation = _allocations.get(storage._cdata)
+        if self.allocation is None:
+            self.allocation = _allocations[storage._cdata] = _Allocation(storage.nbytes())
 
     def __repr__(self) -> str:  # torch's own would print the result of operations of this class
         return f"SecondDeviceTensor({self.inner})"
@@ -49,7 +82,9 @@ class SecondDeviceTensor(torch.Tensor):
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if func is aten._local_scalar_dense.default:
-            return func(args[0].inner)
+            return _item(args[0])
+        if func is aten.equal.default and any(tensor.inner.is_meta for tensor in tensors):
+            return True
         if func is aten._conj.default:  # a lazy one would be unknown to the wrapper
             return cls(args[0].inner.conj_physical())
         if func is aten.copy_.default:
@@ -61,10 +96,20 @@ class SecondDeviceTensor(torch.Tensor):
         device = kwargs.get("device")
         if device is not None:
             kwargs["device"] = "cpu"
+        to_cpu = device is not None and torch.device(device).type == "cpu"
         args_inside, kwargs_inside = tree_map_only(cls, lambda tensor: tensor.inner, (args, kwargs))
+        inside = [leaf for leaf in tree_leaves((args_inside, kwargs_inside)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.is_meta for tensor in inside):
+            if to_cpu:
+                return torch.full(args[0].shape, 0.5, dtype=kwargs.get("dtype") or args[0].dtype)
+            args_inside, kwargs_inside = _without_values(func, args_inside, kwargs_inside)
+            if device is not None:
+                kwargs_inside["device"] = "meta"
         result = func(*args_inside, **kwargs_inside)
-        if device is not None and torch.device(device).type == "cpu":
+        if to_cpu:
             return result
+        if func._schema.name.endswith("_") and isinstance(args[0], cls):
+            return args[0]
         given = {id(tensor.inner): tensor for tensor in tensors if isinstance(tensor, cls)}
         return tree_map_only(torch.Tensor, lambda t: given[id(t)] if id(t) in given else _wrap(t), result)
 
@@ -90,13 +135,54 @@ class SecondDeviceTensor(torch.Tensor):
 
 
 def _wrap(tensor: torch.Tensor) -> SecondDeviceTensor:
+    if tensor.is_floating_point() and tensor.untyped_storage().nbytes() > _largest * tensor.element_size():
+        tensor = tensor.to("meta")
     return SecondDeviceTensor(tensor)
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
     inside = [tensor.inner if isinstance(tensor, SecondDeviceTensor) else tensor for tensor in (source, target)]
-    inside[1].copy_(inside[0])
+    if inside[0].is_meta and not inside[1].is_meta:
+        inside[1].fill_(0.5)
+    else:
+        inside[1].copy_(inside[0])
     return target
+
+
+def _place(size: Any, dtype: torch.dtype | None) -> str:
+    dtype = dtype or torch.get_default_dtype()
+    return "meta" if dtype.is_floating_point and math.prod(size) > _largest else "cpu"
+
+
+def _item(tensor: SecondDeviceTensor) -> Any:
+    if not tensor.inner.is_meta:
+        return tensor.inner.item()
+    return True if tensor.dtype == torch.bool else 0.5 if tensor.dtype.is_floating_point else 1
+
+
+def _without_values(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments as tensors without values, of which masks become as many indices as they have."""
+    if func in WITH_CPU_INDICES:
+        indices = []
+        for index in args[1]:
+            mask = index is not None and index.dtype == torch.bool
+            indices += index.nonzero(as_tuple=True) if mask else [index]
+        args = (args[0], indices, *args[2:])
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Attention as fused kernels allocate for it, without values."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        output = query.new_zeros(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output, query.new_zeros(query.shape[:-1], dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return tuple(torch.zeros_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 
 class _Backend:
@@ -131,8 +217,18 @@ class _Backend:
         return [torch.bfloat16, torch.float16]
 
 
-def register() -> torch.device:
-    """Make the device known to torch. `Module.to` replaces parameters on the way there."""
+def register(largest: float = float("inf")) -> torch.device:
+    """
+    Make the device known to torch. `Module.to` replaces parameters on the way there.
+
+    Args:
+        largest (`float`, *optional*):
+            Number of elements beyond which a tensor of floats has no values. Defaults to none: all have.
+    """
+    global _largest
+    _largest = largest
+    # Without this, a thread of torch for each device calls Python, also while the process ends, which aborts it.
+    torch.autograd.set_multithreading_enabled(False)
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     library = torch.library.Library("aten", "IMPL")
@@ -140,10 +236,11 @@ def register() -> torch.device:
     _libraries.extend((library, fallback))
 
     def empty(size, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
-        return _wrap(torch.empty(size, dtype=dtype, memory_format=memory_format))
+        place = _place(size, dtype)
+        return _wrap(torch.empty(size, dtype=dtype, memory_format=memory_format, device=place))
 
     def empty_strided(size, stride, dtype=None, layout=None, device=None, pin_memory=None):
-        return _wrap(torch.empty_strided(size, stride, dtype=dtype))
+        return _wrap(torch.empty_strided(size, stride, dtype=dtype, device=_place(size, dtype)))
 
     def factory(name: str) -> Any:
         packet, _, overload = name.partition(".")
@@ -169,9 +266,16 @@ def register() -> torch.device:
     library.impl("empty.memory_format", empty, "PrivateUse1")
     library.impl("empty_strided", empty_strided, "PrivateUse1")
     library.impl("_copy_from", _copy, "PrivateUse1")
-    library.impl("_local_scalar_dense", lambda tensor: tensor.inner.item(), "PrivateUse1")
+    library.impl("_local_scalar_dense", _item, "PrivateUse1")
     for name in FACTORIES:
         library.impl(name, factory(name), "PrivateUse1")
+    if largest != float("inf"):
+
+        def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+            return _FusedAttention.apply(query, key, value)
+
+        library.impl("scaled_dot_product_attention", attention, "AutogradPrivateUse1")
+        library.impl("scaled_dot_product_attention", attention, "PrivateUse1")
     fallback.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for name in LOW_PRECISION:
         library.impl(name, in_low_precision(name), "AutocastPrivateUse1")

@@ -57,8 +57,6 @@ def sample_pairs(split: str, output_dir: str, num_prompts: int | None = None) ->
         num_prompts (`int`, *optional*):
             Number of prompts, six samples each. Defaults to that of the demo.
     """
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     num_prompts = num_prompts or GENERATED_PROMPTS[split]
     training = split == "train"
     rows = generated_preferences(load_generator(), num_prompts, split, with_described=training, with_ties=training)
@@ -206,6 +204,8 @@ def _train_and_evaluate(
 
 
 def _run_quietly(function: Callable[..., None], *arguments: Any) -> None:
+    torch.set_num_threads(1)  # of processes that run side by side
+    torch.set_flush_denormal(True)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -91,6 +92,24 @@ def test_training_and_evaluation_scripts(tmp_path, shapes_config):
     assert 0 <= metrics["accuracy"] <= 1
     fitted = RewardDanceForYesScoring.from_pretrained(tmp_path / "fitted")
     assert fitted.config.score_temperature != 1.0
+
+
+def test_rows_of_a_generator(tmp_path):
+    """Half of the rows are pairs of the generator's samples, which a second run reads instead of sampling them again."""
+    example = load_example("train_reward_model")
+    config = ["--config", str(EXAMPLES / "configs" / "shapes_generated.yaml")]
+    changes = {"model_name_or_path": str(load_base()), "shapes_prompts": "8", "shapes_rows": "8"}
+    flags = [*config, *arguments(tmp_path, **changes)]
+    example.main(*example.make_parser().parse_args_and_config(flags))
+    pairs = datasets.load_from_disk(tmp_path / "pairs")
+    written = (tmp_path / "pairs" / "state.json").stat().st_mtime_ns
+    script_args, training_args, _ = example.make_parser().parse_args_and_config(flags)
+    rows, _ = example.load_rows(script_args, training_args)
+    assert (tmp_path / "pairs" / "state.json").stat().st_mtime_ns == written
+    assert len(rows) == 8
+    prompts = {row["prompt"] for row in pairs}
+    assert all(rows[index]["prompt"] in prompts for index in range(4, 8))
+    assert any(rows[index]["prompt"] not in prompts for index in range(4))
 
 
 def test_two_processes_equal_one(tmp_path, shapes_config):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -72,6 +73,10 @@ def test_the_shapes_run(judge_load_in_8bit, example, tmp_path):
         "sample_steps": 1,
         "eval_strategy": "steps",
         "eval_steps": 2,
+        # Another judge than the one that is tuned against, or the oracle
+        "held_out_judge": "oracle" if judge_load_in_8bit == "true" else tmp_path / "judge",
+        "held_out_prompts": 2,
+        "held_out_steps": 1,
         "report_to": "none",
         "disable_tqdm": "true",
     }
@@ -81,6 +86,8 @@ def test_the_shapes_run(judge_load_in_8bit, example, tmp_path):
     tuned = tmp_path / "tuned"
     assert (tuned / "pytorch_lora_weights.safetensors").exists()
     assert (tuned / "samples" / "step-000002.png").exists()
+    looks = [json.loads(line) for line in (tuned / "reward_dynamics.jsonl").read_text().splitlines()]
+    assert sum("held_out" in look for look in looks) == 3
     assert "| judge x 1 |" in (tuned / "README.md").read_text()
     again = example.main(
         *parse(example, EXAMPLES / "configs" / "refl_shapes.yaml", *flags, "--resume_from_checkpoint", "true")
