@@ -54,7 +54,8 @@ class ReFLTrainingArguments(TrainingArguments):
             needs no gradient.
         reward_transform (`str`, *optional*, defaults to `"none"`):
             What is maximised: the reward itself (`"none"`, Eq. 2), its logarithm (`"log"`) or its log-odds
-            (`"log_odds"`). The last two keep a gradient where a probability is close to 0 or, for the log-odds, to 1.
+            (`"log_odds"`). The last two keep a gradient where a probability is close to 0. At a probability close to 1 the
+            log-odds still push: on shapes this led to reward hacking sooner.
         reward_clip (`float`, *optional*):
             Reward above which a sample gives no gradient any more.
         saturation_level (`float`, *optional*, defaults to `0.95`):
