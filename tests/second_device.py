@@ -20,7 +20,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "second"
 aten = torch.ops.aten
-# CUDA too takes CPU tensors here.
+# CUDA too takes CPU tensors here: what is copied, and indices.
 ACROSS_DEVICES = {aten._to_copy.default}
 WITH_CPU_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 # These write into a tensor that they resize, which a wrapper would not notice.
@@ -89,8 +89,9 @@ class SecondDeviceTensor(torch.Tensor):
             return cls(args[0].inner.conj_physical())
         if func is aten.copy_.default:
             return _copy(args[1], args[0])
-        if func not in ACROSS_DEVICES | WITH_CPU_INDICES:
-            if any(not isinstance(tensor, cls) and tensor.ndim for tensor in tensors):
+        if func not in ACROSS_DEVICES:
+            strict = tree_leaves((args[0], args[2:]) if func in WITH_CPU_INDICES else (args, kwargs))
+            if any(isinstance(leaf, torch.Tensor) and not isinstance(leaf, cls) and leaf.ndim for leaf in strict):
                 devices = [(tuple(tensor.shape), str(tensor.device)) for tensor in tensors]
                 raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got {devices}")
         device = kwargs.get("device")

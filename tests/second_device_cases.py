@@ -4,6 +4,7 @@ writes for each case of a group what differs, as JSON.
 """
 
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -293,3 +294,4 @@ def main(group: str, file: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    os._exit(0)  # torch's threads for the device call Python, which must not be gone

@@ -34,6 +34,8 @@ def test_results_are_those_of_the_cpu(group, tolerance, tmp_path):
 def test_the_device_is_strict():
     """A tensor that meets one of the CPU is an error in either pass, and NumPy needs `cpu()`."""
     code = """
+import os
+
 import torch
 from second_device import register
 
@@ -42,13 +44,16 @@ weights = torch.ones(3).to(device).requires_grad_()
 assert weights.device == device and not weights.is_cpu
 (weights * 2).sum().backward()
 assert weights.grad.device == device and weights.grad.tolist() == [2, 2, 2]
-for wrong in (lambda: weights + torch.ones(3), lambda: weights.detach().numpy()):
+assert weights[torch.tensor([0])].tolist() == [1]
+index = torch.tensor([0]).to(device)
+for wrong in (lambda: weights + torch.ones(3), lambda: torch.ones(3)[index], lambda: weights.detach().numpy()):
     try:
         wrong()
     except (RuntimeError, TypeError) as error:
         assert "same device" in str(error) or "to numpy" in str(error)
     else:
         raise AssertionError("not refused")
+os._exit(0)
 """
     run = run_python("-c", f"import sys; sys.path.insert(0, {str(CASES.parent)!r})\n{code}")
     assert run.returncode == 0, run.stderr

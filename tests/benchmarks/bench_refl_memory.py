@@ -151,7 +151,8 @@ def qwen_image() -> Any:
         "vocab_size": 152064,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     }
-    config = Qwen2_5_VLConfig(text_config=text, vision_config={"out_hidden_size": 3584}, tie_word_embeddings=False)
+    vision = {"hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
     return diffusers.QwenImagePipeline(
         transformer=diffusers.QwenImageTransformer2DModel(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
