@@ -11,7 +11,7 @@ import pytest
 from new_process import run_python
 
 
-CASES = Path(__file__).parent / "second_device_cases.py"
+CASES = Path(__file__).parents[1] / "second_device_cases.py"
 
 
 @pytest.mark.new_process
