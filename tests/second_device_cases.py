@@ -20,7 +20,7 @@ from second_device import register
 from tiny_pipelines import BUILDERS, TinyPipeline, relative_difference
 from tiny_pipelines import reward as pipeline_reward
 from tiny_refl import PROMPTS as REFL_PROMPTS
-from tiny_refl import SIZES, make_trainer, pixel_reward, tiny_sd3, tiny_wan, trained_weights
+from tiny_refl import SIZES, make_trainer, pixel_reward, tiny_sd3, trained_weights
 from tiny_vlms import FAMILIES, random_picture, save_tiny_vlm
 from torch.utils._pytree import tree_map_only
 from transformers import TrainingArguments
@@ -44,7 +44,6 @@ PROMPTS = ["a red circle", "two green triangles left of a blue square", "yes"]
 REFERENCES = [random_picture(10 + index, 30 + 7 * index, 40) for index in range(3)]
 MORE_SCORERS = [("pairwise", "plain"), ("pointwise", "auto"), ("regressive", "plain")]
 METHODS = {"refl": {"step_index_range": (2, 3)}, "draft": {"num_gradient_steps": 2}}
-REFL_PIPELINES = {"sd3": tiny_sd3, "wan": tiny_wan}
 
 
 def judge(folder: Path, device: Any, paradigm: str = "pairwise", **settings: Any) -> RewardDanceScorer:
@@ -137,9 +136,8 @@ def gradient(name: str, device: torch.device, method: str) -> dict[str, float]:
 
 def training_cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
     folder = save_tiny_vlm("internvl", Path(tempfile.mkdtemp()))
-    yield "refl-sd3", lambda: refl_difference("sd3", folder, device, device)
-    yield "refl-wan-judge-on-cpu", lambda: refl_difference("wan", folder, device, "cpu")
-    yield "refl-sd3-bf16-full", lambda: finite("sd3", folder, device, peft_config=None)
+    yield "refl-sd3", lambda: refl_difference(folder, device)
+    yield "refl-sd3-bf16-full", lambda: finite(folder, device, peft_config=None)
     yield "judge", lambda: judge_difference(folder, device)
     yield "search", lambda: search_difference(folder, device)
 
@@ -166,31 +164,26 @@ def trainers_on(device: torch.device) -> Iterator[None]:
         yield
 
 
-def refl(name: str, folder: Path, device: Any, judge_device: Any, **changes: Any) -> dict[str, torch.Tensor]:
+def refl(folder: Path, device: Any, **changes: Any) -> dict[str, torch.Tensor]:
     """Weights after an update and one more of a resumed run, with all that a trainer can have beside it."""
     output_dir = Path(tempfile.mkdtemp())
-    rows: Any = [
-        {"prompt": prompt, "references": [[random_picture(index), random_picture(index + 1)]]}
-        for index, prompt in enumerate(REFL_PROMPTS)
-    ]
     weights = {}
     for steps in (1, 2):
-        pipeline = REFL_PIPELINES[name]()
+        pipeline = tiny_sd3()
         pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
-        scorer = judge(folder, judge_device)
+        scorer = judge(folder, device)
         size = SIZES[type(pipeline).__name__]
-        if name != "wan":
-            rows = best_of_n_references(
-                pipeline,
-                scorer,
-                REFL_PROMPTS,
-                num_candidates=3,
-                top_k=2,
-                num_inference_steps=2,
-                show_progress=False,
-                **size,
-            )
+        rows = best_of_n_references(
+            pipeline,
+            scorer,
+            REFL_PROMPTS,
+            num_candidates=3,
+            top_k=2,
+            num_inference_steps=2,
+            show_progress=False,
+            **size,
+        )
         monitor = RewardDynamicsCallback(
             lambda images, prompts: pixel_reward(images.cpu(), prompts), REFL_PROMPTS[:2], eval_steps=1
         )
@@ -201,7 +194,7 @@ def refl(name: str, folder: Path, device: Any, judge_device: Any, **changes: Any
             rows,
             max_steps=steps,
             use_ema=True,
-            beta=0.0 if name == "wan" else 0.1,
+            beta=0.1,
             sample_steps=1,
             eval_dataset=rows,
             eval_strategy="steps",
@@ -217,17 +210,17 @@ def refl(name: str, folder: Path, device: Any, judge_device: Any, **changes: Any
     return weights
 
 
-def refl_difference(name: str, folder: Path, device: torch.device, judge_device: Any) -> dict[str, float]:
+def refl_difference(folder: Path, device: torch.device) -> dict[str, float]:
     with trainers_on(device):
-        ours = refl(name, folder, device, judge_device)
+        ours = refl(folder, device)
     with trainers_on(torch.device("cpu")):
-        wanted = refl(name, folder, torch.device("cpu"), "cpu")
+        wanted = refl(folder, torch.device("cpu"))
     return {"gradient": max((ours[key] - wanted[key]).abs().max().item() for key in wanted)}
 
 
-def finite(name: str, folder: Path, device: torch.device, **changes: Any) -> dict[str, float]:
+def finite(folder: Path, device: torch.device, **changes: Any) -> dict[str, float]:
     with trainers_on(device):
-        weights = refl(name, folder, device, device, bf16=True, **changes)
+        weights = refl(folder, device, bf16=True, **changes)
     return {"gradient": 0.0 if all(weight.isfinite().all() for weight in weights.values()) else float("inf")}
 
 
