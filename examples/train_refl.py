@@ -8,7 +8,8 @@ Tune a diffusers pipeline by the gradient of a judge's reward (ReFL), with Best-
 
 The shapes run takes minutes on one CPU core and needs no download. Its judge is trained first:
 
-    accelerate launch --cpu examples/train_reward_model.py --config examples/configs/shapes.yaml
+    accelerate launch --cpu examples/train_reward_model.py --config examples/configs/shapes.yaml --max_steps 1400
+    accelerate launch --cpu examples/train_reward_model.py --config examples/configs/shapes_generated.yaml
     accelerate launch --cpu examples/train_refl.py --config examples/configs/refl_shapes.yaml
 
 Real generators with LoRA on one 80 GB GPU (not run by us; the configurations say what they rest on):
@@ -146,6 +147,11 @@ def make_monitor(pipeline: Any, script_args: ReFLScriptArguments, args: ReFLTrai
     """Callback that sees reward hacking, and undoes it at the end of the run."""
     from rewarddance_hf.alignment.dynamics_callback import RewardDynamicsCallback
 
+    if script_args.held_out_judge == "oracle" and script_args.dataset_name != SHAPES:
+        raise ValueError(
+            f"`held_out_judge` is 'oracle' and `dataset_name` is {script_args.dataset_name!r}, but the oracle knows only "
+            f"the prompts of {SHAPES!r}. Pass another judge."
+        )
     # Where prompts are drawn, these are others than those of `eval_dataset` and of the oracle's figures.
     rows = load_prompts(script_args, script_args.dataset_test_split, script_args.held_out_prompts, seed=1)
     if script_args.held_out_judge == "oracle":

@@ -59,7 +59,7 @@ def load_rows(script_args: RewardDanceScriptArguments, training_args: RewardDanc
         kind = SHAPES[script_args.dataset_name]
         evaluation = {split: load_shapes(f"{kind}{split}", 500) for split in ("id", "ood")} if with_eval else None
         if script_args.dataset_name == "shapes-generated":
-            return load_generated_rows(script_args, training_args), evaluation
+            return load_generated_rows(script_args, training_args, evaluation), evaluation
         return load_shapes(f"{kind}train", script_args.shapes_rows), evaluation
     from datasets import load_dataset
 
@@ -75,15 +75,23 @@ def load_rows(script_args: RewardDanceScriptArguments, training_args: RewardDanc
     return split(script_args.dataset_train_split), split(script_args.dataset_test_split) if with_eval else None
 
 
-def load_generated_rows(script_args: RewardDanceScriptArguments, training_args: RewardDanceTrainingArguments) -> Any:
-    """Drawings, and as many pairs of the tiny generator's own samples. A second call reads what the first has sampled."""
-    from rewarddance_hf.shapes.demo import mixed_rows, sample_pairs
+def load_generated_rows(
+    script_args: RewardDanceScriptArguments, training_args: RewardDanceTrainingArguments, evaluation: Any
+) -> Any:
+    """Drawings, and as many pairs of the tiny generator's own samples. Held-out ones become an evaluation set."""
+    from datasets import load_from_disk
 
-    pairs_dir = Path(training_args.output_dir) / "pairs"
-    with training_args.main_process_first(desc="pairs of the generator's samples"):
-        if not pairs_dir.exists():
-            sample_pairs("train", str(pairs_dir), script_args.shapes_prompts)
-    return mixed_rows(script_args.shapes_rows, str(pairs_dir))
+    from rewarddance_hf.shapes.demo import GENERATED_PROMPTS, mixed_rows, sample_pairs
+
+    folders = {}
+    for split, num_prompts in {"train": script_args.shapes_prompts, "id": GENERATED_PROMPTS["id"]}.items():
+        folders[split] = Path(training_args.output_dir) / f"pairs_{split}_{num_prompts}"
+        with training_args.main_process_first(desc=f"{split} pairs of the generator's samples"):
+            if not (folders[split] / "state.json").exists():  # written last
+                sample_pairs(split, str(folders[split]), num_prompts)
+    if evaluation is not None:
+        evaluation["generated"] = load_from_disk(folders["id"])
+    return mixed_rows(script_args.shapes_rows, str(folders["train"]))
 
 
 def main(

@@ -169,9 +169,6 @@ def tune(
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
     """
-    torch.set_num_threads(1)  # two processes tune side by side
-    # Numbers too small for the usual form, which backward passes are full of, cost many times the time of others.
-    torch.set_flush_denormal(True)
     pipeline = load_generator()
     share = min(1.0, steps / TUNING_STEPS)  # short runs are for trying the code
     steps = max(1, round(steps * STEPS_SHARE[name]))

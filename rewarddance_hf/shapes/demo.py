@@ -104,7 +104,6 @@ def train(
         generated_dir (`str`, *optional*):
             Folder of the generator's pairs. With it the training goes on for a while with those too.
     """
-    torch.set_num_threads(1)  # two processes train side by side
     rows = ShapesPreferences(steps * BATCH_SIZE)
     arguments = _arguments(output_dir, PARADIGM[name], steps, 7e-4, 50, show_progress)
     curve_rows = max(BATCH_SIZE, round(min(1.0, steps / TRAINING_STEPS) * CURVE_ROWS))
@@ -180,7 +179,6 @@ def evaluate(
         generated_dir (`str`, *optional*):
             Folder of the generator's held-out pairs.
     """
-    torch.set_num_threads(1)
     scorer = RewardDanceScorer(
         RewardDanceForYesScoring.from_pretrained(model_dir, paradigm=PARADIGM[name]),
         judge_processor(model_dir),
@@ -204,7 +202,8 @@ def _train_and_evaluate(
 
 
 def _run_quietly(function: Callable[..., None], *arguments: Any) -> None:
-    torch.set_num_threads(1)  # of processes that run side by side
+    torch.set_num_threads(1)  # two processes run side by side
+    # Numbers too small for the usual form, which backward passes are full of, cost many times the time of others.
     torch.set_flush_denormal(True)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

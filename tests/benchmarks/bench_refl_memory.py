@@ -261,8 +261,7 @@ def count(name: str, *arguments: str) -> dict[str, float]:
         return pipeline
 
     def load_judge(name: str, script_args: Any, run_device: Any) -> RewardDanceScorer:
-        place = torch.device(script_args.judge_device or device)
-        with created_on(place if place.type != "cpu" else torch.device("meta"), torch.bfloat16):
+        with created_on(device, torch.bfloat16):
             model, processor = judge()
         results["judge_weights"] = memory.now / GIB - results["generator_weights"]
         return RewardDanceScorer(model, processor)

@@ -101,15 +101,18 @@ def test_rows_of_a_generator(tmp_path):
     changes = {"model_name_or_path": str(load_base()), "shapes_prompts": "8", "shapes_rows": "8"}
     flags = [*config, *arguments(tmp_path, **changes)]
     example.main(*example.make_parser().parse_args_and_config(flags))
-    pairs = datasets.load_from_disk(tmp_path / "pairs")
-    written = (tmp_path / "pairs" / "state.json").stat().st_mtime_ns
+    pairs = datasets.load_from_disk(tmp_path / "pairs_train_8")
+    written = (tmp_path / "pairs_train_8" / "state.json").stat().st_mtime_ns
     script_args, training_args, _ = example.make_parser().parse_args_and_config(flags)
-    rows, _ = example.load_rows(script_args, training_args)
-    assert (tmp_path / "pairs" / "state.json").stat().st_mtime_ns == written
+    training_args.eval_strategy = "steps"
+    rows, evaluation = example.load_rows(script_args, training_args)
+    assert (tmp_path / "pairs_train_8" / "state.json").stat().st_mtime_ns == written
     assert len(rows) == 8
     prompts = {row["prompt"] for row in pairs}
     assert all(rows[index]["prompt"] in prompts for index in range(4, 8))
     assert any(rows[index]["prompt"] not in prompts for index in range(4))
+    assert list(evaluation) == ["id", "ood", "generated"]
+    assert not prompts & set(evaluation["generated"]["prompt"])
 
 
 def test_two_processes_equal_one(tmp_path, shapes_config):

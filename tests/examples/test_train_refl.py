@@ -93,3 +93,12 @@ def test_the_shapes_run(judge_load_in_8bit, example, tmp_path):
         *parse(example, EXAMPLES / "configs" / "refl_shapes.yaml", *flags, "--resume_from_checkpoint", "true")
     )
     assert again["oracle_after"] == metrics["oracle_after"]
+
+
+def test_the_oracle_knows_shapes_only(example):
+    """Prompts that the oracle cannot read are refused before anything is sampled."""
+    script_args, training_args, _ = parse(
+        example, EXAMPLES / "configs" / "refl_shapes.yaml", "--dataset_name", "me/prompts"
+    )
+    with pytest.raises(ValueError, match="the oracle knows only the prompts of 'shapes'"):
+        example.make_monitor(None, script_args, training_args)
