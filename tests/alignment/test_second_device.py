@@ -5,6 +5,7 @@ The device is known to a whole process, hence one process for each group of case
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,33 @@ os._exit(0)
 """
     run = run_python("-c", f"import sys; sys.path.insert(0, {str(CASES.parent)!r})\n{code}")
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.new_process
+def test_memory_is_counted():
+    """Weights, what a graph keeps, and gradients, each once, views not at all; without values as with them."""
+    code = """
+import os
+
+import torch
+from second_device import memory, register
+
+device = register(largest=float(os.environ["LARGEST"]))
+weights = torch.ones(100, 50, device=device, requires_grad=True)
+assert memory.now == 20_000
+inputs = torch.ones(10, 100, device=device)
+assert memory.now == 24_000
+hidden = (inputs @ weights).sigmoid()  # the product itself is not kept
+assert memory.now == 26_000 and memory.peak == 28_000
+view = hidden.t()[3:].reshape(-1)[:5]
+loss = hidden.sum()
+loss.backward()
+assert weights.grad.shape == (100, 50)
+del view, hidden, loss
+assert memory.now == 44_000, memory.now
+os._exit(0)
+"""
+    script = f"import sys; sys.path.insert(0, {str(CASES.parent)!r})\n{code}"
+    for largest in ("inf", "100"):
+        run = run_python("-c", script, env={**os.environ, "LARGEST": largest})
+        assert run.returncode == 0, run.stderr
