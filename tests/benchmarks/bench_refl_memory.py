@@ -213,6 +213,15 @@ def judge() -> Any:
     return RewardDanceForYesScoring(config).requires_grad_(False).eval(), processor
 
 
+class Elsewhere:
+    """Stands for a judge on another device: samples go to it, and their gradient comes back."""
+
+    is_pairwise = False
+
+    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return images.cpu().float().flatten(1).mean(1)
+
+
 @contextlib.contextmanager
 def created_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Make models there and of this type at once, as `from_pretrained` does."""
@@ -260,7 +269,9 @@ def count(name: str, *arguments: str) -> dict[str, float]:
         results["generator_weights"] = memory.now / GIB
         return pipeline
 
-    def load_judge(name: str, script_args: Any, run_device: Any) -> RewardDanceScorer:
+    def load_judge(name: str, script_args: Any, run_device: Any) -> Any:
+        if name == "elsewhere":
+            return Elsewhere()
         with created_on(device, torch.bfloat16):
             model, processor = judge()
         results["judge_weights"] = memory.now / GIB - results["generator_weights"]
@@ -299,9 +310,10 @@ def run() -> dict[str, float]:
     """
     results = {}
     for name in CONFIGS:
-        command = [sys.executable, __file__, name]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        results |= {f"{name}/{key}_gib": value for key, value in json.loads(output.splitlines()[-1]).items()}
+        for key, arguments in {name: [], f"{name}/judge_elsewhere": ["--judge", "elsewhere"]}.items():
+            command = [sys.executable, __file__, name, *arguments]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results |= {f"{key}/{part}_gib": value for part, value in json.loads(output.splitlines()[-1]).items()}
     return results
 
 
