@@ -53,7 +53,7 @@ shapes-generator: $(VENV)/.installed  ## train the tiny generator that alignment
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.generator_base
 
 release-artifacts: $(VENV)/.installed  ## build what is released of the shapes world (writes outputs/release/)
-	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.hub.artifacts
+	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.release
 
 style: $(VENV)/.installed  ## format and fix
 	$(BIN)/ruff check --fix

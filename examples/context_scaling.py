@@ -122,7 +122,7 @@ def accuracy_after_reasons(judge: Path, rows: Any) -> dict[str, float]:
         ).scores
     except NoAnswerError:
         scores = torch.full((2 * len(rows),), torch.nan)
-    # Above 0 where the chosen picture is preferred, of shape `(rows, 2)`.
+    # Above 0 where the chosen image is preferred, of shape `(rows, 2)`.
     margins = ((scores.view(2, -1).T - 0.5) * torch.tensor([1, -1])).nan_to_num(-1.0).numpy()
     row_credits = statistics.verdict_credits(margins).mean(axis=1)
     low, high = statistics.bootstrap_interval(row_credits, 1000, seed=0)
@@ -167,7 +167,7 @@ def measure_rationales(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_faults(args: argparse.Namespace) -> dict[str, Any]:
-    """Let the judge explain each row, with the chosen picture in turn second and first."""
+    """Let the judge explain each row, with the chosen image in turn second and first."""
     judge = args.judge or train(ShapesPreferences(700 * BATCH_SIZE), args.output_dir / "judge", 700)
     scorer = RewardDanceScorer.from_pretrained(judge, batch_size=2)
     results = {}

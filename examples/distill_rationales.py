@@ -4,7 +4,7 @@
 # ]
 # ///
 """
-Distill chains of thought: ask a teacher why the preferred picture of each pair is better, and keep the reasons that lead to
+Distill chains of thought: ask a teacher why the preferred image of each pair is better, and keep the reasons that lead to
 the known label (Section 3.2.1 of the paper).
 
 The teacher is any image-text-to-text model of transformers,
@@ -52,14 +52,14 @@ from tqdm.auto import tqdm
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor
 from rewarddance_hf.data.preference import check_columns, check_row
-from rewarddance_hf.data.rows import keep_pictures_encoded
-from rewarddance_hf.models.processing_rewarddance import load_picture
+from rewarddance_hf.data.rows import keep_images_encoded
+from rewarddance_hf.models.processing_rewarddance import load_image
 from rewarddance_hf.scoring.reasoning import generate_texts, read_verdict
 
 
-ORDERS = ("yes", "no")  # the right verdict: "yes" where the preferred picture is shown second
+ORDERS = ("yes", "no")  # the right verdict: "yes" where the preferred image is shown second
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-REFUSED = (400, 413, 415, 422)  # about this question: too long, picture not accepted, content filter
+REFUSED = (400, 413, 415, 422)  # about this question: too long, image not accepted, content filter
 LONGEST_WAIT = 600.0
 
 
@@ -73,7 +73,7 @@ class UnansweredError(Exception):
 
 @dataclass
 class Question:
-    """One pair in one order, with decoded pictures."""
+    """One pair in one order, with decoded images."""
 
     row: int
     order: str
@@ -167,8 +167,8 @@ class EndpointTeacher:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _body(self, question: Question) -> bytes:
-        messages, pictures = self.processor.write_messages(**question.arguments, reasons_first=True)
-        rest = iter(pictures)
+        messages, images = self.processor.write_messages(**question.arguments, reasons_first=True)
+        rest = iter(images)
         for message in messages:
             message["content"] = [
                 {"type": "image_url", "image_url": {"url": _data_url(next(rest))}} if part["type"] == "image" else part
@@ -223,9 +223,9 @@ class EndpointTeacher:
         return text
 
 
-def _data_url(picture: Any) -> str:
+def _data_url(image: Any) -> str:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -333,7 +333,7 @@ def _arguments(row: dict[str, Any], order: str, processor: RewardDanceProcessor,
         "image": chosen if order == "yes" else rejected,
         "reference": rejected if order == "yes" else chosen,
         "prompt": row["prompt"],
-        "condition": None if condition is None else load_picture(condition, f"condition of {name}"),
+        "condition": None if condition is None else load_image(condition, f"condition of {name}"),
         "task": task,
         "criteria": row.get("criteria"),
     }
@@ -368,7 +368,7 @@ def sort_answers(
 
 
 def load_rows(args: argparse.Namespace) -> datasets.Dataset:
-    """Preference rows as a dataset with encoded pictures."""
+    """Preference rows as a dataset with encoded images."""
     if args.dataset == "shapes":
         from rewarddance_hf.shapes.clips import load_shapes
 
@@ -401,7 +401,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     answers = Answers(output / "answers.jsonl", settings)
     teacher = (TransformersTeacher if args.base_url is None else EndpointTeacher)(args, processor)
     try:
-        unanswered = ask_all(keep_pictures_encoded(dataset), teacher, processor, answers)
+        unanswered = ask_all(keep_images_encoded(dataset), teacher, processor, answers)
     finally:
         answers.close()
         if teacher.retries:

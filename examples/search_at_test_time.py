@@ -37,8 +37,8 @@ from rewarddance_hf import (
     RewardDanceTrainer,
     RewardDanceTrainingArguments,
 )
-from rewarddance_hf.alignment.search import best_of_n, search_over_paths, zero_order_search
-from rewarddance_hf.alignment.search_loading import load_pipeline
+from rewarddance_hf.alignment.pipelines.loading import load_pipeline
+from rewarddance_hf.alignment.search.search import best_of_n, search_over_paths, zero_order_search
 from rewarddance_hf.evaluation.statistics import bootstrap_interval
 from rewarddance_hf.shapes.generated import ShapesPrompts, alignment_holds, alignment_score, generated_preferences
 from rewarddance_hf.shapes.generator import BASE_GENERATOR, SAMPLING
@@ -66,7 +66,7 @@ class Repeated(Dataset):
 
 
 def train_judge(pipeline, folder: Path, steps: int, num_prompts: int) -> None:
-    """Pointwise judge for the generator's pictures: half of its pairs are rendered, half are the generator's own."""
+    """Pointwise judge for the generator's images: half of its pairs are rendered, half are the generator's own."""
     generated = generated_preferences(pipeline, num_prompts, "train", batch_size=128)
     half = steps * JUDGE_BATCH // 2
     print(f"training a judge on {half} rendered pairs and {len(generated)} generated ones")
@@ -143,7 +143,7 @@ def main(args: argparse.Namespace) -> dict:
     scorer = RewardDanceScorer(model, judge_processor(judge_folder), batch_size=128, num_workers=0)
     held_out = generated_preferences(pipeline, args.judge_prompts // 5, args.split, seed=args.seed + 1, batch_size=128)
     judge_accuracy = RewardDanceEvaluator(held_out)(scorer)["accuracy"]
-    print(f"the judge is right about {judge_accuracy:.1%} of {len(held_out)} held-out pairs of generated pictures")
+    print(f"the judge is right about {judge_accuracy:.1%} of {len(held_out)} held-out pairs of generated images")
 
     prompts = [row["prompt"] for row in ShapesPrompts(args.num_prompts, args.split, args.seed)]
     verifiers = {
@@ -196,7 +196,7 @@ def write_report(metrics: dict, budgets: list[int]) -> str:
         "oracle, with its 95 % bootstrap interval over prompts; in parentheses the share of single facts. Columns are budgets "
         "of denoiser evaluations for each prompt: images times steps, with the two passes of classifier-free guidance counted "
         f"as one. A plain image takes {SAMPLING['num_inference_steps']}. The judge is right about "
-        f"{metrics['judge_accuracy']:.1%} of held-out pairs of generated pictures.",
+        f"{metrics['judge_accuracy']:.1%} of held-out pairs of generated images.",
         "",
         f"| verifier | method | {' | '.join(map(str, budgets))} |",
         "|---|---|" + "---|" * len(budgets),

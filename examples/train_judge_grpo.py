@@ -16,7 +16,7 @@ Rows are preference rows as for `RewardDanceTrainer`; each is asked about in bot
 format (1 for reasons, phrase and a verdict and nothing else); `--reward_weights` changes that.
 
 Run by us at tiny size on a CPU only: with TRL 1.16 all families but LLaVA-OneVision, whose tiles TRL cannot split; with TRL 1.0
-Qwen-VL and SmolVLM, but not InternVL and Gemma 3, as it takes one picture a prompt there. (InternVL ran with 1.14, not with 1.10.)
+Qwen-VL and SmolVLM, but not InternVL and Gemma 3, as it takes one image a prompt there. (InternVL ran with 1.14, not with 1.10.)
 """
 
 import copy
@@ -38,8 +38,8 @@ from rewarddance_hf.scoring.reasoning import read_verdict
 
 
 REWARD_WEIGHTS = [1.0, 0.2]
-# Families whose pictures older versions of TRL divide among prompts one by one.
-TAKES_ONE_PICTURE, TAKES_MORE_SINCE = ("internvl", "gemma3"), "1.14"
+# Families whose images older versions of TRL divide among prompts one by one.
+TAKES_ONE_IMAGE, TAKES_MORE_SINCE = ("internvl", "gemma3"), "1.14"
 
 
 @dataclass
@@ -95,7 +95,7 @@ def make_question(row: dict[str, Any], label: str) -> dict[str, Any]:
 
 def make_prompts(rows: Any, processor: RewardDanceProcessor) -> datasets.Dataset:
     """
-    Each pair in both orders, as TRL wants it: messages, pictures, and the right verdict in `label`. Pictures are decoded when
+    Each pair in both orders, as TRL wants it: messages, images, and the right verdict in `label`. Images are decoded when
     they are needed.
     """
     decided = [i for i in range(len(rows)) if not rows[i].get("tie")]
@@ -104,16 +104,16 @@ def make_prompts(rows: Any, processor: RewardDanceProcessor) -> datasets.Dataset
     def ask(batch: dict[str, list]) -> dict[str, list]:
         columns: dict[str, list] = {"prompt": [], "images": [], "label": batch["label"]}
         for i, label in zip(batch["row"], batch["label"], strict=True):
-            messages, pictures = processor.write_messages(**make_question(rows[i], label), reasons_first=True)
+            messages, images = processor.write_messages(**make_question(rows[i], label), reasons_first=True)
             columns["prompt"].append(messages)
-            columns["images"].append(pictures)
+            columns["images"].append(images)
         return columns
 
     return datasets.Dataset.from_dict(index).with_transform(ask)
 
 
 def processor_for_trl(processor: RewardDanceProcessor) -> Any:
-    """Wrapped processor of the vision-language model, which makes of pictures what the judge sees, e.g. no tiles."""
+    """Wrapped processor of the vision-language model, which makes of images what the judge sees, e.g. no tiles."""
     wrapped = copy.copy(processor.vlm_processor)
     images_kwargs = processor.vlm_images_kwargs
 
@@ -136,8 +136,8 @@ def processor_for_trl(processor: RewardDanceProcessor) -> Any:
 def check_tokens(rows: Any, processor: RewardDanceProcessor, trl_processor: Any) -> None:
     """Make sure that TRL asks with the tokens with which the scorer will ask, on the first pair."""
     question = make_question(rows[0], "yes")
-    messages, pictures = processor.write_messages(**question, reasons_first=True)
-    messages = prepare_multimodal_messages(messages, images=pictures)
+    messages, images = processor.write_messages(**question, reasons_first=True)
+    messages = prepare_multimodal_messages(messages, images=images)
     asked = trl_processor.apply_chat_template([messages], add_generation_prompt=True, tokenize=True, return_dict=True)
     plural = {"image": "images", "prompt": "prompts", "reference": "references", "condition": "conditions"}
     wanted = processor(**{plural.get(name, name): [value] for name, value in question.items()}, reasons_first=True)
@@ -174,9 +174,9 @@ def main(script_args: RewardDanceScriptArguments, training_args: GRPOConfig, mod
     if training_args.beta != 0 and peft_config is None:
         raise ValueError("`beta` needs a reference model, which is the model without its adapter. Pass `--use_peft`.")
     model_type = judge.config.vlm_config.model_type
-    if model_type in TAKES_ONE_PICTURE and Version(trl.__version__) < Version(TAKES_MORE_SINCE):
+    if model_type in TAKES_ONE_IMAGE and Version(trl.__version__) < Version(TAKES_MORE_SINCE):
         raise ValueError(
-            f"The judge is of type {model_type!r}, of which TRL {trl.__version__} takes one picture a prompt, but pairs have two. "
+            f"The judge is of type {model_type!r}, of which TRL {trl.__version__} takes one image a prompt, but pairs have two. "
             f"Install TRL {TAKES_MORE_SINCE} or later."
         )
     trl_processor = processor_for_trl(processor)

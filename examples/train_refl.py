@@ -27,7 +27,7 @@ from typing import Any
 
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config
 
-from rewarddance_hf.alignment.refl_arguments import ReFLTrainingArguments
+from rewarddance_hf.alignment.refl.arguments import ReFLTrainingArguments
 
 
 SHAPES = "shapes"
@@ -121,7 +121,7 @@ def add_references(
     """Best-of-N references by the judge, from the un-tuned generator. A second call reads what the first has made."""
     if not judge.is_pairwise or "references" in rows.column_names:
         return rows
-    from rewarddance_hf.alignment.references import best_of_n_references
+    from rewarddance_hf.alignment.refl.references import best_of_n_references
 
     settings = {**(args.pipeline_kwargs or {})}
     for key in ("num_inference_steps", "guidance_scale"):
@@ -145,7 +145,7 @@ def add_references(
 
 def make_monitor(pipeline: Any, script_args: ReFLScriptArguments, args: ReFLTrainingArguments) -> Any:
     """Callback that sees reward hacking, and undoes it at the end of the run."""
-    from rewarddance_hf.alignment.dynamics_callback import RewardDynamicsCallback
+    from rewarddance_hf.alignment.monitor.callback import RewardDynamicsCallback
 
     if script_args.held_out_judge == "oracle" and script_args.dataset_name != SHAPES:
         raise ValueError(
@@ -165,7 +165,7 @@ def make_monitor(pipeline: Any, script_args: ReFLScriptArguments, args: ReFLTrai
 def main(
     script_args: ReFLScriptArguments, training_args: ReFLTrainingArguments, model_args: ModelConfig
 ) -> dict[str, float]:
-    from rewarddance_hf.alignment.refl_trainer import ReFLTrainer
+    from rewarddance_hf.alignment.refl.trainer import ReFLTrainer
 
     pipeline = load_pipeline(model_args)
     judge = load_judge(script_args.judge, script_args, training_args.device)

@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 # torch nor transformers.
 _PUBLIC_NAMES = {
     "DataCollatorForRewardDance": "data.collator",
-    "ReFLTrainer": "alignment.refl_trainer",
-    "ReFLTrainingArguments": "alignment.refl_arguments",
+    "ReFLTrainer": "alignment.refl.trainer",
+    "ReFLTrainingArguments": "alignment.refl.arguments",
     "RewardDanceConfig": "models",
     "RewardDanceEvaluator": "evaluation.evaluator",
     "RewardDanceForYesScoring": "models",
@@ -19,13 +19,13 @@ _PUBLIC_NAMES = {
     "RewardDanceScorer": "scoring.scorer",
     "RewardDanceTrainer": "trainer.rewarddance_trainer",
     "RewardDanceTrainingArguments": "trainer.training_args",
-    "RewardDynamics": "alignment.dynamics",
-    "RewardDynamicsCallback": "alignment.dynamics_callback",
+    "RewardDynamics": "alignment.monitor.dynamics",
+    "RewardDynamicsCallback": "alignment.monitor.callback",
     "RewardGradientCallback": "alignment.gradient",
-    "best_of_n": "alignment.search",
-    "best_of_n_references": "alignment.references",
-    "search_over_paths": "alignment.search",
-    "zero_order_search": "alignment.search",
+    "best_of_n": "alignment.search.search",
+    "best_of_n_references": "alignment.refl.references",
+    "search_over_paths": "alignment.search.search",
+    "zero_order_search": "alignment.search.search",
 }
 
 __all__ = [

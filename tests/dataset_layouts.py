@@ -18,7 +18,7 @@ from rewarddance_hf.models.video_rewarddance import open_clip
 STRING, FLOAT, FLOAT32, INTEGER, BOOL = (Value(t) for t in ("string", "float64", "float32", "int64", "bool"))
 
 
-def picture(number):
+def image(number):
     """PNG whose red says which one it is."""
     file = io.BytesIO()
     PILImage.new("RGB", (24, 16), (number, 50, 100)).save(file, "PNG")
@@ -26,7 +26,7 @@ def picture(number):
 
 
 def number_of(media):
-    """Number of a picture, or of a video, which is a path or bytes (videos are lossy: numbers are tens there)."""
+    """Number of an image, or of a video, which is a path or bytes (videos are lossy: numbers are tens there)."""
     if isinstance(media, PILImage.Image):
         return media.convert("RGB").getpixel((0, 0))[0]
     clip = open_clip(media)
@@ -91,7 +91,7 @@ def split_in_parts(content, name, suffixes):
 
 
 def encoded(number):
-    return {"bytes": picture(number), "path": f"{number}.png"}
+    return {"bytes": image(number), "path": f"{number}.png"}
 
 
 def pickapic():
@@ -106,8 +106,8 @@ def pickapic():
             "image_0_url": "https://example.org/0",
             "image_1_uid": f"uid{2 * i + 1}",
             "image_1_url": "https://example.org/1",
-            "jpg_0": picture(2 * i),
-            "jpg_1": picture(2 * i + 1),
+            "jpg_0": image(2 * i),
+            "jpg_1": image(2 * i + 1),
             "label_0": label,
             "label_1": 1 - label,
             "model_0": "a",
@@ -156,8 +156,8 @@ def hpdv2(loose=False):
         {"prompt": "a wasp", "file_path": ["00011.jpg", "00012.jpg"], "human_preference": [1, 1]},
     ]
     images = {
-        "test": {f"test/{i:05d}.jpg": picture(i) for i in range(3)},
-        "train": {f"train/{i:05d}.jpg": picture(i) for i in (10, 11, 12)},
+        "test": {f"test/{i:05d}.jpg": image(i) for i in range(3)},
+        "train": {f"train/{i:05d}.jpg": image(i) for i in (10, 11, 12)},
     }
     files = {"test.json": json.dumps(test).encode(), "train.json": json.dumps(train).encode(), "HPDv2.py": b"1/0"}
     if loose:
@@ -195,14 +195,14 @@ def hpdv3():
             "model2": "sd2",
         },
     ]
-    archive = tar_gz({f"images/uuid{i}.jpg": picture(i) for i in range(4)})
+    archive = tar_gz({f"images/uuid{i}.jpg": image(i) for i in range(4)})
     content = json.dumps(records).encode()
     return {"train.json": content, "test.json": content} | split_in_parts(archive, "images.tar.gz", ["aa", "ab", "ac"])
 
 
 def hpdv3_plus_plus():
     record = {"prompt": "a kite", "path1": "images/qwen_image/0.png", "path2": "images/rollout/1.png"}
-    archive = tar_gz({"images/qwen_image/0.png": picture(0), "images/rollout/1.png": picture(1)})
+    archive = tar_gz({"images/qwen_image/0.png": image(0), "images/rollout/1.png": image(1)})
     names = ("train_aes", "train_tf", "test_aes", "test_tf")
     return {
         **{f"{name}.json": (json.dumps(record) + "\n").encode() for name in names},
@@ -217,7 +217,7 @@ def imagereward_db():
     for i, ((prompt_id, kind), prompt_ranks) in enumerate(ranks.items()):
         for j, rank in enumerate(prompt_ranks):
             name = f"{prompt_id}_{j}.webp"
-            archives[f"test_{i + 1}"][name] = picture(10 * i + j)
+            archives[f"test_{i + 1}"][name] = image(10 * i + j)
             rows.append(
                 {
                     "image_path": f"images/test/test_{i + 1}/{name}",
@@ -347,25 +347,25 @@ def genai_bench(with_videos=True):
 
 
 def mmrb2():
-    def row(i, chosen, prompt_pictures=(), response_pictures=(1, 1)):
+    def row(i, chosen, prompt_images=(), response_images=(1, 1)):
         return {
             "pair_id": f"pair{i}",
-            "prompt_text": f"{'<image_1> ' * bool(prompt_pictures)}draw {i}",
-            "prompt_images": [encoded(100 + j) for j in prompt_pictures],
+            "prompt_text": f"{'<image_1> ' * bool(prompt_images)}draw {i}",
+            "prompt_images": [encoded(100 + j) for j in prompt_images],
             "prompt_source": "EvalMuse" if i % 2 else "OneIG",
             "prompt_metadata": "{}",
             "response_a_text": "<image_1>",
-            "response_a_images": [encoded(2 * i)] * response_pictures[0],
+            "response_a_images": [encoded(2 * i)] * response_images[0],
             "response_a_model": "gpt",
             "response_b_text": "<image_1>",
-            "response_b_images": [encoded(2 * i + 1)] * response_pictures[1],
+            "response_b_images": [encoded(2 * i + 1)] * response_images[1],
             "response_b_model": "gemini",
             "chosen": chosen,
             "human_annotations": "[]",
         }
 
     tables = {
-        "t2i": [row(0, "a"), row(1, "B"), row(2, "a", response_pictures=(2, 1))],
+        "t2i": [row(0, "a"), row(1, "B"), row(2, "a", response_images=(2, 1))],
         "edit": [row(0, "b", [0]), row(1, "A", [1]), row(2, "A", [1, 2])],
         "interleaved": [row(0, "a")],
         "reasoning": [row(0, "a")],
@@ -414,7 +414,7 @@ def rapidata_videos(from_images=False):
         row |= {
             "file_name1": "https://assets.example.org/x/wan/0.mp4",
             "file_name2": "https://assets.example.org/x/wan/1.mp4",
-            "prompt_asset": {"bytes": picture(100)},
+            "prompt_asset": {"bytes": image(100)},
         }
         types["prompt_asset"] = {"bytes": Value("binary")}
     return {

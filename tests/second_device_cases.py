@@ -21,7 +21,7 @@ from tiny_pipelines import BUILDERS, TinyPipeline, relative_difference
 from tiny_pipelines import reward as pipeline_reward
 from tiny_refl import PROMPTS as REFL_PROMPTS
 from tiny_refl import SIZES, make_trainer, pixel_reward, tiny_sd3, trained_weights
-from tiny_vlms import FAMILIES, random_picture, save_tiny_vlm
+from tiny_vlms import FAMILIES, random_image, save_tiny_vlm
 from torch.utils._pytree import tree_map_only
 from transformers import TrainingArguments
 
@@ -41,7 +41,7 @@ from rewarddance_hf import (
 
 
 PROMPTS = ["a red circle", "two green triangles left of a blue square", "yes"]
-REFERENCES = [random_picture(10 + index, 30 + 7 * index, 40) for index in range(3)]
+REFERENCES = [random_image(10 + index, 30 + 7 * index, 40) for index in range(3)]
 MORE_SCORERS = [("pairwise", "plain"), ("pointwise", "auto"), ("regressive", "plain")]
 METHODS = {"refl": {"step_index_range": (2, 3)}, "draft": {"num_gradient_steps": 2}}
 
@@ -88,13 +88,13 @@ def score(folder: Path, device: torch.device, paradigm: str, engine: str) -> dic
         values, gradient = run(scorer, images)
         scores.append((values - wanted).abs().max().item())
         gradients.append(relative_difference([gradient], [wanted_gradient]))
-    pictures = [random_picture(index) for index in range(3)]
-    scorer.score(pictures, PROMPTS, references)
+    images = [random_image(index) for index in range(3)]
+    scorer.score(images, PROMPTS, references)
     if paradigm == "pairwise":
-        scorer.rank(pictures, PROMPTS[0])
-        scorer.score(pictures, PROMPTS, references, dimensions=["alignment", "structure"])
-        example = {"reference": pictures[0], "image": pictures[1], "prompt": "two cats", "verdict": "yes"}
-        scorer.score(pictures, PROMPTS, references, examples=[example])
+        scorer.rank(images, PROMPTS[0])
+        scorer.score(images, PROMPTS, references, dimensions=["alignment", "structure"])
+        example = {"reference": images[0], "image": images[1], "prompt": "two cats", "verdict": "yes"}
+        scorer.score(images, PROMPTS, references, examples=[example])
     return {"score": max(scores), "gradient": max(gradients)}
 
 
@@ -227,7 +227,7 @@ def finite(folder: Path, device: torch.device, **changes: Any) -> dict[str, floa
 def judge_difference(folder: Path, device: torch.device) -> dict[str, float]:
     """Weights of a judge after two updates."""
     rows = [
-        {"prompt": f"a red circle {index}", "chosen": random_picture(index), "rejected": random_picture(100 + index)}
+        {"prompt": f"a red circle {index}", "chosen": random_image(index), "rejected": random_image(100 + index)}
         for index in range(4)
     ]
     weights = []
@@ -253,7 +253,7 @@ def judge_difference(folder: Path, device: torch.device) -> dict[str, float]:
 
 
 def search_difference(folder: Path, device: torch.device) -> dict[str, float]:
-    """Pictures that searches choose."""
+    """Images that searches choose."""
     found = []
     for place in (device, torch.device("cpu")):
         pipeline = tiny_sd3()

@@ -7,7 +7,7 @@ import sys
 import datasets
 import pytest
 import torch
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf import (
     RewardDanceEvaluator,
@@ -35,19 +35,17 @@ def pointwise_judge(vlm_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     paths = [str(folder / f"{i}.png") for i in range(4)]
     for i, path in enumerate(paths):
-        random_picture(i).save(path)
+        random_image(i).save(path)
     return paths
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return [
-        {"prompt": f"circle {i}", "chosen": random_picture(i), "rejected": random_picture(9 + i)} for i in range(4)
-    ]
+    return [{"prompt": f"circle {i}", "chosen": random_image(i), "rejected": random_image(9 + i)} for i in range(4)]
 
 
 def run(capsys, *arguments):
@@ -58,35 +56,35 @@ def run(capsys, *arguments):
     return code, out, err
 
 
-def test_score(capsys, judge, pictures):
+def test_score(capsys, judge, images):
     """Scores are those of the library, as one document or one line per image; progress stays on stderr."""
     arguments = [
         "score",
         "--model",
         judge,
         "--image",
-        *pictures[:2],
+        *images[:2],
         "--prompt",
         "a circle",
         "--reference",
-        *pictures[2:],
+        *images[2:],
     ]
     code, out, err = run(capsys, *arguments, "--json", "--criteria", "quality")
-    want = RewardDanceScorer.from_pretrained(judge).score(pictures[:2], "a circle", pictures[2:], criteria="quality")
+    want = RewardDanceScorer.from_pretrained(judge).score(images[:2], "a circle", images[2:], criteria="quality")
     assert code == 0
     scores = json.loads(out)["scores"]
     assert [row["score"] for row in scores] == pytest.approx(want.tolist())
     assert [(row["image"], row["prompt"], row["reference"]) for row in scores] == [
-        (pictures[0], "a circle", pictures[2]),
-        (pictures[1], "a circle", pictures[3]),
+        (images[0], "a circle", images[2]),
+        (images[1], "a circle", images[3]),
     ]
     assert "Scoring" in err
     code, out, _ = run(capsys, *arguments)
     assert code == 0
-    assert [line.split("\t")[1] for line in out.splitlines()] == pictures[:2]
+    assert [line.split("\t")[1] for line in out.splitlines()] == images[:2]
 
 
-def test_score_without_references(capsys, pointwise_judge, pictures):
+def test_score_without_references(capsys, pointwise_judge, images):
     """A pointwise judge needs no reference; each image may have its own prompt."""
     code, out, _ = run(
         capsys,
@@ -94,7 +92,7 @@ def test_score_without_references(capsys, pointwise_judge, pictures):
         "--model",
         pointwise_judge,
         "--image",
-        *pictures[:2],
+        *images[:2],
         "--prompt",
         "a",
         "b",
@@ -102,29 +100,29 @@ def test_score_without_references(capsys, pointwise_judge, pictures):
         "--dtype",
         "float32",
     )
-    want = RewardDanceScorer.from_pretrained(pointwise_judge).score(pictures[:2], ["a", "b"])
+    want = RewardDanceScorer.from_pretrained(pointwise_judge).score(images[:2], ["a", "b"])
     assert code == 0
     assert [row["score"] for row in json.loads(out)["scores"]] == pytest.approx(want.tolist())
 
 
-def test_score_by_dimensions(capsys, judge, pictures):
+def test_score_by_dimensions(capsys, judge, images):
     """`--dimensions` gives a column for each, or a document; wrong names list those of the task."""
-    command = ["score", "--model", judge, "--image", *pictures[:2], "--prompt", "a circle", "--reference", pictures[2]]
+    command = ["score", "--model", judge, "--image", *images[:2], "--prompt", "a circle", "--reference", images[2]]
     names = ["motion", "text"]
     code, out, _ = run(capsys, *command, "--task", "text-to-video", "--dimensions", *names, "--json")
     want = RewardDanceScorer.from_pretrained(judge).score(
-        pictures[:2], "a circle", [pictures[2]] * 2, task="text-to-video", dimensions=names
+        images[:2], "a circle", [images[2]] * 2, task="text-to-video", dimensions=names
     )
     assert code == 0
     rows = json.loads(out)["scores"]
-    assert [row["image"] for row in rows] == pictures[:2]
+    assert [row["image"] for row in rows] == images[:2]
     assert [list(row["dimensions"]) for row in rows] == [names] * 2
     assert [list(row["dimensions"].values()) for row in rows] == [pytest.approx(row) for row in want.tolist()]
     code, out, _ = run(capsys, *command, "--dimensions", "text", "structure")
     assert code == 0
     lines = [line.split("\t") for line in out.splitlines()]
     assert lines[0] == ["text", "structure", "image"]
-    assert [line[2] for line in lines[1:]] == pictures[:2]
+    assert [line[2] for line in lines[1:]] == images[:2]
     code, out, err = run(capsys, *command, "--dimensions", "motion")
     assert (code, out) == (1, "")
     assert "`dimension` is 'motion', but the task 'text-to-image' has ['alignment'" in err
@@ -133,28 +131,28 @@ def test_score_by_dimensions(capsys, judge, pictures):
     assert "argument --dimensions: not allowed with argument --criteria" in err
 
 
-def test_rank_by_a_tournament(capsys, judge, pictures):
+def test_rank_by_a_tournament(capsys, judge, images):
     """`--method` reaches the library: a Swiss tournament leaves pairs out that a round robin compares."""
     code, out, _ = run(
-        capsys, "rank", "--model", judge, "--prompt", "a circle", *pictures, *pictures, "--json", "--method", "swiss"
+        capsys, "rank", "--model", judge, "--prompt", "a circle", *images, *images, "--json", "--method", "swiss"
     )
     assert code == 0
-    want = RewardDanceScorer.from_pretrained(judge).rank([*pictures, *pictures], "a circle", method="swiss")
+    want = RewardDanceScorer.from_pretrained(judge).rank([*images, *images], "a circle", method="swiss")
     assert json.loads(out)["order"] == want.order
 
 
-def test_rank(capsys, judge, pictures):
+def test_rank(capsys, judge, images):
     """The ranking is that of the library; NaN of the diagonal is null in JSON."""
-    want = RewardDanceScorer.from_pretrained(judge).rank(pictures, "a circle")
-    code, out, _ = run(capsys, "rank", "--model", judge, "--prompt", "a circle", *pictures, "--json", "--top-k", 2)
+    want = RewardDanceScorer.from_pretrained(judge).rank(images, "a circle")
+    code, out, _ = run(capsys, "rank", "--model", judge, "--prompt", "a circle", *images, "--json", "--top-k", 2)
     document = json.loads(out)
     assert code == 0
     assert document["order"] == want.order[:2]
     assert document["wins"] == want.wins.tolist()
     assert document["matrix"][0][0] is None
     assert document["matrix"][0][1] == pytest.approx(want.matrix[0, 1].item())
-    code, out, _ = run(capsys, "rank", "--model", judge, "--prompt", "a circle", *pictures)
-    assert [line.split("\t")[-1] for line in out.splitlines()] == [pictures[i] for i in want.order]
+    code, out, _ = run(capsys, "rank", "--model", judge, "--prompt", "a circle", *images)
+    assert [line.split("\t")[-1] for line in out.splitlines()] == [images[i] for i in want.order]
 
 
 def test_evaluate_saved_dataset(capsys, judge, rows, tmp_path):
@@ -258,13 +256,13 @@ def test_failed_writing_still_shows_the_metrics(capsys, judge, monkeypatch, rows
     assert "m.json" in err.splitlines()[-1]
 
 
-def test_unwritable_output_is_noticed_first(capsys, pictures, tmp_path):
+def test_unwritable_output_is_noticed_first(capsys, images, tmp_path):
     """A metrics file or folder that cannot be written ends the command before the model is even looked for."""
     arguments = ["evaluate", "--model", "no/such-model", "--dataset", "shapes:id"]
     for option, target, message in (
         ("--output", tmp_path, "Is a directory"),
-        ("--output", f"{pictures[0]}/metrics.json", "File exists"),
-        ("--calibrate", pictures[0], "File exists"),
+        ("--output", f"{images[0]}/metrics.json", "File exists"),
+        ("--calibrate", images[0], "File exists"),
     ):
         code, out, err = run(capsys, *arguments, option, target)
         assert (code, out) == (1, "")
@@ -346,9 +344,9 @@ def test_demo(capsys, monkeypatch, tmp_path):
         (["evaluate", "--model", "JUDGE", "--benchmark", "moon"], "There is no benchmark 'moon', but imagereward"),
     ],
 )
-def test_errors_of_input_and_model(capsys, judge, pictures, arguments, message):
+def test_errors_of_input_and_model(capsys, judge, images, arguments, message):
     """What cannot be used ends with code 1, one clean line on stderr and nothing on stdout."""
-    names = {"JUDGE": judge, "0": pictures[0], "1": pictures[1]}
+    names = {"JUDGE": judge, "0": images[0], "1": images[1]}
     code, out, err = run(capsys, *(names.get(argument, argument) for argument in arguments))
     assert (code, out) == (1, "")
     last = err.splitlines()[-1]
@@ -384,10 +382,10 @@ def test_wrong_usage(capsys, arguments, message):
     assert message in err
 
 
-def test_traceback_on_request(capsys, judge, pictures):
+def test_traceback_on_request(capsys, judge, images):
     """`--traceback` shows where an error comes from."""
     with pytest.raises(ValueError, match="`references` is None"):
-        run(capsys, "score", "--model", judge, "--image", pictures[0], "--prompt", "a", "--traceback")
+        run(capsys, "score", "--model", judge, "--image", images[0], "--prompt", "a", "--traceback")
 
 
 def test_version_and_help(capsys):

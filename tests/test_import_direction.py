@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "rewarddance_hf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A folder may import the folders that stand before it, and itself.
-ORDER = ["models", "data", "scoring", "trainer", "evaluation", "alignment", "shapes", "hub"]
+ORDER = ["models", "rewards", "data", "scoring", "trainer", "evaluation", "alignment", "hub", "shapes", "cli"]
 SIBLINGS = {
     ("trainer", "evaluation"),
     ("evaluation", "trainer"),
@@ -24,7 +24,7 @@ HOMES = {
     "diffusers": {"alignment", "shapes"},
     "matplotlib": {"shapes", "alignment"},
     "peft": {"trainer", "scoring", "alignment", "shapes"},
-    "datasets": {"data", "trainer", "evaluation", "alignment", "hub", "shapes", "cli.py"},
+    "datasets": {"data", "trainer", "evaluation", "alignment", "hub", "shapes", "cli"},
 }
 
 

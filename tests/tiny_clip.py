@@ -31,7 +31,7 @@ def save_tiny_clip(folder, seed=0):
     torch.manual_seed(seed)
     model = CLIPModel(config)
     with torch.no_grad():
-        for weight in model.parameters():  # so that pictures differ
+        for weight in model.parameters():  # so that images differ
             if weight.ndim > 1:
                 weight.mul_(4)
     model.save_pretrained(folder)

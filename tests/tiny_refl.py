@@ -21,8 +21,8 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from rewarddance_hf.alignment.refl_arguments import ReFLTrainingArguments
-from rewarddance_hf.alignment.refl_trainer import ReFLTrainer
+from rewarddance_hf.alignment.refl.arguments import ReFLTrainingArguments
+from rewarddance_hf.alignment.refl.trainer import ReFLTrainer
 
 
 WORDS = ["<pad>", "<unk>", "<end>", "a", "red", "blue", "green", "circle", "square", "two", "and"]

@@ -36,7 +36,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n" + PARTS + "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# LLaVA-OneVision writes all pictures of a turn before its text.
+# LLaVA-OneVision writes all images of a turn before its text.
 IMAGES_BEFORE_TEXT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "
     "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}\n"
@@ -381,7 +381,7 @@ def save_tiny_vlm(family: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def random_picture(seed: int, width: int = 40, height: int = 40) -> Image.Image:
-    """A smooth random picture."""
+def random_image(seed: int, width: int = 40, height: int = 40) -> Image.Image:
+    """A smooth random image."""
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Space of a RewardDance judge: compare two pictures in both orders, read its reasons, rank many."""
+"""Space of a RewardDance judge: compare two images in both orders, read its reasons, rank many."""
 
 import json
 from functools import cache
@@ -14,7 +14,7 @@ from transformers import pipeline
 # Written when the Space is built: `title`, `judge` and `generator` (repository IDs or folders), `revision`, `loading` and
 # `sampling` (arguments of the generator), `criteria` to choose from, `prompts` to try, `explains` (whether the judge writes reasons).
 SETTINGS = json.loads((Path(__file__).parent / "settings.json").read_text(encoding="utf-8"))
-MAX_PICTURES = 12
+MAX_IMAGES = 12
 HUB_ARGUMENTS = {} if Path(SETTINGS["judge"]).is_dir() else {"revision": SETTINGS["revision"]}
 
 judge = pipeline("visual-preference", model=SETTINGS["judge"], trust_remote_code=True, **HUB_ARGUMENTS)
@@ -33,7 +33,7 @@ def load_generator() -> Any:
 
 def draw(prompt: str, seed: float) -> tuple[Image.Image, Image.Image]:
     """
-    Draw two pictures of a prompt.
+    Draw two images of a prompt.
 
     Args:
         prompt (`str`):
@@ -42,7 +42,7 @@ def draw(prompt: str, seed: float) -> tuple[Image.Image, Image.Image]:
             Seed of the noise; a whole number.
 
     Returns:
-        `tuple`: Two pictures.
+        `tuple`: Two images.
     """
     _check_prompt(prompt)
     noise = torch.Generator().manual_seed(int(seed))
@@ -54,7 +54,7 @@ def compare(
     prompt: str, criteria: str, image_a: Image.Image | None, image_b: Image.Image | None
 ) -> tuple[str, list[list[str]], str]:
     """
-    Judge two pictures, in both orders if the judge is pairwise.
+    Judge two images, in both orders if the judge is pairwise.
 
     Args:
         prompt (`str`):
@@ -62,16 +62,16 @@ def compare(
         criteria (`str`):
             Criteria, or nothing for those of the judge.
         image_a (`PIL.Image.Image`):
-            Picture A.
+            Image A.
         image_b (`PIL.Image.Image`):
-            Picture B.
+            Image B.
 
     Returns:
         `tuple`: Verdict, one row for each question that was asked, and the reasons.
     """
     _check_prompt(prompt)
     if image_a is None or image_b is None:
-        raise gr.Error("Two pictures are needed: upload both, or draw them.")
+        raise gr.Error("Two images are needed: upload both, or draw them.")
     answer = judge({"prompt": prompt, "images": [image_a, image_b], "criteria": criteria or None})
     score_a, score_b = answer["scores"]
     if IS_PAIRWISE:
@@ -88,35 +88,35 @@ def compare(
     return verdict, rows, reasons
 
 
-def rank(prompt: str, criteria: str, pictures: list[Any] | None) -> list[tuple[Image.Image, str]]:
+def rank(prompt: str, criteria: str, images: list[Any] | None) -> list[tuple[Image.Image, str]]:
     """
-    Rank pictures, all against all if the judge is pairwise.
+    Rank images, all against all if the judge is pairwise.
 
     Args:
         prompt (`str`):
             Prompt of all.
         criteria (`str`):
             Criteria, or nothing for those of the judge.
-        pictures (`list`):
-            Pictures, each with its caption, as a gallery gives them.
+        images (`list`):
+            Images, each with its caption, as a gallery gives them.
 
     Returns:
-        `list[tuple]`: Pictures with their places, best first.
+        `list[tuple]`: Images with their places, best first.
     """
     _check_prompt(prompt)
-    images = [picture[0] if isinstance(picture, (list, tuple)) else picture for picture in pictures or []]
-    if not 2 <= len(images) <= MAX_PICTURES:
-        raise gr.Error(f"{len(images)} pictures were given, but 2 to {MAX_PICTURES} can be ranked here.")
-    answer = judge({"prompt": prompt, "images": images, "criteria": criteria or None})
+    samples = [image[0] if isinstance(image, (list, tuple)) else image for image in images or []]
+    if not 2 <= len(samples) <= MAX_IMAGES:
+        raise gr.Error(f"{len(samples)} images were given, but 2 to {MAX_IMAGES} can be ranked here.")
+    answer = judge({"prompt": prompt, "images": samples, "criteria": criteria or None})
     return [
-        (images[i], f"{place}. picture {i + 1}: {answer['wins'][i]:g} wins, reward {answer['scores'][i]:.3f}")
+        (samples[i], f"{place}. image {i + 1}: {answer['wins'][i]:g} wins, reward {answer['scores'][i]:.3f}")
         for place, i in enumerate(answer["order"], start=1)
     ]
 
 
 def _check_prompt(prompt: str) -> None:
     if not (prompt or "").strip():
-        raise gr.Error("A prompt is needed: what the pictures should show.")
+        raise gr.Error("A prompt is needed: what the images should show.")
 
 
 def _explain(prompt: str, criteria: str, image_a: Image.Image, image_b: Image.Image, b_wins: bool) -> str:
@@ -159,17 +159,17 @@ with gr.Blocks(title=SETTINGS["title"]) as demo:
         reasons = gr.Textbox(label="Reasons", visible=SETTINGS["explains"], interactive=False, elem_id="reasons")
         button.click(compare, [prompt, criteria, image_a, image_b], [verdict, questions, reasons])
     with gr.Tab("Rank many"):
-        pictures = gr.Gallery(
-            label="Pictures",
+        images = gr.Gallery(
+            label="Images",
             type="pil",
             columns=6,
             object_fit="contain",
             interactive=True,
-            elem_id="pictures",
+            elem_id="images",
         )
         rank_button = gr.Button("Rank", variant="primary", elem_id="rank")
         ranked = gr.Gallery(label="Best first", columns=6, object_fit="contain", interactive=False, elem_id="ranked")
-        rank_button.click(rank, [prompt, criteria, pictures], ranked)
+        rank_button.click(rank, [prompt, criteria, images], ranked)
     gr.Examples([[text] for text in SETTINGS["prompts"]], [prompt], label="Prompts")
 
 if __name__ == "__main__":

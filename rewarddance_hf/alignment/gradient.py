@@ -28,7 +28,7 @@ from diffusers.callbacks import PipelineCallback  # noqa: E402
 from diffusers.configuration_utils import register_to_config  # noqa: E402
 from diffusers.models.autoencoders.vae import DecoderOutput  # noqa: E402
 
-from .clean_prediction import detach_state, step_to_clean  # noqa: E402
+from .pipelines.clean_prediction import detach_state, step_to_clean  # noqa: E402
 
 
 ATTACH = "`with callback.attach(pipeline): images = pipeline(...).images`"

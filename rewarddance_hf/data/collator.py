@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..models import RewardDanceProcessor
 from ..models.configuration_rewarddance import PARADIGMS
-from ..models.processing_rewarddance import load_picture
+from ..models.processing_rewarddance import load_image
 from .preference import check_row, rationale_text
 
 
@@ -20,7 +20,7 @@ class DataCollatorForRewardDance:
     r"""
     Turn preference rows into batches for [`RewardDanceForYesScoring`].
 
-    Pairwise: one question per row. Which of the two pictures comes second is drawn at random from seed, epoch and the
+    Pairwise: one question per row. Which of the two images comes second is drawn at random from seed, epoch and the
     row's content (public datasets store the winner first; a judge trained without this learns the position).
     Pointwise and regressive: two questions per row, all chosen samples first, then all rejected ones.
 
@@ -43,12 +43,12 @@ class DataCollatorForRewardDance:
 
     Returns:
         `dict[str, torch.Tensor]`: Inputs of the model, and
-        - `labels` of shape `(rows,)`: pairwise: target probability of "yes", 1 if the chosen picture is image 2, 0 if it
+        - `labels` of shape `(rows,)`: pairwise: target probability of "yes", 1 if the chosen image is image 2, 0 if it
           is image 1, 0.5 for a tie; else: target probability that the chosen sample is better, 1, or 0.5 for a tie;
         - `margin` of shape `(rows,)`, if any row has one.
 
     Raises:
-        `ValueError`: If a row lacks a column, or a picture cannot be read; the message names the row.
+        `ValueError`: If a row lacks a column, or an image cannot be read; the message names the row.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DataCollatorForRewardDance:
             for column in ("chosen", "rejected")
         )
         conditions = [
-            None if row.get("condition") is None else load_picture(row["condition"], f"condition of {name}")
+            None if row.get("condition") is None else load_image(row["condition"], f"condition of {name}")
             for row, name in zip(rows, names, strict=True)
         ]
         prompts = [row["prompt"] for row in rows]
@@ -151,7 +151,7 @@ class DataCollatorForRewardDance:
 
     def _toss(self, purpose: str, prompt: str, chosen: list[Image.Image], rejected: list[Image.Image]) -> bool:
         """
-        Order of a row (whether the chosen picture is second), or its format: a function of seed, epoch and content, so that
+        Order of a row (whether the chosen image is second), or its format: a function of seed, epoch and content, so that
         a resumed or sharded run sees the same.
         """
         digest = hashlib.blake2b(f"{purpose}{self.seed}:{int(self._epoch)}:{prompt}".encode(), digest_size=1)

@@ -1,4 +1,4 @@
-"""The one row schema of the package: a prompt, a preferred and a rejected picture or clip."""
+"""The one row schema of the package: a prompt, a preferred and a rejected image or clip."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -41,18 +41,18 @@ def check_columns(column_names: Iterable[str], name: str = "dataset") -> None:
     hint = f", e.g. `dataset.rename_columns({renames})`" if renames else ""
     raise ValueError(
         f"`{name}` lacks the columns {missing}; it has {found}. A preference row needs `prompt` (text), `chosen` and "
-        f"`rejected` (pictures or clips). Rename or add columns{hint}."
+        f"`rejected` (images or clips). Rename or add columns{hint}."
     )
 
 
 def check_row(row: Mapping[str, Any], name: str = "row") -> None:
     """
-    Make sure that a row can be used, before any picture is decoded.
+    Make sure that a row can be used, before any image is decoded.
 
     Args:
         row (`Mapping`):
-            Preference row: `prompt` (`str`), `chosen` and `rejected` (pictures, or clips: lists of pictures, tensors,
-            animated pictures or video files), and optionally `task` (`str`), `condition` (picture), `criteria` (`str`), `rationale` (`str` with
+            Preference row: `prompt` (`str`), `chosen` and `rejected` (images, or clips: lists of images, tensors,
+            animated images or video files), and optionally `task` (`str`), `condition` (image), `criteria` (`str`), `rationale` (`str` with
             `{chosen}` and `{rejected}` in place of "Image 1" and "Image 2", or "Video 1" and "Video 2", or `{"yes": str, "no": str}` with one
             text for each verdict), `margin` (`float`), `tie` (`bool`).
         name (`str`, *optional*, defaults to `"row"`):
@@ -69,7 +69,7 @@ def check_row(row: Mapping[str, Any], name: str = "row") -> None:
             _check_type(row, column, str, name)
     for column in ("chosen", "rejected"):
         if row[column] is None:
-            raise ValueError(f"`{column}` of {name} is None, but must be a picture or a clip. Drop the row.")
+            raise ValueError(f"`{column}` of {name} is None, but must be an image or a clip. Drop the row.")
     if row.get("rationale") is not None:
         _check_type(row, "rationale", (str, Mapping), name)
         if isinstance(row["rationale"], Mapping) and not {"yes", "no"} <= set(row["rationale"]):
@@ -89,13 +89,13 @@ def _check_type(row: Mapping[str, Any], column: str, wanted: type | tuple[type, 
 
 def rationale_text(row: Mapping[str, Any], chosen_second: bool) -> str | None:
     """
-    Rationale of a row for the order in which its pictures are shown.
+    Rationale of a row for the order in which its images are shown.
 
     Args:
         row (`Mapping`):
             Preference row.
         chosen_second (`bool`):
-            Whether the chosen picture is image 2, so that the verdict is "yes".
+            Whether the chosen image is image 2, so that the verdict is "yes".
 
     Returns:
         `str` or `None`: Text that follows the verdict, or None if the row has none.

@@ -30,7 +30,7 @@ def prepare_rows(dataset: Any, name: str) -> Any:
         if dataset.column_names is not None:
             check_columns(dataset.column_names, name)
             dataset = dataset.select_columns(_used_columns(dataset.column_names))
-        return keep_pictures_encoded(dataset).map(lambda _, i: {"row": f"{name}[{i}]"}, with_indices=True)
+        return keep_images_encoded(dataset).map(lambda _, i: {"row": f"{name}[{i}]"}, with_indices=True)
     if hasattr(dataset, "__getitem__"):
         return PreferenceRows(dataset, name)
     return dataset  # a torch `IterableDataset`; the collator checks its rows
@@ -43,7 +43,7 @@ def _used_columns(column_names: list[str]) -> list[str]:
 class PreferenceRows(torch.utils.data.Dataset):
     """
     Map-style view of a preference dataset for a data loader: every row knows its index, unused columns are not read,
-    and pictures of a [`~datasets.Dataset`] stay encoded until the collator, which can name the row of a corrupt one.
+    and images of a [`~datasets.Dataset`] stay encoded until the collator, which can name the row of a corrupt one.
 
     Args:
         dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
@@ -60,7 +60,7 @@ class PreferenceRows(torch.utils.data.Dataset):
             raise ValueError(f"`{name}` is empty, but must have at least one row. Check its split and filters.")
         if isinstance(dataset, datasets.Dataset):
             check_columns(dataset.column_names, name)
-            dataset = keep_pictures_encoded(dataset.select_columns(_used_columns(dataset.column_names)))
+            dataset = keep_images_encoded(dataset.select_columns(_used_columns(dataset.column_names)))
         else:
             check_row(dataset[0], f"{name}[0]")
         self.dataset = dataset
@@ -73,16 +73,16 @@ class PreferenceRows(torch.utils.data.Dataset):
         return {**self.dataset[int(index)], "row": f"{self.name}[{index}]"}
 
 
-def keep_pictures_encoded(dataset: Any) -> Any:
+def keep_images_encoded(dataset: Any) -> Any:
     """
-    Turn off the decoding of picture and video columns.
+    Turn off the decoding of image and video columns.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             Dataset with any features.
 
     Returns:
-        The same dataset with `{"bytes": ..., "path": ...}` in place of pictures and videos.
+        The same dataset with `{"bytes": ..., "path": ...}` in place of images and videos.
     """
     encoded = datasets.Image(decode=False)
     for column, feature in (dataset.features or {}).items():

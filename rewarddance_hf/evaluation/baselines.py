@@ -1,4 +1,4 @@
-"""Other judges of pictures, through the same rows and statistics: CLIPScore, PickScore, any reward function."""
+"""Other judges of images, through the same rows and statistics: CLIPScore, PickScore, any reward function."""
 
 import importlib
 import os
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from ..data.preference import check_row
-from ..models.processing_rewarddance import load_frames, load_picture
+from ..models.processing_rewarddance import load_frames, load_image
 from ..models.video_rewarddance import open_clip
 from .evaluator import EvaluationResults, RewardDanceEvaluator, _make_results
 
@@ -30,10 +30,10 @@ MAX_FRAMES = 16
 
 class CLIPJudge:
     r"""
-    Similarity of prompt and picture by a CLIP model, times its learned scale: CLIPScore
+    Similarity of prompt and image by a CLIP model, times its learned scale: CLIPScore
     ([paper](https://huggingface.co/papers/2104.08718)) without its prefix "A photo depicts" and without its clipping at 0,
     and PickScore ([paper](https://huggingface.co/papers/2305.01569)), which is a CLIP model that was tuned on preferences.
-    A clip scores the mean of its frames. Prompts are cut after 77 tokens, pictures go through the PIL image processor.
+    A clip scores the mean of its frames. Prompts are cut after 77 tokens, images go through the PIL image processor.
 
     Args:
         model (`transformers.CLIPModel`):
@@ -107,7 +107,7 @@ class CLIPJudge:
 
         Args:
             images (`list`):
-                Pictures, or lists of pictures as frames of clips.
+                Images, or lists of images as frames of clips.
             prompts (`list[str]`):
                 One prompt for each.
             context (`Any`):
@@ -180,7 +180,7 @@ def _ask_function(function: Callable[..., Any], rows: list[Any], start: int) -> 
         for column in ("chosen", "rejected"):
             samples.append(_load_sample(row[column], f"{column} of {name}"))
         condition = row.get("condition")
-        conditions += [None if condition is None else load_picture(condition, f"condition of {name}")] * 2
+        conditions += [None if condition is None else load_image(condition, f"condition of {name}")] * 2
     twice = [row for row in rows for _ in range(2)]
     with torch.no_grad():
         scores = function(
@@ -207,7 +207,7 @@ def _ask_function(function: Callable[..., Any], rows: list[Any], start: int) -> 
 def _load_sample(media: Any, name: str) -> Image.Image | list[Image.Image]:
     reader = open_clip(media, name)
     if reader is None:
-        return load_picture(media, name)
+        return load_image(media, name)
     return load_frames(reader.sample(max_frames=MAX_FRAMES), name)
 
 

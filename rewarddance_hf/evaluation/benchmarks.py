@@ -19,10 +19,10 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard import metadata_load, metadata_save
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from ..data import adapters
-from ..data.adapters import editing, genai_bench, images, videos
-from ..data.adapters.repository import DatasetRepository
-from ..data.rows import keep_pictures_encoded
+from ..data import sources
+from ..data.rows import keep_images_encoded
+from ..data.sources import editing, genai_bench, images, videos
+from ..data.sources.repository import DatasetRepository
 from ..scoring.scorer import RewardDanceScorer
 from .baselines import FunctionEvaluator
 from .evaluator import EvaluationResults, RewardDanceEvaluator
@@ -42,7 +42,7 @@ class Benchmark:
         title (`str`):
             Name for people.
         load (`Callable`):
-            Function of [`~rewarddance_hf.data.adapters`] that loads its rows.
+            Function of [`~rewarddance_hf.data.sources`] that loads its rows.
         repo_id (`str`):
             Repository of its rows.
         split (`str`):
@@ -59,13 +59,13 @@ class Benchmark:
 
 
 def _genai(config: str, title: str) -> Benchmark:
-    return Benchmark(title, adapters.load_genai_bench, genai_bench.GENAI_BENCH, "test_v1", {"config": config})
+    return Benchmark(title, sources.load_genai_bench, genai_bench.GENAI_BENCH, "test_v1", {"config": config})
 
 
 def _videogen(dimension: str) -> Benchmark:
     return Benchmark(
         f"VideoGen-RewardBench, {dimension}",
-        adapters.load_videogen_rewardbench,
+        sources.load_videogen_rewardbench,
         videos.VIDEOGEN_REWARDBENCH,
         "eval",
         {"dimension": dimension},
@@ -73,22 +73,22 @@ def _videogen(dimension: str) -> Benchmark:
 
 
 BENCHMARKS = {
-    "imagereward": Benchmark("ImageRewardDB", adapters.load_imagereward_db, images.IMAGEREWARD_DB, "test"),
-    "pickapic": Benchmark("Pick-a-Pic v2", adapters.load_pickapic, images.PICKAPIC, "test"),
-    "hpdv2": Benchmark("HPDv2", adapters.load_hpdv2, images.HPDV2, "test"),
-    "hpdv3": Benchmark("HPDv3", adapters.load_hpdv3, images.HPDV3, "test"),
-    "hpdv3pp-aes": Benchmark("HPDv3++, aesthetics", adapters.load_hpdv3_plus_plus, images.HPDV3_PLUS_PLUS, "test_aes"),
+    "imagereward": Benchmark("ImageRewardDB", sources.load_imagereward_db, images.IMAGEREWARD_DB, "test"),
+    "pickapic": Benchmark("Pick-a-Pic v2", sources.load_pickapic, images.PICKAPIC, "test"),
+    "hpdv2": Benchmark("HPDv2", sources.load_hpdv2, images.HPDV2, "test"),
+    "hpdv3": Benchmark("HPDv3", sources.load_hpdv3, images.HPDV3, "test"),
+    "hpdv3pp-aes": Benchmark("HPDv3++, aesthetics", sources.load_hpdv3_plus_plus, images.HPDV3_PLUS_PLUS, "test_aes"),
     "hpdv3pp-tf": Benchmark(
-        "HPDv3++, text following", adapters.load_hpdv3_plus_plus, images.HPDV3_PLUS_PLUS, "test_tf"
+        "HPDv3++, text following", sources.load_hpdv3_plus_plus, images.HPDV3_PLUS_PLUS, "test_tf"
     ),
     "mmrb2-t2i": Benchmark(
-        "Multimodal RewardBench 2, T2I", adapters.load_mmrb2, editing.MMRB2, "test", {"config": "t2i"}
+        "Multimodal RewardBench 2, T2I", sources.load_mmrb2, editing.MMRB2, "test", {"config": "t2i"}
     ),
     "mmrb2-edit": Benchmark(
-        "Multimodal RewardBench 2, Edit", adapters.load_mmrb2, editing.MMRB2, "test", {"config": "edit"}
+        "Multimodal RewardBench 2, Edit", sources.load_mmrb2, editing.MMRB2, "test", {"config": "edit"}
     ),
     "editreward-bench": Benchmark(
-        "EditReward-Bench (TIGER-Lab)", adapters.load_editreward_bench, editing.EDITREWARD_BENCH, "train"
+        "EditReward-Bench (TIGER-Lab)", sources.load_editreward_bench, editing.EDITREWARD_BENCH, "train"
     ),
     "genai-bench-image": _genai("image_generation", "GenAI-Bench (TIGER-Lab), image generation"),
     "genai-bench-edit": _genai("image_edition", "GenAI-Bench (TIGER-Lab), image editing"),
@@ -153,9 +153,9 @@ def best_accuracy_with_ties(probabilities: np.ndarray, ties: np.ndarray) -> floa
 
     Args:
         probabilities (`np.ndarray` of shape `(rows,)`):
-            Probabilities of the chosen picture being preferred.
+            Probabilities of the chosen image being preferred.
         ties (`np.ndarray` of shape `(rows,)`):
-            Whether neither picture is preferred in truth.
+            Whether neither image is preferred in truth.
 
     Returns:
         `float`: Share of right verdicts.
@@ -248,7 +248,7 @@ class BenchmarkRun:
             repo_id=repository.repo_id,
             **self.benchmark.arguments,
         )
-        rows = keep_pictures_encoded(rows)
+        rows = keep_images_encoded(rows)
         self.rows = rows if limit is None else list(rows.take(limit))
         self.results: dict[str, dict[str, float]] = {}
         self._settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "show_progress": show_progress}
@@ -267,7 +267,7 @@ class BenchmarkRun:
             `dict[str, float]`: Metrics.
 
         Raises:
-            `ValueError`: If a picture cannot be read, or a score is not finite.
+            `ValueError`: If an image cannot be read, or a score is not finite.
         """
         kind = RewardDanceEvaluator if isinstance(judge, RewardDanceScorer) else FunctionEvaluator
         evaluator = kind(self.rows, **self._settings)

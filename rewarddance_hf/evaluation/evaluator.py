@@ -1,4 +1,4 @@
-"""Evaluator: how often, how consistently and how honestly a judge prefers the chosen picture."""
+"""Evaluator: how often, how consistently and how honestly a judge prefers the chosen image."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from ..data.preference import check_columns, check_row
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
-from ..models.processing_rewarddance import load_picture
-from ..scoring.judgements import Judgement, NonFiniteScoreError
+from ..models.processing_rewarddance import load_image
+from ..scoring.results import Judgement, NonFiniteScoreError
 from ..scoring.scorer import RewardDanceScorer
 from . import statistics
 
@@ -28,15 +28,15 @@ class EvaluationResults:
 
     Args:
         logits (`np.ndarray` of shape `(rows, 2)`):
-            `logits` of the model, with the chosen (column 0) and the rejected picture (column 1) as sample. In the
-            pairwise paradigm the other picture is the reference.
+            `logits` of the model, with the chosen (column 0) and the rejected image (column 1) as sample. In the
+            pairwise paradigm the other image is the reference.
         scores (`np.ndarray` of shape `(rows, 2)`):
             Rewards, in the same columns.
         log_odds (`np.ndarray` of shape `(rows, 2)`):
-            Log-odds of the chosen picture being preferred when it is image 2 (column 0) and image 1 (column 1). Without
+            Log-odds of the chosen image being preferred when it is image 2 (column 0) and image 1 (column 1). Without
             references both are the difference of `logits`.
         ties (`np.ndarray` of shape `(rows,)`):
-            Whether neither picture is preferred in truth.
+            Whether neither image is preferred in truth.
         categories (`list`):
             Category of each row, or None.
     """
@@ -49,7 +49,7 @@ class EvaluationResults:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Probabilities of the chosen picture being preferred, of shape `(rows, 2)` like `log_odds`."""
+        """Probabilities of the chosen image being preferred, of shape `(rows, 2)` like `log_odds`."""
         return statistics.sigmoid(self.log_odds)
 
 
@@ -81,7 +81,7 @@ class RewardDanceEvaluator:
 
     Returns:
         `dict[str, float]`:
-        - `accuracy`: share of verdicts for the chosen picture; each order of a row counts one half, and equal probabilities
+        - `accuracy`: share of verdicts for the chosen image; each order of a row counts one half, and equal probabilities
           count as half right. `accuracy_low` and `accuracy_high` are the ends of its 95 % bootstrap interval over rows;
         - `accuracy_swap_averaged`: the same for the mean of both orders' probabilities;
         - `accuracy_with_ties`: share of right verdicts for the mean of both orders among chosen, rejected and tie;
@@ -130,9 +130,9 @@ class RewardDanceEvaluator:
             raise ValueError(f"`tie_margin` is {tie_margin}, but must be in `[0, 0.5)`. Leave it at 0.05.")
         if hasattr(dataset, "column_names"):
             check_columns(dataset.column_names)
-            from ..data.rows import keep_pictures_encoded  # needs `datasets`, which such a dataset comes from
+            from ..data.rows import keep_images_encoded  # needs `datasets`, which such a dataset comes from
 
-            dataset = keep_pictures_encoded(dataset)  # so that a corrupt picture is named by its row
+            dataset = keep_images_encoded(dataset)  # so that a corrupt image is named by its row
         self.dataset = dataset
         self.name = name
         self.batch_size = batch_size
@@ -161,7 +161,7 @@ class RewardDanceEvaluator:
             `dict[str, float]`: Metrics as listed above.
 
         Raises:
-            `ValueError`: If a row lacks a column, a picture cannot be read, a score is not finite, or all rows are ties.
+            `ValueError`: If a row lacks a column, an image cannot be read, a score is not finite, or all rows are ties.
         """
         results = self._ask(model, processor)
         untied = ~results.ties
@@ -297,7 +297,7 @@ class RewardDanceEvaluator:
 
 
 def _row_judgements(row: Mapping[str, Any], index: int, scorer: RewardDanceScorer) -> list[Judgement]:
-    """The chosen picture as sample, then the rejected one; the other is the reference of a pairwise judge."""
+    """The chosen image as sample, then the rejected one; the other is the reference of a pairwise judge."""
     name = f"row {index}"
     check_row(row, name)
     task = row.get("task") or "text-to-image"
@@ -307,7 +307,7 @@ def _row_judgements(row: Mapping[str, Any], index: int, scorer: RewardDanceScore
     condition = row.get("condition")
     context = {
         "prompt": row["prompt"],
-        "condition": None if condition is None else load_picture(condition, f"condition of {name}"),
+        "condition": None if condition is None else load_image(condition, f"condition of {name}"),
         "task": task,
         "criteria": row.get("criteria"),
     }
@@ -340,7 +340,7 @@ def _make_results(
     is_pairwise: bool,
 ) -> EvaluationResults:
     all_logits = np.array(logits, dtype=np.float64).reshape(-1, 2)
-    # A pairwise judge that is asked about the rejected picture should say "no".
+    # A pairwise judge that is asked about the rejected image should say "no".
     difference = all_logits[:, :1] - all_logits[:, 1:]
     log_odds = all_logits * [1.0, -1.0] if is_pairwise else np.repeat(difference, 2, axis=1)
     return EvaluationResults(
@@ -353,7 +353,7 @@ def _make_results(
 
 
 def _questions(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-odds of "yes", and whether it is right, of shape `(rows, 2)`: first the chosen picture is image 2, then image 1."""
+    """Log-odds of "yes", and whether it is right, of shape `(rows, 2)`: first the chosen image is image 2, then image 1."""
     return log_odds * [1.0, -1.0], np.broadcast_to([1.0, 0.0], log_odds.shape)
 
 

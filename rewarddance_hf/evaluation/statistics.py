@@ -1,8 +1,8 @@
 """
 Arithmetic of preference evaluation, on plain NumPy arrays.
 
-A row has two questions, one for each order of its pictures. `probabilities` and `log_odds` of shape `(rows, 2)` are those
-of the chosen picture being preferred; where a function takes `labels` they are those of "yes" being the answer.
+A row has two questions, one for each order of its images. `probabilities` and `log_odds` of shape `(rows, 2)` are those
+of the chosen image being preferred; where a function takes `labels` they are those of "yes" being the answer.
 """
 
 import math
@@ -33,10 +33,10 @@ def verdict_credits(log_odds: np.ndarray) -> np.ndarray:
 
     Args:
         log_odds (`np.ndarray`):
-            Log-odds of the chosen picture being preferred.
+            Log-odds of the chosen image being preferred.
 
     Returns:
-        `np.ndarray`: 1 where the chosen picture is preferred, 0 where the rejected one is, 0.5 where they are equal.
+        `np.ndarray`: 1 where the chosen image is preferred, 0 where the rejected one is, 0.5 where they are equal.
 
     Example:
     ```python
@@ -54,9 +54,9 @@ def accuracy_with_ties(probabilities: np.ndarray, ties: np.ndarray, tie_margin: 
 
     Args:
         probabilities (`np.ndarray` of shape `(rows,)`):
-            Probabilities of the chosen picture being preferred.
+            Probabilities of the chosen image being preferred.
         ties (`np.ndarray` of shape `(rows,)`):
-            Whether neither picture is preferred in truth.
+            Whether neither image is preferred in truth.
         tie_margin (`float`):
             A tie is predicted where the probability is at most this far from 0.5. It is right where the row is a tie and
             wrong elsewhere.
@@ -75,7 +75,7 @@ def order_consistency(log_odds: np.ndarray) -> float:
 
     Args:
         log_odds (`np.ndarray` of shape `(rows, 2)`):
-            Log-odds of the chosen picture being preferred, in each order.
+            Log-odds of the chosen image being preferred, in each order.
 
     Returns:
         `float`: Share of rows, right or wrong.

@@ -21,7 +21,7 @@ GRADIO_VERSION = "6.31.0"
 
 LIMITS = (
     "A reward that a generator is tuned on can be gamed. Watch the samples, and a second judge that is not tuned on.",
-    "Verdicts about other kinds of pictures, prompts or criteria than those measured above are not known to be right.",
+    "Verdicts about other kinds of images, prompts or criteria than those measured above are not known to be right.",
     "The judge has the taste and the biases of its training data and its base model. It says nothing about whether content "
     "is true, safe or lawful.",
 )

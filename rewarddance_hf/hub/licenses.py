@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.adapters.terms import RENAMED_OWNERS, terms_of
+from ..data.sources.terms import RENAMED_OWNERS, terms_of
 
 
 NON_COMMERCIAL = re.compile(r"(^|-)(nc|noncommercial|non-commercial)(-|$)", re.IGNORECASE)

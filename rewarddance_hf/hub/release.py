@@ -93,7 +93,7 @@ def build_model_release(
     allow_non_commercial: bool = False,
 ) -> Path:
     """
-    Build the folder of a judge: weights, processor, code, card, results, and a sheet of pictures with their scores. It is
+    Build the folder of a judge: weights, processor, code, card, results, and a sheet of images with their scores. It is
     verified in a process without this package before it takes the place of an older one.
 
     Args:

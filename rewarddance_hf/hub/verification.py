@@ -17,7 +17,7 @@ from .cards import release_marker
 
 SHEET_FOLDER = "verification"
 SHEET_FILE = "scores.json"
-NUM_PICTURES = 6
+NUM_IMAGES = 6
 PROMPTS = ("a red circle", "two blue squares left of a green triangle", 'a sign that says "no", at night')
 # Largest difference of log-odds between two processes, by type of the weights.
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 0.05, "bfloat16": 0.3}
@@ -126,7 +126,7 @@ KINDS = tuple(_SCRIPTS)
 
 def write_sheet(model: RewardDanceForYesScoring, processor: RewardDanceProcessor, folder: Path) -> None:
     """
-    Write a fixed sheet of pictures and the judge's scores of them into a release folder.
+    Write a fixed sheet of images and the judge's scores of them into a release folder.
 
     Args:
         model ([`RewardDanceForYesScoring`]):
@@ -134,21 +134,21 @@ def write_sheet(model: RewardDanceForYesScoring, processor: RewardDanceProcessor
         processor ([`RewardDanceProcessor`]):
             Its processor.
         folder (`Path`):
-            Release folder. Pictures and `scores.json` are written to `verification/`.
+            Release folder. Images and `scores.json` are written to `verification/`.
     """
     sheet = folder / SHEET_FOLDER
     sheet.mkdir()
-    pictures = [_picture(number) for number in range(NUM_PICTURES)]
-    names = [f"{SHEET_FOLDER}/{number}.png" for number in range(NUM_PICTURES)]
-    for picture, name in zip(pictures, names, strict=True):
-        picture.save(folder / name)
+    images = [_image(number) for number in range(NUM_IMAGES)]
+    names = [f"{SHEET_FOLDER}/{number}.png" for number in range(NUM_IMAGES)]
+    for image, name in zip(images, names, strict=True):
+        image.save(folder / name)
     is_pairwise = model.config.paradigm == "pairwise"
     rows: list[dict[str, Any]] = []
-    for number in range(NUM_PICTURES):
-        other = (number + 1) % NUM_PICTURES
+    for number in range(NUM_IMAGES):
+        other = (number + 1) % NUM_IMAGES
         prompt = PROMPTS[number % len(PROMPTS)]
-        references = [pictures[other]] if is_pairwise else None
-        inputs = processor(images=[pictures[number]], prompts=[prompt], references=references).to(model.device)
+        references = [images[other]] if is_pairwise else None
+        inputs = processor(images=[images[number]], prompts=[prompt], references=references).to(model.device)
         with torch.no_grad():
             output = model.eval()(**inputs)
         row = {"prompt": prompt, "image": names[number]} | ({"reference": names[other]} if is_pairwise else {})
@@ -272,12 +272,12 @@ def _download_sheet(repo_id: str, revision: str | None) -> str:
     return snapshot_download(repo_id, revision=revision, allow_patterns=f"{SHEET_FOLDER}/*")
 
 
-def _picture(number: int) -> Image.Image:
+def _image(number: int) -> Image.Image:
     """A drawing of two shapes; sizes and proportions differ so that each way of preprocessing is seen."""
     size = ((64, 64), (96, 48), (48, 96), (80, 80), (33, 57), (128, 72))[number % 6]
-    picture = Image.new("RGB", size, (40 * number % 256, 200, 255 - 30 * number % 256))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, (40 * number % 256, 200, 255 - 30 * number % 256))
+    draw = ImageDraw.Draw(image)
     width, height = size
     draw.ellipse((width // 8, height // 8, width // 2, height // 2), fill=(220, 30 * number % 256, 30))
     draw.rectangle((width // 2, height // 2, width - 5, height - 5), fill=(20, 60, 90 + 25 * number % 166))
-    return picture
+    return image

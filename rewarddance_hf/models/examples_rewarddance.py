@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .pictures_rewarddance import load_picture
+from .media_rewarddance import load_image
 
 
 KEYS = ("image", "reference", "condition", "prompt", "criteria", "task", "verdict")
@@ -14,27 +14,27 @@ VERDICTS = {True: True, False: False, "yes": True, "no": False}
 @dataclass(frozen=True, eq=False)
 class Example:
     """
-    One judgement with its verdict, with loaded pictures. Made by [`read_examples`].
+    One judgement with its verdict, with loaded images. Made by [`read_examples`].
 
     Args:
         question (`tuple`):
             Arguments of [`RewardDanceProcessor.write_question`].
         verdict (`bool`):
             Whether the answer is "yes".
-        pictures (`tuple[PIL.Image.Image, ...]`):
-            Pictures in the order of the question: first frame, reference, sample.
+        images (`tuple[PIL.Image.Image, ...]`):
+            Images in the order of the question: first frame, reference, sample.
     """
 
     question: "tuple[Any, ...]"
     verdict: bool
-    pictures: "tuple[Any, ...]"
+    images: "tuple[Any, ...]"
 
 
 def read_examples(
     examples: "Sequence[Mapping[str, Any] | Example]", processor: Any, task: "str | None", is_pairwise: bool
 ) -> "tuple[Example, ...]":
     """
-    Check examples and load their pictures.
+    Check examples and load their images.
 
     Args:
         examples (`list[dict]`):
@@ -53,7 +53,7 @@ def read_examples(
 
     Raises:
         `TypeError`: If an example is no `dict`, or a text no string.
-        `ValueError`: If an example lacks a key or has one too many, a verdict is neither yes nor no, or a picture cannot be
+        `ValueError`: If an example lacks a key or has one too many, a verdict is neither yes nor no, or an image cannot be
             read.
     """
     if isinstance(examples, (str, bytes, Mapping)) or not isinstance(examples, Sequence):
@@ -92,10 +92,10 @@ def _read_example(example: Any, name: str, processor: Any, task: "str | None", i
     if task is None:
         raise ValueError(f"`{name}` has no `task`, and the rows have several, but its criteria depend on it. Add one.")
     condition, reference = given.get("condition"), None
-    pictures = [] if condition is None else [load_picture(condition, f"{name}['condition']")]
+    images = [] if condition is None else [load_image(condition, f"{name}['condition']")]
     if is_pairwise:
         reference = processor.load_frames(given["reference"], f"{name}['reference']", task)
-        pictures += reference
+        images += reference
     sample = processor.load_frames(given["image"], f"{name}['image']", task)
     question = (
         given["prompt"],
@@ -105,7 +105,7 @@ def _read_example(example: Any, name: str, processor: Any, task: "str | None", i
         task,
         given.get("criteria"),
     )
-    return Example(question, VERDICTS[verdict], (*pictures, *sample))
+    return Example(question, VERDICTS[verdict], (*images, *sample))
 
 
 __all__ = ["Example", "read_examples"]

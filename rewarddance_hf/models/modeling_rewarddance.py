@@ -29,8 +29,8 @@ logger = logging.get_logger(__name__)
 
 # Transformers 5.24 renamed `past_key_values`, in outputs and inputs.
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-# Where pictures may be: a wrapped model that gets none of these reads the placeholders as text and answers all the same.
-PICTURE_ARGUMENTS = ("pixel_values", "mm_encoder_outputs", "inputs_embeds", "past_key_values", "cache")
+# Where images may be: a wrapped model that gets none of these reads the placeholders as text and answers all the same.
+IMAGE_ARGUMENTS = ("pixel_values", "mm_encoder_outputs", "inputs_embeds", "past_key_values", "cache")
 
 
 @dataclass
@@ -269,15 +269,15 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             [`RewardDanceOutput`]
 
         Raises:
-            `ValueError`: If pictures are missing, a question ends in padding, or the answer tokens are not known.
+            `ValueError`: If images are missing, a question ends in padding, or the answer tokens are not known.
         """
         kwargs.pop("return_dict", None)
         kwargs.pop("num_items_in_batch", None)
         kwargs.setdefault("use_cache", False)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        if all(kwargs.get(name) is None for name in PICTURE_ARGUMENTS):
+        if all(kwargs.get(name) is None for name in IMAGE_ARGUMENTS):
             raise ValueError(
-                f"None of {PICTURE_ARGUMENTS} was given, so that the pictures would not be seen. Pass all that the "
+                f"None of {IMAGE_ARGUMENTS} was given, so that the images would not be seen. Pass all that the "
                 "processor returns; with a Trainer, set `remove_unused_columns=False`."
             )
         if (rationale_labels is None) != (answer_index is None):

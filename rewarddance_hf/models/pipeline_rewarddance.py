@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .processing_rewarddance import load_picture
+from .processing_rewarddance import load_image
 
 
 TASK = "visual-preference"
@@ -39,7 +39,7 @@ class VisualPreferencePipeline(Pipeline):
 
     Raises:
         `TypeError`: If an input is no `dict`, or a prompt no string.
-        `ValueError`: If an input lacks a key or has one too many, or a picture cannot be read.
+        `ValueError`: If an input lacks a key or has one too many, or an image cannot be read.
 
     Example:
 
@@ -123,7 +123,7 @@ class VisualPreferencePipeline(Pipeline):
                 "samples": samples,
                 # Reference and sample of each question.
                 "pairs": pairs or [(None, j) for j in range(len(samples))],
-                "condition": None if condition is None else load_picture(condition, "condition"),
+                "condition": None if condition is None else load_image(condition, "condition"),
                 "task": task,
                 "dimensions": dimensions,
                 "criteria": [criteria]

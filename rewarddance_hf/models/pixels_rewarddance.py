@@ -1,7 +1,7 @@
 """
-Differentiable pixels: the gradient of a judge reaches the pictures that it judges, without torchvision.
+Differentiable pixels: the gradient of a judge reaches the images that it judges, without torchvision.
 
-The forward pass is that of the image processor of transformers on the picture rounded to 8 bits, bit by bit: the reward
+The forward pass is that of the image processor of transformers on the image rounded to 8 bits, bit by bit: the reward
 that is tuned is the reward that is reported. The backward pass is that of the same processing without roundings
 (straight-through). To find it, the image processor is run a second time, on pixel numbers in place of colors, while its
 linear operations (resize, rescale, normalize) are written down on a tape; where the numbers end up shows how it cuts,
@@ -33,15 +33,15 @@ MAX_MEAN_DIFFERENCE = 8.0
 
 
 def preprocess_with_gradient(
-    vlm_processor: Any, pictures: "list[list[Any]]", exact: bool = True, **kwargs: Any
+    vlm_processor: Any, images: "list[list[Any]]", exact: bool = True, **kwargs: Any
 ) -> BatchFeature:
     r"""
-    Run a processor of transformers on pictures of which some require a gradient.
+    Run a processor of transformers on images of which some require a gradient.
 
     Args:
         vlm_processor (`ProcessorMixin`):
             Processor of a vision-language model.
-        pictures (`list[list[PIL.Image.Image | torch.Tensor]]`):
+        images (`list[list[PIL.Image.Image | torch.Tensor]]`):
             RGB images, or tensors of shape `(3, height, width)` with values in `[0, 1]`, for each row of the batch.
         exact (`bool`, *optional*, defaults to `True`):
             Whether pixels are equal to those of the image processor. Without it they are those of the smooth function
@@ -57,25 +57,25 @@ def preprocess_with_gradient(
         `NotImplementedError`: If the image processor is of a kind whose gradient cannot be found.
     """
     image_processor = vlm_processor.image_processor
-    flat = [picture for row in pictures for picture in row]
-    leaders = [picture for picture in flat if isinstance(picture, torch.Tensor) and picture.requires_grad]
+    flat = [image for row in images for image in row]
+    leaders = [image for image in flat if isinstance(image, torch.Tensor) and image.requires_grad]
     if not leaders:
         raise ValueError(
-            "`pictures` has no tensor that requires a gradient. Call the processor itself, or `requires_grad_()` first."
+            "`images` has no tensor that requires a gradient. Call the processor itself, or `requires_grad_()` first."
         )
     device = leaders[0].device
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in leaders) else torch.float32
-    colors = [_to_colors(picture, device, dtype, exact) for picture in flat]  # (3, height, width), 0 to 255
-    images = [[_to_image(picture) for picture in row] for row in pictures]
+    colors = [_to_colors(image, device, dtype, exact) for image in flat]  # (3, height, width), 0 to 255
+    stills = [[_to_image(image) for image in row] for row in images]
 
     if _backend(image_processor) is None:
         raise _unsupported(image_processor, "is not built on a backend of transformers")
     is_pil = _backend(image_processor).__name__ == "PilBackend"
     tape = _Tape(exact)
     recorder = tape.recorder(image_processor) if is_pil else copy.copy(image_processor)
-    batch, prepared, arguments, settings = _run_and_record(vlm_processor, recorder, images=images, **kwargs)
+    batch, prepared, arguments, settings = _run_and_record(vlm_processor, recorder, images=stills, **kwargs)
     if [tuple(image.shape) for image in _flatten(prepared)] != [tuple(color.shape) for color in colors]:
-        raise _unsupported(image_processor, "changes pictures before its `_preprocess`")
+        raise _unsupported(image_processor, "changes images before its `_preprocess`")
     settings = {**settings, "return_tensors": "pt"}
 
     if is_pil:
@@ -116,19 +116,19 @@ def _unsupported(image_processor: Any, reason: str) -> NotImplementedError:
     )
 
 
-def _to_image(picture: Any) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    levels = (picture.detach().float() * 255).round().to(torch.uint8)
+def _to_image(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    levels = (image.detach().float() * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
-def _to_colors(picture: Any, device: torch.device, dtype: torch.dtype, exact: bool) -> torch.Tensor:
-    """Levels 0 to 255 of a picture, rounded or not."""
-    if isinstance(picture, Image.Image):
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(device, dtype)
-    colors = picture.to(device, dtype) * 255
-    return _StraightThrough.apply(colors, (picture.detach().float() * 255).round().to(colors)) if exact else colors
+def _to_colors(image: Any, device: torch.device, dtype: torch.dtype, exact: bool) -> torch.Tensor:
+    """Levels 0 to 255 of an image, rounded or not."""
+    if isinstance(image, Image.Image):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(device, dtype)
+    colors = image.to(device, dtype) * 255
+    return _StraightThrough.apply(colors, (image.detach().float() * 255).round().to(colors)) if exact else colors
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -184,9 +184,9 @@ def _level(settings: "dict[str, Any]") -> float:
 
 class _Tape:
     """
-    Linear operations on pictures, written down by numbers of pixels and played with colors.
+    Linear operations on images, written down by numbers of pixels and played with colors.
 
-    Every operation gives a picture, a piece of the tape, whose pixels are numbered on from those of the piece before.
+    Every operation gives an image, a piece of the tape, whose pixels are numbered on from those of the piece before.
     """
 
     def __init__(self, exact: bool) -> None:
@@ -197,7 +197,7 @@ class _Tape:
         self.resized: list[tuple[np.ndarray, np.ndarray, Image.Resampling]] = []
 
     def recorder(self, image_processor: Any) -> Any:
-        """Copy of an image processor that keeps every picture before and after resizing, as Pillow rounds it."""
+        """Copy of an image processor that keeps every image before and after resizing, as Pillow rounds it."""
         backend = _backend(image_processor)
 
         def resize(other: Any, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
@@ -242,22 +242,22 @@ class _Tape:
     def append(
         self, shape: "tuple[int, ...]", step: "tuple[Callable[[torch.Tensor], torch.Tensor], np.ndarray] | None" = None
     ) -> np.ndarray:
-        """Pixel numbers of a new piece: a picture, or the result of an operation on pixels with the given numbers."""
+        """Pixel numbers of a new piece: an image, or the result of an operation on pixels with the given numbers."""
         start, end = self.length, self.length + math.prod(shape)
         if end > NUM_NUMBERS:
             raise NotImplementedError(
                 f"`images` become more than {NUM_NUMBERS} values in one batch, which is all that can have a gradient at once. "
-                "Lower `batch_size` or the size of pictures."
+                "Lower `batch_size` or the size of images."
             )
         self.starts.append(start)
         self.length = end
         self.steps.append(step)
         return np.arange(FIRST_NUMBER + start, FIRST_NUMBER + end, dtype=np.uint32).view(np.float32).reshape(shape)
 
-    def play(self, pictures: "list[torch.Tensor]", numbers: np.ndarray) -> torch.Tensor:
-        """Colors of pixels with the given numbers, when the pieces that are no results are the given pictures."""
-        pieces = [picture.reshape(-1) for picture in pictures]
-        for step in self.steps[len(pictures) :]:
+    def play(self, images: "list[torch.Tensor]", numbers: np.ndarray) -> torch.Tensor:
+        """Colors of pixels with the given numbers, when the pieces that are no results are the given images."""
+        pieces = [image.reshape(-1) for image in images]
+        for step in self.steps[len(images) :]:
             operation, inputs = step  # type: ignore[misc]
             pieces.append(operation(self._take(pieces, inputs)).reshape(-1))
         return self._take(pieces, numbers)
@@ -372,7 +372,7 @@ def resize_matrix(num_in: int, num_out: int, resampling: Image.Resampling) -> to
     """
     function, support = FILTERS[resampling.name]
     scale = num_in / num_out
-    stretch = max(scale, 1.0)  # a smaller picture averages over more pixels
+    stretch = max(scale, 1.0)  # a smaller image averages over more pixels
     support *= stretch
     matrix = torch.zeros(num_out, num_in, dtype=torch.float64)
     for i in range(num_out):
@@ -387,7 +387,7 @@ def resize_matrix(num_in: int, num_out: int, resampling: Image.Resampling) -> to
 
 def resize_linear(colors: torch.Tensor, height: int, width: int, resampling: Image.Resampling) -> torch.Tensor:
     """
-    Resize a picture as Pillow does, without rounding and without cutting off overshoot.
+    Resize an image as Pillow does, without rounding and without cutting off overshoot.
 
     Args:
         colors (`torch.Tensor` of shape `(channels, height, width)`):

@@ -1,4 +1,4 @@
-"""RewardDance processor: pictures, prompt and criteria become the question that a vision-language model answers."""
+"""RewardDance processor: images, prompt and criteria become the question that a vision-language model answers."""
 
 import inspect
 import json
@@ -16,7 +16,7 @@ from transformers.utils import is_torchvision_available, logging
 
 from .criteria_rewarddance import CRITERIA, DIMENSIONS
 from .examples_rewarddance import Example, read_examples
-from .pictures_rewarddance import load_frames, load_picture, read_clip
+from .media_rewarddance import load_frames, load_image, read_clip
 from .pixels_rewarddance import preprocess_with_gradient
 from .video_rewarddance import Clip, ClipReader, check_sampling, open_clip
 from .vlm_processor_rewarddance import image_only_processor
@@ -55,10 +55,10 @@ ZERO_WIDTH_SPACE = "\u200b"
 
 class RewardDanceProcessor(ProcessorMixin):
     r"""
-    Turn pictures, prompts and criteria into inputs of [`RewardDanceForYesScoring`], with the processor of any
+    Turn images, prompts and criteria into inputs of [`RewardDanceForYesScoring`], with the processor of any
     vision-language model inside.
 
-    Tensors that require a gradient get one: `pixel_values` are equal to those of the same picture rounded to 8 bits, and
+    Tensors that require a gradient get one: `pixel_values` are equal to those of the same image rounded to 8 bits, and
     the gradient passes through as if nothing were rounded.
 
     `from_pretrained` takes a RewardDance checkpoint or that of any image-text-to-text model of transformers. No part of
@@ -313,8 +313,8 @@ class RewardDanceProcessor(ProcessorMixin):
 
         Args:
             images (`list`):
-                Samples to be judged: anything that [`load_picture`] takes; or clips: lists of those, tensors of shape
-                `(frames, 3, height, width)`, animated pictures, video files.
+                Samples to be judged: anything that [`load_image`] takes; or clips: lists of those, tensors of shape
+                `(frames, 3, height, width)`, animated images, video files.
             prompts (`list[str]`):
                 Prompts that the samples were generated from. Plain data: no text can add special tokens or images.
             references (`list`, *optional*):
@@ -335,11 +335,11 @@ class RewardDanceProcessor(ProcessorMixin):
             [`~transformers.BatchFeature`]: Tensors for [`RewardDanceForYesScoring`], padded on the left.
 
         Raises:
-            `ValueError`: If lists differ in length, a picture or clip cannot be read, `task` has no criteria, or it is about
+            `ValueError`: If lists differ in length, an image or clip cannot be read, `task` has no criteria, or it is about
                 videos and a clip has one frame only.
             `ImportError`: If a sample is a video file and PyAV is not installed.
             `TypeError`: If a prompt is not a string.
-            `NotImplementedError`: If a picture requires a gradient that cannot pass through the image processor.
+            `NotImplementedError`: If an image requires a gradient that cannot pass through the image processor.
         """
         if isinstance(images, (str, bytes, dict, os.PathLike, Image.Image)):
             raise TypeError(
@@ -366,14 +366,14 @@ class RewardDanceProcessor(ProcessorMixin):
                 )
 
         shown = self.read_examples(examples, tasks, references is not None)
-        texts, pictures = [], []
+        texts, media = [], []
         for i in range(count):
             sample = self.load_frames(images[i], f"images[{i}]", tasks[i], keep_gradient=True)
             reference = None
             if references is not None:
                 reference = self.load_frames(references[i], f"references[{i}]", tasks[i], keep_gradient=True)
             condition = None if conditions is None or conditions[i] is None else conditions[i]
-            condition = None if condition is None else load_picture(condition, f"conditions[{i}]", keep_gradient=True)
+            condition = None if condition is None else load_image(condition, f"conditions[{i}]", keep_gradient=True)
             if not isinstance(prompts[i], str):
                 raise TypeError(f"`prompts[{i}]` is of type `{type(prompts[i]).__name__}`, but must be a string.")
             texts.append(
@@ -389,12 +389,12 @@ class RewardDanceProcessor(ProcessorMixin):
                 )
             )
             row = [condition] * (condition is not None) + (reference or []) + sample
-            pictures.append([picture for example in shown for picture in example.pictures] + row)
+            media.append([image for example in shown for image in example.images] + row)
 
         inputs = {"text": texts, "padding": True, **self.vlm_arguments(texts[0])}
-        if any(isinstance(picture, torch.Tensor) for row in pictures for picture in row):
-            return preprocess_with_gradient(self.vlm_processor, pictures, **inputs)
-        return self.vlm_processor(images=pictures, **inputs)
+        if any(isinstance(image, torch.Tensor) for row in media for image in row):
+            return preprocess_with_gradient(self.vlm_processor, media, **inputs)
+        return self.vlm_processor(images=media, **inputs)
 
     def dimension_criteria(self, dimension: str, task: str = "text-to-image") -> str:
         """
@@ -435,7 +435,7 @@ class RewardDanceProcessor(ProcessorMixin):
         is_pairwise: bool = True,
     ) -> "tuple[Example, ...]":
         """
-        Check in-context examples and load their pictures, once for many calls.
+        Check in-context examples and load their images, once for many calls.
 
         Args:
             examples (`list[dict]`, *optional*):
@@ -452,7 +452,7 @@ class RewardDanceProcessor(ProcessorMixin):
 
         Raises:
             `TypeError`: If an example is no `dict`, or a text no string.
-            `ValueError`: If an example lacks a key or has one too many, a verdict is neither yes nor no, a picture cannot be
+            `ValueError`: If an example lacks a key or has one too many, a verdict is neither yes nor no, an image cannot be
                 read, or rows have several tasks and an example none.
         """
         if examples is None:
@@ -465,7 +465,7 @@ class RewardDanceProcessor(ProcessorMixin):
         Open a clip and choose the frames that the judge sees, without decoding them.
 
         Args:
-            media (picture or clip):
+            media (image or clip):
                 Anything that [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes.
             name (`str`, *optional*, defaults to `"media"`):
                 Name in error messages.
@@ -474,7 +474,7 @@ class RewardDanceProcessor(ProcessorMixin):
 
         Returns:
             [`~rewarddance_hf.models.video_rewarddance.ClipReader`]: Reader of the chosen frames, or None if this is a single
-            picture.
+            image.
 
         Raises:
             `ValueError`: If the clip cannot be read, has no frames or frames of different size, or one frame in a task about
@@ -505,36 +505,36 @@ class RewardDanceProcessor(ProcessorMixin):
         self, media: Any, name: str = "media", task: "str | None" = None, keep_gradient: bool = False
     ) -> Clip:
         """
-        Load a picture as one frame, or those frames of a clip that the judge sees.
+        Load an image as one frame, or those frames of a clip that the judge sees.
 
         Args:
-            media (picture or clip):
-                Anything that [`load_picture`] or [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes. Frames that
+            media (image or clip):
+                Anything that [`load_image`] or [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes. Frames that
                 this method gave are given back.
             name (`str`, *optional*, defaults to `"media"`):
                 Name in error messages.
             task (`str`, *optional*):
                 Task that the clip belongs to. If it is about videos, a clip of one frame is refused.
             keep_gradient (`bool`, *optional*, defaults to `False`):
-                Whether to leave tensors that require a gradient as they are, as in [`load_picture`].
+                Whether to leave tensors that require a gradient as they are, as in [`load_image`].
 
         Returns:
             [`~rewarddance_hf.models.video_rewarddance.Clip`]: List of RGB images, beside tensors with `keep_gradient`, which
             knows the index and time of each.
 
         Raises:
-            `ValueError`: As in [`~RewardDanceProcessor.open_clip`], and if a picture cannot be read.
+            `ValueError`: As in [`~RewardDanceProcessor.open_clip`], and if an image cannot be read.
             `ImportError`: If this is a video file and PyAV is not installed.
         """
         reader = self.open_clip(media, name, task)
-        return Clip([load_picture(media, name, keep_gradient)]) if reader is None else read_clip(reader, keep_gradient)
+        return Clip([load_image(media, name, keep_gradient)]) if reader is None else read_clip(reader, keep_gradient)
 
     def _count_frame_tokens(self, size: "tuple[int, int]") -> int:
         """Tokens of a frame with what surrounds it, as the wrapped processor makes them of frames in company."""
         if size not in self._frame_tokens:
             text = "\n".join([str(self.vlm_processor.image_token)] * 2)
-            pictures = [[Image.new("RGB", size)] * 2]
-            batch = self.vlm_processor(images=pictures, text=[text], **self.vlm_arguments(""))
+            images = [[Image.new("RGB", size)] * 2]
+            batch = self.vlm_processor(images=images, text=[text], **self.vlm_arguments(""))
             self._frame_tokens[size] = batch["input_ids"].shape[1] // 2
         return self._frame_tokens[size]
 
@@ -662,7 +662,7 @@ class RewardDanceProcessor(ProcessorMixin):
 
     def vlm_arguments(self, text: str) -> "dict[str, Any]":
         """
-        Arguments, beside pictures and texts, that the wrapped processor is called with.
+        Arguments, beside images and texts, that the wrapped processor is called with.
 
         Args:
             text (`str`):
@@ -691,7 +691,7 @@ class RewardDanceProcessor(ProcessorMixin):
         examples: "tuple[Example, ...]" = (),
     ) -> str:
         r"""
-        Write one chat with the wrapped model's placeholder for each picture: those of examples, first frame, reference,
+        Write one chat with the wrapped model's placeholder for each image: those of examples, first frame, reference,
         sample. Examples are earlier turns of the chat: the same question, with the verdict as the judge's answer.
 
         Args:
@@ -737,13 +737,13 @@ class RewardDanceProcessor(ProcessorMixin):
         Write one question as chat messages, for what applies a chat template itself: trainers of TRL, model servers.
 
         Args:
-            image (picture or clip):
+            image (image or clip):
                 Sample to be judged.
             prompt (`str`):
                 Prompt that it was generated from.
-            reference (picture or clip, *optional*):
+            reference (image or clip, *optional*):
                 Sample to compare with. Without it the pointwise question is asked.
-            condition (picture, *optional*):
+            condition (image, *optional*):
                 First frame that was given to an image-to-video generator.
             task (`str`, *optional*, defaults to `"text-to-image"`):
                 Task whose criteria are used.
@@ -754,14 +754,14 @@ class RewardDanceProcessor(ProcessorMixin):
 
         Returns:
             `tuple[list[dict], list[PIL.Image.Image]]`: Messages, whose parts are `{"type": "text", "text": ...}` and
-            `{"type": "image"}`, and the pictures of the latter.
+            `{"type": "image"}`, and the images of the latter.
 
         Raises:
-            `ValueError`: If a picture cannot be read, or `task` has no criteria.
+            `ValueError`: If an image cannot be read, or `task` has no criteria.
         """
         sample = self.load_frames(image, "image", task)
         compared = [] if reference is None else self.load_frames(reference, "reference", task)
-        first = [] if condition is None else [load_picture(condition, "condition")]
+        first = [] if condition is None else [load_image(condition, "condition")]
         marks = () if reference is None else compared.marks
         content = self._write_turn(prompt, marks, sample.marks, bool(first), task, criteria, reasons_first)
         return self._messages(content), [*first, *compared, *sample]
@@ -924,4 +924,4 @@ class RewardDanceProcessor(ProcessorMixin):
         return self._encode(text + self._answer_end)[num_opened:], len(self._encode(text)) - num_opened - 1
 
 
-__all__ = ["RewardDanceProcessor", "load_frames", "load_picture"]
+__all__ = ["RewardDanceProcessor", "load_frames", "load_image"]

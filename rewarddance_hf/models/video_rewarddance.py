@@ -1,4 +1,4 @@
-"""Clips: which frames of a list, tensor, animated picture or video file a judge sees, and where they were in it."""
+"""Clips: which frames of a list, tensor, animated image or video file a judge sees, and where they were in it."""
 
 import bisect
 import io
@@ -13,13 +13,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 
-# Other files of several pictures (TIFF, the MPO of cameras) are no clips.
+# Other files of several images (TIFF, the MPO of cameras) are no clips.
 ANIMATED_FORMATS = ("AVIF", "GIF", "PNG", "WEBP")
 # What viewers take where a file gives none.
 DEFAULT_DURATION = 100  # milliseconds
 
 # Of what Pillow raises for damaged animations, beside `OSError`.
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Image.DecompressionBombError)
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Image.DecompressionBombError)
 
 
 def sample_frame_indices(
@@ -172,7 +172,7 @@ class ClipReader:
         num_source_frames (`int`):
             Number of frames of the source.
         frames (`list`, *optional*):
-            Frames of a clip that is in memory: anything that is a picture.
+            Frames of a clip that is in memory: anything that is an image.
         decode (`Callable[[list[int]], list[PIL.Image.Image]]`, *optional*):
             Function that decodes frames of a file by their indices.
         size (`tuple[int, int]`, *optional*):
@@ -233,7 +233,7 @@ class ClipReader:
         Give the frames, after decoding those that are needed.
 
         Returns:
-            [`Clip`]: Frames, which may still be any kind of picture if the clip was in memory.
+            [`Clip`]: Frames, which may still be any kind of image if the clip was in memory.
 
         Raises:
             `ValueError`: If the file cannot be decoded, or frames differ in size.
@@ -254,15 +254,15 @@ def open_clip(media: Any, name: str = "media") -> "ClipReader | None":
     Open a clip without decoding its frames.
 
     Args:
-        media (`list` of pictures, `torch.Tensor`, `numpy.ndarray`, [`Clip`], `PIL.Image.Image`, `str`, `os.PathLike`, `bytes` or `dict`):
+        media (`list` of images, `torch.Tensor`, `numpy.ndarray`, [`Clip`], `PIL.Image.Image`, `str`, `os.PathLike`, `bytes` or `dict`):
             Frames, also as a tensor of shape `(frames, 3, height, width)` or an array of shape
-            `(frames, height, width, 3)`; or an animated picture (GIF, WebP, APNG, AVIF) or video file, as path, as bytes or
+            `(frames, height, width, 3)`; or an animated image (GIF, WebP, APNG, AVIF) or video file, as path, as bytes or
             as `{"bytes": ..., "path": ...}`. Video files need PyAV.
         name (`str`, *optional*, defaults to `"media"`):
             Name of the clip in error messages.
 
     Returns:
-        [`ClipReader`] or None, if this is no clip. It may be a picture, or nothing that can be read.
+        [`ClipReader`] or None, if this is no clip. It may be an image, or nothing that can be read.
 
     Raises:
         `ValueError`: If the clip is damaged, has no frames, or its frames differ in size.
@@ -289,10 +289,10 @@ def open_clip(media: Any, name: str = "media") -> "ClipReader | None":
         with _opened(media) as file:
             head = file.read(377)
         return _open_video(media, name) if _looks_like_video(head) else None
-    except PICTURE_ERRORS as error:
+    except IMAGE_ERRORS as error:
         if isinstance(error, ClipError):
             raise
-        return None  # whoever reads it as a picture will say why it cannot be
+        return None  # whoever reads it as an image will say why it cannot be
 
 
 class ClipError(ValueError):
@@ -323,7 +323,7 @@ def _check_sizes(frames: "list[Any]", name: str) -> "tuple[int, int] | None":
         if size != known[0][1]:
             raise ClipError(
                 f"`{name}[{i}]` has size {size}, but `{name}[{known[0][0]}]` has {known[0][1]}, and frames of a clip must be "
-                "equal in size. Resize them, or pass pictures that belong to no clip one by one."
+                "equal in size. Resize them, or pass images that belong to no clip one by one."
             )
     return known[0][1] if known else None
 
@@ -335,7 +335,7 @@ def _frame_size(frame: Any) -> "tuple[int, int] | None":
         try:
             with _opened(frame) as file, Image.open(file) as image:
                 return _shown_size(image)
-        except PICTURE_ERRORS:
+        except IMAGE_ERRORS:
             return None
     if isinstance(frame, Image.Image):
         return _shown_size(frame)
@@ -350,7 +350,7 @@ def _shown_size(image: Image.Image) -> "tuple[int, int]":
     return image.size[::-1] if is_turned else image.size
 
 
-# ---- animated pictures ----
+# ---- animated images ----
 
 
 def _is_animated(image: Image.Image, name: str) -> bool:
@@ -358,13 +358,13 @@ def _is_animated(image: Image.Image, name: str) -> bool:
         return False
     try:
         return getattr(image, "n_frames", 1) > 1
-    except PICTURE_ERRORS as error:
+    except IMAGE_ERRORS as error:
         raise _unreadable(name, error) from error
 
 
 @contextmanager
 def _animation(media: Any, name: str) -> Any:
-    """Opened picture, which is left as it was found."""
+    """Opened image, which is left as it was found."""
     try:
         if isinstance(media, Image.Image):
             before = media.tell()
@@ -375,7 +375,7 @@ def _animation(media: Any, name: str) -> Any:
         else:
             with _opened(media) as file, Image.open(file) as image:
                 yield image
-    except PICTURE_ERRORS as error:
+    except IMAGE_ERRORS as error:
         raise _unreadable(name, error) from error
 
 
@@ -515,7 +515,7 @@ def _decode_by_time(container: Any, stream: Any, wanted: "list[int]", keys: "lis
             return frames
         if frame.pts != moment:  # some containers cannot be told where to go
             return frames
-        frames.append(_picture(frame))
+        frames.append(_image(frame))
         group = own
     return frames
 
@@ -523,11 +523,11 @@ def _decode_by_time(container: Any, stream: Any, wanted: "list[int]", keys: "lis
 def _decode_in_order(container: Any, stream: Any, indices: "list[int]") -> "list[Image.Image]":
     wanted = set(indices)
     decoded = enumerate(container.decode(stream))
-    return [_picture(frame) for index, frame in decoded if index in wanted]
+    return [_image(frame) for index, frame in decoded if index in wanted]
 
 
-def _picture(frame: Any) -> Image.Image:
+def _image(frame: Any) -> Image.Image:
     """Frame as a viewer shows it: cameras store the rotation beside the pixels."""
-    picture = frame.to_image()
+    image = frame.to_image()
     rotation = getattr(frame, "rotation", 0)
-    return picture.rotate(rotation, expand=True) if rotation else picture
+    return image.rotate(rotation, expand=True) if rotation else image

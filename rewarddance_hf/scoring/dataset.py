@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..models.examples_rewarddance import Example
-from .judgements import Judgement, NonFiniteScoreError
+from .results import Judgement, NonFiniteScoreError
 
 
 def score_into_file(

@@ -10,8 +10,8 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
-from ..models.processing_rewarddance import load_picture
-from .judgements import Judgement, NonFiniteScoreError
+from ..models.processing_rewarddance import load_image
+from .results import Judgement, NonFiniteScoreError
 
 
 logger = logging.get_logger(__name__)
@@ -186,8 +186,8 @@ def score_with_reasons(
         raise ValueError(
             "The judge is regressive and gives no answer that reasons could precede. Load a pairwise or pointwise judge."
         )
-    # Each picture is decoded once, and before anything is generated.
-    loaded = [_load_pictures(processor, judgement, i) for i, judgement in enumerate(judgements)]
+    # Each image is decoded once, and before anything is generated.
+    loaded = [_load_images(processor, judgement, i) for i, judgement in enumerate(judgements)]
     rows = [judgement for judgement in loaded for _ in range(num_samples)]
     texts: list[str] = []
     scores = torch.full((len(rows),), torch.nan)
@@ -236,14 +236,14 @@ def score_with_reasons(
     )
 
 
-def _load_pictures(processor: RewardDanceProcessor, judgement: Judgement, index: int) -> Judgement:
+def _load_images(processor: RewardDanceProcessor, judgement: Judgement, index: int) -> Judgement:
     sample, reference = (
         None if media is None else processor.load_frames(media, f"{name}[{index}]", judgement.task)
         for name, media in {"images": judgement.sample, "references": judgement.reference}.items()
     )
     condition = judgement.condition
     if condition is not None:
-        condition = load_picture(condition, f"conditions[{index}]")
+        condition = load_image(condition, f"conditions[{index}]")
     return replace(judgement, sample=sample, reference=reference, condition=condition)
 
 

@@ -13,19 +13,19 @@ from tqdm.auto import tqdm
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.examples_rewarddance import Example
-from ..models.processing_rewarddance import load_picture
+from ..models.processing_rewarddance import load_image
 from .dataset import score_into_file
-from .engine import ScoringEngine
-from .judgements import Comparison, Judgement, NonFiniteScoreError, Ranking
+from .engine.engine import ScoringEngine
+from .engine.session import EngineSession, ScoringStatistics
 from .loading import load_judge
+from .ranking import METHODS, halving, swiss
 from .reasoning import ReasonedScores, generate_texts, score_with_reasons
-from .session import EngineSession, ScoringStatistics
-from .tournaments import METHODS, halving, swiss
+from .results import Comparison, Judgement, NonFiniteScoreError, Ranking
 
 
 ENGINES = ("auto", "features", "plain")
 ENGINE_ARGUMENTS = ("engine", "max_batch_tokens", "num_workers", "pad_to_multiple_of", "compile_model")
-RANK_WINDOW = 4096  # judgements of a ranking that are planned together: they have few pictures
+RANK_WINDOW = 4096  # judgements of a ranking that are planned together: they have few images
 
 Examples: TypeAlias = Sequence[Mapping[str, Any] | Example] | None
 
@@ -45,20 +45,20 @@ class RewardDanceScorer:
         batch_size (`int`, *optional*, defaults to `8`):
             Largest number of judgements per forward pass.
         engine (`str`, *optional*, defaults to `"auto"`):
-            `"auto"` computes vision features once per picture and key/value states once per shared prefix, where scores
+            `"auto"` computes vision features once per image and key/value states once per shared prefix, where scores
             are known to stay the same, and else goes the plain path. `"features"` shares vision features only.
             `"plain"` computes each judgement on its own.
         max_batch_tokens (`int`, *optional*, defaults to `32768`):
             Largest number of tokens per forward pass of the engine. Halved whenever memory runs out.
         num_workers (`int`, *optional*, defaults to `2`):
-            Number of threads that decode and preprocess pictures beside the model.
+            Number of threads that decode and preprocess images beside the model.
         pad_to_multiple_of (`int`, *optional*):
             Multiple that the engine pads lengths to, so that few shapes occur: for compiled models and CUDA graphs. Defaults
             to 64 with `compile_model`, else to no padding.
         compile_model (`bool` or `dict`, *optional*, defaults to `False`):
             Whether to compile the language model in place for the engine, or arguments of `torch.compile` to do it with.
 
-    After each call, `statistics` holds what the engine computed ([`~rewarddance_hf.scoring.session.ScoringStatistics`]), or
+    After each call, `statistics` holds what the engine computed ([`~rewarddance_hf.scoring.engine.session.ScoringStatistics`]), or
     None if the call took the plain path.
 
     Raises:
@@ -199,7 +199,7 @@ class RewardDanceScorer:
         r"""
         Compute rewards of samples.
 
-        Rewards carry a gradient if a picture does that is given as a tensor: samples, and references and first frames if
+        Rewards carry a gradient if an image does that is given as a tensor: samples, and references and first frames if
         they are not detached. The model's weights get none, whatever their `requires_grad`.
 
         Args:
@@ -218,7 +218,7 @@ class RewardDanceScorer:
                 Criteria in place of those of `task`, for all or one each.
             dimensions (`list[str]`, *optional*):
                 Names of dimensions to score by, each on its own, in place of the criteria of `task`: those of
-                `processor.dimensions[task]`, e.g. `["alignment", "motion"]`. The engine sees pictures once for all.
+                `processor.dimensions[task]`, e.g. `["alignment", "motion"]`. The engine sees images once for all.
             examples (`list[dict]`, *optional*):
                 Judgements with known verdicts that the judge is shown before each question (in-context examples), as in
                 [`RewardDanceProcessor.read_examples`]. They are computed once.
@@ -230,17 +230,17 @@ class RewardDanceScorer:
             model's device.
 
         Raises:
-            `ValueError`: If lists differ in length, references are missing or not wanted, a picture cannot be read, a
+            `ValueError`: If lists differ in length, references are missing or not wanted, an image cannot be read, a
                 dimension does not exist, both `criteria` and `dimensions` are given, or an example lacks something.
             `NonFiniteScoreError`: If a score is NaN or infinite; a `ValueError` with the `scores` until there.
-            `NotImplementedError`: If a picture requires a gradient that cannot pass through the image processor.
+            `NotImplementedError`: If an image requires a gradient that cannot pass through the image processor.
         """
         judgements = self._questions(images, prompts, references, conditions, task, criteria, examples)
         if dimensions is not None:
             by_row = [self._by_dimension(judgement, dimensions) for judgement in judgements]
             judgements = [judgement for row in by_row for judgement in row]
-        pictures = [(judgement.sample, judgement.reference, judgement.condition) for judgement in judgements]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _requires_grad(pictures)), _frozen(self.model):
+        media = [(judgement.sample, judgement.reference, judgement.condition) for judgement in judgements]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _requires_grad(media)), _frozen(self.model):
             if dimensions is None:
                 return self._judge(judgements, show_progress)[1]
             width = len(dimensions)
@@ -383,9 +383,9 @@ class RewardDanceScorer:
         the two answers. For other judges it is the sigmoid of the difference of both samples' `logits`.
 
         Args:
-            image_a (picture or `list` of pictures):
+            image_a (image or `list` of images):
                 Image or clip A.
-            image_b (picture or `list` of pictures):
+            image_b (image or `list` of images):
                 Image or clip B.
             prompt (`str`):
                 Prompt that both were generated from.
@@ -393,7 +393,7 @@ class RewardDanceScorer:
                 Whether to ask in both orders and to average the probabilities. Pairwise paradigm only.
             explain (`bool`, *optional*, defaults to `False`):
                 Whether to generate the rationale that follows the verdict. Pairwise paradigm only.
-            condition (picture, *optional*):
+            condition (image, *optional*):
                 First frame that was given to an image-to-video generator.
             task (`str`, *optional*, defaults to `"text-to-image"`):
                 Task whose criteria are used.
@@ -408,10 +408,10 @@ class RewardDanceScorer:
                 [`RewardDanceProcessor.read_examples`]. They are computed once.
 
         Returns:
-            [`~rewarddance_hf.scoring.judgements.Comparison`]: By the criteria of `task`, with those by `dimensions` in it.
+            [`~rewarddance_hf.scoring.results.Comparison`]: By the criteria of `task`, with those by `dimensions` in it.
 
         Raises:
-            `ValueError`: If a picture cannot be read, a score is not finite, `explain` is used without a pairwise judge, a
+            `ValueError`: If an image cannot be read, a score is not finite, `explain` is used without a pairwise judge, a
                 dimension does not exist, both `criteria` and `dimensions` are given, or an example lacks something.
         """
         if explain and not self.is_pairwise:
@@ -489,7 +489,7 @@ class RewardDanceScorer:
                 Prompt that all were generated from.
             top_k (`int`, *optional*, defaults to all):
                 Number of best samples to keep in `order`.
-            condition (picture, *optional*):
+            condition (image, *optional*):
                 First frame that was given to an image-to-video generator.
             task (`str`, *optional*, defaults to `"text-to-image"`):
                 Task whose criteria are used.
@@ -509,10 +509,10 @@ class RewardDanceScorer:
                 [`RewardDanceProcessor.read_examples`]. They are computed once.
 
         Returns:
-            [`~rewarddance_hf.scoring.judgements.Ranking`]
+            [`~rewarddance_hf.scoring.results.Ranking`]
 
         Raises:
-            `ValueError`: If there are fewer than two samples, `top_k`, `method` or `num_rounds` is out of range, a picture
+            `ValueError`: If there are fewer than two samples, `top_k`, `method` or `num_rounds` is out of range, an image
                 cannot be read, or a score is not finite.
         """
         samples = [
@@ -572,8 +572,8 @@ class RewardDanceScorer:
     @contextmanager
     def reuse(self) -> Iterator[None]:
         """
-        Keep pictures and their features from call to call inside this context, e.g. references that come in every step
-        of a training run. The weights of the judge must not change meanwhile. Pictures with a gradient are not kept.
+        Keep images and their features from call to call inside this context, e.g. references that come in every step
+        of a training run. The weights of the judge must not change meanwhile. Images with a gradient are not kept.
 
         Example:
 
@@ -594,7 +594,7 @@ class RewardDanceScorer:
 
     @contextmanager
     def _session(self) -> Iterator[EngineSession | None]:
-        """Judgements of one session share pictures and features. Without an engine there is nothing to share."""
+        """Judgements of one session share images and features. Without an engine there is nothing to share."""
         self.statistics = None
         if self._engine is None:
             yield None
@@ -730,7 +730,7 @@ class RewardDanceScorer:
                 references.append(reference)
             condition = judgement.condition
             if condition is not None:
-                condition = load_picture(condition, f"conditions[{i}]", keep_gradient=True)
+                condition = load_image(condition, f"conditions[{i}]", keep_gradient=True)
             conditions.append(condition)
         return self.processor(
             images=samples,

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from peft import LoraConfig
 
-from ..alignment.dynamics import RewardDynamics
-from ..alignment.dynamics_callback import RewardDynamicsCallback
-from ..alignment.references import best_of_n_references
-from ..alignment.refl_arguments import ReFLTrainingArguments
-from ..alignment.refl_trainer import ReFLTrainer
+from ..alignment.monitor.callback import RewardDynamicsCallback
+from ..alignment.monitor.dynamics import RewardDynamics
+from ..alignment.refl.arguments import ReFLTrainingArguments
+from ..alignment.refl.references import best_of_n_references
+from ..alignment.refl.trainer import ReFLTrainer
 from ..evaluation.statistics import bootstrap_interval
 from ..scoring.scorer import RewardDanceScorer
-from .generated import ShapesPrompts, alignment_holds, sample_pictures
+from .generated import ShapesPrompts, alignment_holds, sample_images
 from .generator import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, NUM_INFERENCE_STEPS, SAMPLING, load_generator
 from .scenes import COLORS, parse_caption
 
@@ -47,11 +47,11 @@ LORA_TARGETS = [
 
 def color_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """
-    Share of a picture that has the colors of its prompt, whatever their shapes and number: a reward to be hacked.
+    Share of an image that has the colors of its prompt, whatever their shapes and number: a reward to be hacked.
 
     Args:
         images (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
-            Pictures in [0, 1].
+            Images in [0, 1].
         prompts (`list[str]`):
             Prompts of the shapes world.
 
@@ -70,12 +70,12 @@ def color_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
 
 def oracle_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """
-    Whether each picture shows all of its prompt, by the oracle. A reward that only sees colors soon breaks something in many
-    pictures, which the share of facts that hold tells late, since it makes colors right.
+    Whether each image shows all of its prompt, by the oracle. A reward that only sees colors soon breaks something in many
+    images, which the share of facts that hold tells late, since it makes colors right.
 
     Args:
         images (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
-            Pictures in [0, 1].
+            Images in [0, 1].
         prompts (`list[str]`):
             Prompts of the shapes world.
 
@@ -106,8 +106,8 @@ def evaluate_generator(
     dataset = ShapesPrompts(num_prompts, "id", EVALUATION_SEED)
     rows = [dataset[i] for i in range(num_prompts)]
     prompts = [row["prompt"] for row in rows for _ in range(SAMPLES_PER_PROMPT)]
-    pictures = sample_pictures(pipeline, prompts, EVALUATION_SEED)
-    right = alignment_holds(pictures, prompts).reshape(num_prompts, SAMPLES_PER_PROMPT).mean(1)
+    images = sample_images(pipeline, prompts, EVALUATION_SEED)
+    right = alignment_holds(images, prompts).reshape(num_prompts, SAMPLES_PER_PROMPT).mean(1)
     key = f"generator/{name}"
     low, high = bootstrap_interval(right)
     metrics = {f"{key}/alignment": float(right.mean()), f"{key}/alignment_low": low, f"{key}/alignment_high": high}
@@ -193,7 +193,7 @@ def tune(
             show_progress=show_progress,
             **sampling,
         )
-        kept = [(picture, row["prompt"]) for row in rows for picture in row["references"]]
+        kept = [(image, row["prompt"]) for row in rows for image in row["references"]]
         metrics["generator/references/alignment"] = float(alignment_holds(*zip(*kept, strict=True)).mean())
     held_out = ShapesPrompts(max(8, round(share * MONITOR_PROMPTS)), "id", MONITOR_SEED)
     monitor = RewardDynamicsCallback(

@@ -1,4 +1,4 @@
-"""The part of the demo's report that is about generators: a table, pictures before and after, the rewards of each run."""
+"""The part of the demo's report that is about generators: a table, images before and after, the rewards of each run."""
 
 import textwrap
 from pathlib import Path
@@ -12,10 +12,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from ..alignment.dynamics_callback import PLOT_FILE  # noqa: E402
-from ..alignment.refl_weights import LORA_FILE  # noqa: E402
+from ..alignment.monitor.callback import PLOT_FILE  # noqa: E402
+from ..alignment.refl.weights import LORA_FILE  # noqa: E402
 from .alignment_demo import EVALUATION_SEED, GENERATORS, SAMPLES_PER_PROMPT  # noqa: E402
-from .generated import ShapesPrompts, alignment_holds, sample_pictures  # noqa: E402
+from .generated import ShapesPrompts, alignment_holds, sample_images  # noqa: E402
 from .generator import load_generator  # noqa: E402
 
 
@@ -63,7 +63,7 @@ def generator_lines(folder: Path, metrics: dict[str, Any]) -> list[str]:
         "",
         f"Best-of-N references that the judge has chosen: {100 * metrics['generator/references/alignment']:.1f} % right.",
         "",
-        "![Pictures of the same noise, right ones framed in green](generators.png)",
+        "![Images of the same noise, right ones framed in green](generators.png)",
         "",
     ]
     for name in GENERATORS:
@@ -79,7 +79,7 @@ def generator_lines(folder: Path, metrics: dict[str, Any]) -> list[str]:
 
 def draw_generators(folder: Path) -> Figure:
     """
-    Draw pictures of all generators for the same held-out prompts and noise, right ones framed in green.
+    Draw images of all generators for the same held-out prompts and noise, right ones framed in green.
 
     Args:
         folder (`Path`):
@@ -99,14 +99,14 @@ def draw_generators(folder: Path) -> Figure:
         if name != "base":
             # `pipeline.load_lora_weights` would warn that there are no weights for the text encoders.
             pipeline.transformer.load_lora_adapter(str(folder / name), prefix="transformer", weight_name=LORA_FILE)
-        pictures = sample_pictures(pipeline, repeated, EVALUATION_SEED)[::SAMPLES_PER_PROMPT]
+        images = sample_images(pipeline, repeated, EVALUATION_SEED)[::SAMPLES_PER_PROMPT]
         if name != "base":
             pipeline.unload_lora_weights()
-        right = alignment_holds(pictures, prompts)
-        for i, picture in enumerate(pictures):
+        right = alignment_holds(images, prompts)
+        for i, image in enumerate(images):
             half, column = divmod(i, SHEET_PROMPTS // 2)
             axes = grid[half * len(NAMES) + line, column]
-            axes.imshow(picture, interpolation="nearest")
+            axes.imshow(image, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set(color=RIGHT if right[i] else WRONG, linewidth=3)

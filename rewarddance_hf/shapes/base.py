@@ -1,8 +1,8 @@
 """
 Train the tiny base model that the demo starts from: it learns to see, to describe and to match, but not to compare.
 
-First it describes single pictures. Then each row is a chat about several pictures of one prompt: for one after the other
-it says whether the picture is right, and what it shows. Run it with `make shapes-base` (about an hour on two cores); the
+First it describes single images. Then each row is a chat about several images of one prompt: for one after the other
+it says whether the image is right, and what it shows. Run it with `make shapes-base` (about an hour on two cores); the
 same seed gives the same weights on the same machine. The checkpoint that ships is its output.
 """
 
@@ -33,7 +33,7 @@ BATCH_SIZE = 48
 
 class CaptionChats(Dataset):
     """
-    Chats in which one picture is described.
+    Chats in which one image is described.
 
     Args:
         num_rows (`int`):
@@ -60,7 +60,7 @@ class CaptionChats(Dataset):
 
 class MatchingChats(Dataset):
     """
-    Chats in which pictures are matched with a prompt, by the criteria that it states, and described.
+    Chats in which images are matched with a prompt, by the criteria that it states, and described.
 
     Args:
         num_rows (`int`):
@@ -68,7 +68,7 @@ class MatchingChats(Dataset):
         seed (`int`, *optional*, defaults to `0`):
             Rows depend on it and on their index, and on nothing else.
         own_edit_share (`float`, *optional*):
-            How often a wrong picture is wrong in number, binding, relation or size, which are learned last. Below 1,
+            How often a wrong image is wrong in number, binding, relation or size, which are learned last. Below 1,
             since some scenes have no such mistake.
         kinds (`tuple[str, ...]`, *optional*):
             Kinds of scenes to draw from. One that is named twice comes twice as often.

@@ -1,5 +1,5 @@
 """
-Teach the base model of shapes, which has seen single pictures only, to watch clips. It does not learn to compare them.
+Teach the base model of shapes, which has seen single images only, to watch clips. It does not learn to compare them.
 
     python -m rewarddance_hf.shapes.clip_base --output_dir outputs/shapes_clip_base    # about 15 minutes of one core
 
@@ -48,7 +48,7 @@ class ClipQuestions(Dataset):
     Clips with several questions about each, and their answers.
 
     A row holds `images` (the given first frame if there is one, then the frames), `opening` (`str`, with `"{}"` for each
-    picture), and `questions` (pairs of question and answer). The last question asks for a description.
+    image), and `questions` (pairs of question and answer). The last question asks for a description.
 
     Args:
         num_rows (`int`):
@@ -178,14 +178,14 @@ class QuestionCollator:
         self.processor = processor.vlm_processor
         tokenizer = self.processor.tokenizer
         context = tokenizer.context_image_token * IMAGE_SEQ_LENGTH
-        self.picture = f"{tokenizer.start_image_token}{context}{tokenizer.end_image_token}"
+        self.image = f"{tokenizer.start_image_token}{context}{tokenizer.end_image_token}"
         self.pad_token_id = tokenizer.pad_token_id
         self._ids: dict[str, list[int]] = {}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         columns: dict[str, list[torch.Tensor]] = {"input_ids": [], "labels": [], "position_ids": [], "parts": []}
         for row in rows:
-            opening = self._encode("<|user|>" + row["opening"].replace("{}", self.picture))
+            opening = self._encode("<|user|>" + row["opening"].replace("{}", self.image))
             ids, labels = list(opening), [-100] * len(opening)
             positions, parts = list(range(len(opening))), [0] * len(opening)
             for number, (question, answer) in enumerate(row["questions"], start=1):

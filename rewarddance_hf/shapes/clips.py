@@ -53,7 +53,7 @@ CLIP_TASKS = {"video-": None, "t2v-": "text-to-video", "i2v-": "image-to-video"}
 
 # What a caption says of time, with the words for it.
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-TURNS = {"left": -1, "right": 1}  # quarter turns around the middle of the picture, a positive one is clockwise
+TURNS = {"left": -1, "right": 1}  # quarter turns around the middle of the image, a positive one is clockwise
 PACES = {"fast": 1.0, "slow": 0.5}  # quarter turns a frame
 MANNERS: dict[str, tuple[str, ...]] = {
     "move": tuple(DIRECTIONS),
@@ -80,7 +80,7 @@ CATEGORY_SHARES = {
 }
 ORDERED_CATEGORIES = ("direction", "turn", "order")
 
-# The four quarters of a picture in the order of the clock.
+# The four quarters of an image in the order of the clock.
 _CLOCK = (
     (QUARTERS[0], QUARTERS[0]),
     (QUARTERS[1], QUARTERS[0]),
@@ -283,7 +283,7 @@ def check_clip(
         [`ClipOracleResult`]: The facts, and the objects that were found.
 
     Raises:
-        `ValueError`: If the caption is not of this grammar, there are fewer than two frames, or one is no RGB picture.
+        `ValueError`: If the caption is not of this grammar, there are fewer than two frames, or one is no RGB image.
     """
     scene = parse_clip_caption(caption)
     if len(frames) < 2:
@@ -461,7 +461,7 @@ def load_shapes(name: str, num_rows: int, seed: int = 0) -> ShapesPreferences | 
 
     Args:
         name (`str`):
-            `"train"`, `"id"` or `"ood"` for pictures; with `"video-"` before it for clips of both tasks, with `"t2v-"` or
+            `"train"`, `"id"` or `"ood"` for images; with `"video-"` before it for clips of both tasks, with `"t2v-"` or
             `"i2v-"` for those of one, and `"-shuffled"` after it for frames without their order, e.g.
             `"t2v-id-shuffled"`.
         num_rows (`int`):
@@ -528,7 +528,7 @@ def make_clip_preference(rng: random.Random, split: str, task: str, size: int = 
     jitter = 0.05 * nuisance.position_jitter
     shifts = [(rng.uniform(-jitter, jitter), rng.uniform(-jitter, jitter)) for _ in range(2)]
     looks = [rng.getrandbits(64) for _ in range(2)]
-    if given:  # both clips go on from the same picture, each in its own way
+    if given:  # both clips go on from the same image, each in its own way
         shifts[1], looks[1] = shifts[0], looks[0]
     clips = [
         _draw_plan(plan, radius, shift, look, nuisance, size)

@@ -36,7 +36,7 @@ PARADIGM = {"untrained": "pairwise", "judge": "pairwise", "regressive": "regress
 TRAINING_STEPS = 700
 BATCH_SIZE = 48
 EVALUATION_ROWS = 1000
-# A judge that has only seen clean drawings reads a generator's pictures less well: it is trained on for some steps, with
+# A judge that has only seen clean drawings reads a generator's images less well: it is trained on for some steps, with
 # pairs of those in half of the rows.
 GENERATED_STEPS, GENERATED_LEARNING_RATE = 200, 3e-4
 GENERATED_PROMPTS = {"train": 350, "id": 150}
@@ -240,7 +240,7 @@ def run_demo(
 
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/demo"`):
-            Folder for `report.md`, `metrics.json`, pictures and checkpoints.
+            Folder for `report.md`, `metrics.json`, images and checkpoints.
         tune_generator (`bool`, *optional*, defaults to `True`):
             Whether to train the judge on pairs of a generator's samples too, and to tune the generator by the judge and by a
             weak reward.

@@ -1,7 +1,7 @@
 """
-Prompts for a generator of shapes, how well its pictures match them, and preference rows out of its own samples.
+Prompts for a generator of shapes, how well its images match them, and preference rows out of its own samples.
 
-A judge that has only seen clean renderings reads generated pictures less well: pairs of a generator's samples, labelled
+A judge that has only seen clean renderings reads generated images less well: pairs of a generator's samples, labelled
 by the oracle, belong to its training data.
 """
 
@@ -49,7 +49,7 @@ GENERATED = "generated"
 # This share of the training texts is kept for the in-domain split.
 HELD_OUT_SHARE = 0.25
 SAMPLING_BATCH_SIZE = 64
-# A picture whose prompt tells what it shows is compared with the one of so many that misses least.
+# An image whose prompt tells what it shows is compared with the one of so many that misses least.
 NUM_COMPARED = 12
 
 
@@ -107,16 +107,16 @@ class ShapesPrompts(Dataset):
         return held_out == (self.split == "id")
 
 
-# ---- the oracle's view of generated pictures ----
+# ---- the oracle's view of generated images ----
 
 
 def alignment_score(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -> np.ndarray:
     """
-    Share of each prompt's facts that its picture shows, by the oracle.
+    Share of each prompt's facts that its image shows, by the oracle.
 
     Args:
         images (`torch.Tensor` of shape `(batch_size, 3, height, width)`, or `list` of `PIL.Image.Image` or of arrays):
-            Pictures, as a pipeline gives them; tensors in [0, 1], arrays with the channels last.
+            Images, as a pipeline gives them; tensors in [0, 1], arrays with the channels last.
         prompts (`list[str]`):
             Their prompts, in any paraphrase of the shapes world.
 
@@ -124,19 +124,19 @@ def alignment_score(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]
         `np.ndarray` of shape `(batch_size,)`: Shares from 0 to 1.
 
     Raises:
-        `ValueError`: If the numbers of pictures and prompts differ, a prompt is not of this world, or a tensor is no
-            batch of RGB pictures.
+        `ValueError`: If the numbers of images and prompts differ, a prompt is not of this world, or a tensor is no
+            batch of RGB images.
     """
-    return np.array([result.share for result in check_pictures(images, prompts)])
+    return np.array([result.share for result in check_images(images, prompts)])
 
 
 def alignment_holds(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -> np.ndarray:
     """
-    Whether each picture shows all that its prompt says, by the oracle.
+    Whether each image shows all that its prompt says, by the oracle.
 
     Args:
         images (as for [`alignment_score`]):
-            Pictures.
+            Images.
         prompts (`list[str]`):
             Their prompts.
 
@@ -146,21 +146,21 @@ def alignment_holds(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]
     Raises:
         `ValueError`: As [`alignment_score`].
     """
-    return np.array([result.all_hold for result in check_pictures(images, prompts)])
+    return np.array([result.all_hold for result in check_images(images, prompts)])
 
 
-def check_pictures(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -> list[OracleResult]:
+def check_images(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -> list[OracleResult]:
     """
-    Let the oracle check each picture against its prompt.
+    Let the oracle check each image against its prompt.
 
     Args:
         images (as for [`alignment_score`]):
-            Pictures.
+            Images.
         prompts (`list[str]`):
             Their prompts.
 
     Returns:
-        `list[OracleResult]`: Facts and objects of each picture.
+        `list[OracleResult]`: Facts and objects of each image.
 
     Raises:
         `ValueError`: As [`alignment_score`].
@@ -168,22 +168,22 @@ def check_pictures(images: torch.Tensor | Sequence[Any], prompts: Sequence[str])
     if isinstance(images, torch.Tensor):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
-                f"`images` has shape {tuple(images.shape)}, but a batch of RGB pictures of shape (batch_size, 3, height, "
-                "width) is required. Stack the pictures."
+                f"`images` has shape {tuple(images.shape)}, but a batch of RGB images of shape (batch_size, 3, height, "
+                "width) is required. Stack the images."
             )
         if not images.isfinite().all():
             raise ValueError("`images` holds NaN or infinite pixels. Check the generator, which may have diverged.")
         images = list(images.detach().float().cpu().permute(0, 2, 3, 1).numpy())
     if len(images) != len(prompts):
         raise ValueError(
-            f"`images` has {len(images)} pictures, but `prompts` has {len(prompts)} texts. Pass one prompt for each picture."
+            f"`images` has {len(images)} images, but `prompts` has {len(prompts)} texts. Pass one prompt for each image."
         )
     return [check(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
 
 
 def describe_objects(objects: Sequence[PlacedObject], scene: Scene) -> str | None:
     """
-    Say what a picture shows, in the terms in which a prompt asks for it.
+    Say what an image shows, in the terms in which a prompt asks for it.
 
     Args:
         objects (`Sequence[PlacedObject]`):
@@ -192,7 +192,7 @@ def describe_objects(objects: Sequence[PlacedObject], scene: Scene) -> str | Non
             What the prompt asks for: its kind says whether sizes or positions are named.
 
     Returns:
-        `str`, *optional*: A caption, or None where this world has no words for the picture: it shows nothing, too many
+        `str`, *optional*: A caption, or None where this world has no words for the image: it shows nothing, too many
         objects, or one with a color or shape that is none of this world.
     """
     if not 0 < len(objects) <= len(NUMBERS) or any(item.color is None or item.shape is None for item in objects):
@@ -228,11 +228,11 @@ def _count_named_in_place(scene: Scene, shown: Sequence[SceneObject]) -> int:
 # ---- preference rows out of a generator's samples ----
 
 
-def sample_pictures(
+def sample_images(
     pipeline: Any, prompts: Sequence[str], seed: int = 0, batch_size: int = SAMPLING_BATCH_SIZE, **sampling: Any
 ) -> list[Image.Image]:
     """
-    Draw one picture for each prompt. The noise of a picture depends on the seed and its place only, not on the batches.
+    Draw one image for each prompt. The noise of an image depends on the seed and its place only, not on the batches.
 
     Args:
         pipeline (`diffusers.DiffusionPipeline`):
@@ -242,12 +242,12 @@ def sample_pictures(
         seed (`int`, *optional*, defaults to `0`):
             Seed of the noise.
         batch_size (`int`, *optional*, defaults to `64`):
-            Number of pictures that are drawn at once.
+            Number of images that are drawn at once.
         sampling:
             Further arguments of the pipeline in place of `SAMPLING`.
 
     Returns:
-        `list[PIL.Image.Image]`: The pictures, in the order of the prompts.
+        `list[PIL.Image.Image]`: The images, in the order of the prompts.
     """
     images: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
@@ -270,10 +270,10 @@ def generated_preferences(
     with_ties: bool = False,
 ) -> list[dict[str, Any]]:
     """
-    Make preference rows out of a generator's samples: of two pictures, the chosen one shows more facts of the prompt.
+    Make preference rows out of a generator's samples: of two images, the chosen one shows more facts of the prompt.
 
     Rows are as in [`ShapesPreferences`], with the category `"generated"`; the rationale tells what the oracle sees in
-    each picture. First come pairs of samples of one prompt. A picture is in as few of them as possible; prompts for which
+    each image. First come pairs of samples of one prompt. An image is in as few of them as possible; prompts for which
     all samples are equally right give none. With `with_described`, pairs of any samples follow: the prompt tells what the
     chosen one shows, and the rejected one misses little of it. With `with_ties`, rows have a column `tie`, and prompts that
     several samples meet give a pair of those: a judge that is tuned against must know that neither is better. So the number
@@ -289,11 +289,11 @@ def generated_preferences(
         seed (`int`, *optional*, defaults to `0`):
             Seed of prompts and noise.
         samples_per_prompt (`int`, *optional*, defaults to `6`):
-            Number of pictures that are drawn for a prompt, at least two.
+            Number of images that are drawn for a prompt, at least two.
         pairs_per_prompt (`int`, *optional*, defaults to `3`):
             Largest number of rows with the same prompt.
         batch_size (`int`, *optional*, defaults to `64`):
-            Number of pictures that are drawn at once.
+            Number of images that are drawn at once.
         with_described (`bool`, *optional*, defaults to `False`):
             Whether to add a pair for each sample, of which the prompt tells what it shows.
         with_ties (`bool`, *optional*, defaults to `False`):
@@ -316,8 +316,8 @@ def generated_preferences(
     prompts = [dataset[index]["prompt"] for index in range(num_prompts)]
     repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
     noise_seed = random.Random(f"{GENERATED}/{split}/{seed}").getrandbits(63)
-    images = sample_pictures(pipeline, repeated, noise_seed, batch_size)
-    results = check_pictures(images, repeated)
+    images = sample_images(pipeline, repeated, noise_seed, batch_size)
+    results = check_images(images, repeated)
     rows = []
     for index, prompt in enumerate(prompts):
         part = slice(index * samples_per_prompt, (index + 1) * samples_per_prompt)
@@ -360,8 +360,8 @@ def _pair_samples(
         pairs.remove(pair)
         for index in pair:
             uses[index] += 1
-        pictures, texts = [images[index] for index in pair], [captions[index] for index in pair]
-        rows.append(_make_row(prompt, pictures, texts, ALIGNMENT_CRITERIA, GENERATED))
+        shown, texts = [images[index] for index in pair], [captions[index] for index in pair]
+        rows.append(_make_row(prompt, shown, texts, ALIGNMENT_CRITERIA, GENERATED))
     return rows
 
 
@@ -385,7 +385,7 @@ def _pair_described(
     prompts: ShapesPrompts,
     rng: random.Random,
 ) -> dict[str, Any] | None:
-    """A row whose prompt tells what a picture shows, in the terms of `asked`, beside one that misses as little as possible."""
+    """A row whose prompt tells what an image shows, in the terms of `asked`, beside one that misses as little as possible."""
     objects = results[index].objects
     caption = describe_objects(objects, asked)
     if caption is None or (len(objects) > 2 and len({(item.color, item.shape) for item in objects}) > 1):

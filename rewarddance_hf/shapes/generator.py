@@ -34,7 +34,7 @@ BASE_GENERATOR = Path(__file__).parent / "base_generator"
 NUM_INFERENCE_STEPS = 8
 GUIDANCE_SCALE = 3.0
 # Without a T5 encoder the pipeline puts this many zero vectors after the prompt. Its default of 256 gives much the same
-# pictures in many times the time.
+# images in many times the time.
 MAX_SEQUENCE_LENGTH = 1
 SAMPLING = {
     "num_inference_steps": NUM_INFERENCE_STEPS,
@@ -91,7 +91,7 @@ def build_generator(seed: int = 0) -> StableDiffusion3Pipeline:
             Seed of the weights.
 
     Returns:
-        `diffusers.StableDiffusion3Pipeline`: Pipeline of 1.2M parameters that draws pictures of 32 x 32 pixels.
+        `diffusers.StableDiffusion3Pipeline`: Pipeline of 1.2M parameters that draws images of 32 x 32 pixels.
     """
     tokenizer = build_prompt_tokenizer()
     torch.manual_seed(seed)

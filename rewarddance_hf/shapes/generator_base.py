@@ -1,12 +1,12 @@
 """
 Train the tiny generator of the shapes world from scratch, on renderings of training prompts.
 
-First the autoencoder learns to draw, then the denoiser and the text encoders learn to make pictures from noise and words, at
+First the autoencoder learns to draw, then the denoiser and the text encoders learn to make images from noise and words, at
 last from captions of which most are wrong, as those of the web are. What comes out has learned to draw what it is told, but
-often does not, which is what a reward can mend. Before that last stage the oracle finds 72 % of its pictures right.
+often does not, which is what a reward can mend. Before that last stage the oracle finds 72 % of its images right.
 Run it with `make shapes-generator` (about 10 minutes of one core); the same seed gives the same weights on the same machine. The checkpoint
 that ships was trained by these stages, one run each, with other seeds and the words' tokens in another order, so this does not
-give its very weights: a full run ended at 36 % of pictures right, where the shipped one has 45 %.
+give its very weights: a full run ended at 36 % of images right, where the shipped one has 45 %.
 """
 
 import argparse
@@ -38,7 +38,7 @@ GENERATOR_STYLE = Nuisance(
     blur=(0.0, 0.0),
     resolution=(1.0, 1.0),
 )
-NUM_PICTURES = 16_000
+NUM_IMAGES = 16_000
 AUTOENCODER_STEPS, AUTOENCODER_BATCH, AUTOENCODER_LR = 600, 32, 2e-3
 # The decoder learns to draw from inexact latents, such as a denoiser leaves.
 LATENT_NOISE = 0.15
@@ -74,14 +74,14 @@ EMA_DECAY = 0.995
 DROPPED_PROMPTS = 0.1
 # Noise levels are the logistic of a normal variable, as for Stable Diffusion 3, with most of them high.
 NOISE_MEAN, NOISE_STD = 0.8, 1.0
-# In some steps, with less pictures, prompts are followed by as many zero vectors as a plain call of the pipeline adds.
+# In some steps, with less images, prompts are followed by as many zero vectors as a plain call of the pipeline adds.
 LONG_EVERY, LONG_SEQUENCE_LENGTH, LONG_BATCH = 10, 256, 16
 
 
 def train_generator(
     output_dir: str | Path = BASE_GENERATOR,
     seed: int = 0,
-    num_pictures: int = NUM_PICTURES,
+    num_images: int = NUM_IMAGES,
     autoencoder_steps: int = AUTOENCODER_STEPS,
     denoiser_stages: Sequence[Stage] = DENOISER_STAGES,
 ) -> None:
@@ -92,9 +92,9 @@ def train_generator(
         output_dir (`str` or `Path`, *optional*, defaults to the base checkpoint):
             Folder for the pipeline.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of weights, prompts, pictures and noise.
-        num_pictures (`int`, *optional*):
-            Number of pictures to learn from.
+            Seed of weights, prompts, images and noise.
+        num_images (`int`, *optional*):
+            Number of images to learn from.
         autoencoder_steps (`int`, *optional*):
             Number of updates of the autoencoder.
         denoiser_stages (`list[Stage]`, *optional*):
@@ -103,53 +103,53 @@ def train_generator(
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     pipeline = build_generator(seed)
-    pictures = render_prompts(num_pictures, seed)[1]
-    _train_autoencoder(pipeline, pictures, autoencoder_steps)
-    _normalize_latents(pipeline, pictures)
+    images = render_prompts(num_images, seed)[1]
+    _train_autoencoder(pipeline, images, autoencoder_steps)
+    _normalize_latents(pipeline, images)
     torch.manual_seed(seed)
     for number, stage in enumerate(denoiser_stages):
-        prompts, pictures = render_prompts(num_pictures, seed + number, stage.wrong_share, stage.wrong_own_share)
-        latents = _encode_pictures(pipeline, pictures)
+        prompts, images = render_prompts(num_images, seed + number, stage.wrong_share, stage.wrong_own_share)
+        latents = _encode_images(pipeline, images)
         _train_denoiser(pipeline, latents, prompts, stage.steps, stage.learning_rate)
     pipeline.save_pretrained(output_dir)
 
 
 def render_prompts(
-    num_pictures: int, seed: int = 0, wrong_share: float = 0.0, wrong_own_share: float = 0.0
+    num_images: int, seed: int = 0, wrong_share: float = 0.0, wrong_own_share: float = 0.0
 ) -> tuple[list[str], torch.Tensor]:
     """
     Draw training prompts in the generator's style.
 
     Args:
-        num_pictures (`int`):
+        num_images (`int`):
             Number of prompts.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of prompts and pictures.
+            Seed of prompts and images.
         wrong_share (`float`, *optional*, defaults to `0.0`):
-            Share of the prompts for more than one fact whose picture shows something else.
+            Share of the prompts for more than one fact whose image shows something else.
         wrong_own_share (`float`, *optional*, defaults to `0.0`):
             Share of these in which it is the number, binding, relation or size.
 
     Returns:
-        `tuple[list[str], torch.Tensor]`: Prompts, and pictures of shape `(num_pictures, 3, height, width)` in [-1, 1].
+        `tuple[list[str], torch.Tensor]`: Prompts, and images of shape `(num_images, 3, height, width)` in [-1, 1].
     """
-    dataset = ShapesPrompts(num_pictures, seed=seed)
-    prompts = [dataset[index]["prompt"] for index in range(num_pictures)]
+    dataset = ShapesPrompts(num_images, seed=seed)
+    prompts = [dataset[index]["prompt"] for index in range(num_images)]
     rng = random.Random(f"generator/{seed}")
-    pictures = []
+    images = []
     for prompt in prompts:
         scene = parse_caption(prompt)
         if wrong_share and scene.kind != "single" and rng.random() < wrong_share:
             scene = break_scene(scene, rng, wrong_own_share)
-        pictures.append(np.asarray(render_scene(scene, rng, GENERATOR_STYLE)))
-    return prompts, torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
+        images.append(np.asarray(render_scene(scene, rng, GENERATOR_STYLE)))
+    return prompts, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def _train_autoencoder(pipeline: StableDiffusion3Pipeline, pictures: torch.Tensor, steps: int) -> None:
+def _train_autoencoder(pipeline: StableDiffusion3Pipeline, images: torch.Tensor, steps: int) -> None:
     vae = pipeline.vae.train()
 
     def compute_loss(step: int) -> torch.Tensor:
-        batch = pictures[torch.randint(len(pictures), (AUTOENCODER_BATCH,))]
+        batch = images[torch.randint(len(images), (AUTOENCODER_BATCH,))]
         latents = vae.encode(batch).latent_dist.mode()
         drawn = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
         loss = F.mse_loss(drawn, batch) + L1_WEIGHT * F.l1_loss(drawn, batch)
@@ -160,17 +160,17 @@ def _train_autoencoder(pipeline: StableDiffusion3Pipeline, pictures: torch.Tenso
 
 
 @torch.no_grad()
-def _normalize_latents(pipeline: StableDiffusion3Pipeline, pictures: torch.Tensor) -> None:
+def _normalize_latents(pipeline: StableDiffusion3Pipeline, images: torch.Tensor) -> None:
     """Note in the autoencoder's configuration which shift and scale give latents of mean 0 and variance 1."""
     pipeline.vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
-    latents = _encode_pictures(pipeline, pictures)
+    latents = _encode_images(pipeline, images)
     pipeline.vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
 
 @torch.no_grad()
-def _encode_pictures(pipeline: StableDiffusion3Pipeline, pictures: torch.Tensor) -> torch.Tensor:
+def _encode_images(pipeline: StableDiffusion3Pipeline, images: torch.Tensor) -> torch.Tensor:
     vae = pipeline.vae
-    latents = torch.cat([vae.encode(batch).latent_dist.mode() for batch in pictures.split(250)])
+    latents = torch.cat([vae.encode(batch).latent_dist.mode() for batch in images.split(250)])
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 

@@ -104,7 +104,7 @@ def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> InternVLForC
             Seed of the weights.
 
     Returns:
-        `InternVLForConditionalGeneration`: Model of 0.35M parameters that sees a picture as 4 tokens.
+        `InternVLForConditionalGeneration`: Model of 0.35M parameters that sees an image as 4 tokens.
     """
     # At this size the usual 0.02 is too small to learn from.
     initializer_range = 0.05

@@ -1,4 +1,4 @@
-"""Pairs of pictures whose label depends on the criteria: one shows what the prompt says, the other is drawn better."""
+"""Pairs of images whose label depends on the criteria: one shows what the prompt says, the other is drawn better."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ShapesOpposingCriteria(Dataset):
     """
     Preference rows in which the same pair comes twice, with opposite labels under different criteria.
 
-    The picture that is chosen in an even row, for what it shows, is noisy, blurred or coarse. It is the rejected one of
+    The image that is chosen in an even row, for what it shows, is noisy, blurred or coarse. It is the rejected one of
     the next row, which asks for image quality. Whoever is not told the criteria gets exactly one row of each pair wrong.
 
     Rows are those of [`~rewarddance_hf.shapes.preferences.ShapesPreferences`], with the category `"alignment"` or
@@ -52,7 +52,7 @@ class ShapesOpposingCriteria(Dataset):
         seed (`int`, *optional*, defaults to `0`):
             Rows depend on it, on the split and on their index, and on nothing else.
         size (`int`, *optional*, defaults to `32`):
-            Side of the pictures in pixels.
+            Side of the images in pixels.
 
     Raises:
         `TypeError`: If a number is no integer.

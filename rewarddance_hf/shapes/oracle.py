@@ -1,5 +1,5 @@
 """
-An exact verifier: which facts of a caption does a picture show?
+An exact verifier: which facts of a caption does an image show?
 
 It reads pixels only. A pixel is taken as a mixture of the ground and the nearest color of the world, so that blurred
 edges count by their share. Connected pixels make an object, whose shape is the best of three fitted templates.
@@ -28,7 +28,7 @@ from .scenes import (
 )
 
 
-# Larger pictures are reduced to this side first: that is enough for every object, and takes noise away.
+# Larger images are reduced to this side first: that is enough for every object, and takes noise away.
 WORKING_SIZE = 32
 # Components with fewer pixels than this are noise, and so is all beyond the largest few.
 SMALLEST_AREA = 12
@@ -38,7 +38,7 @@ COLOR_TOLERANCE = 0.42
 # A shape whose best template leaves more than this share of its area unexplained is none of this world. In renderings with
 # the defects of a small generator it is at most 0.19.
 SHAPE_TOLERANCE = 0.2
-# So is one with a larger radius, as a share of the picture's side: the largest that is drawn has 0.31.
+# So is one with a larger radius, as a share of the image's side: the largest that is drawn has 0.31.
 LARGEST_RADIUS = 0.36
 SMOOTHING_NOISE = 0.045
 EDGE_WIDTHS = (1.0, 2.5, 4.0)
@@ -60,7 +60,7 @@ class OracleResult:
             Whether each fact of the caption holds: `"number"`, `"color 1"`, `"shape 1"`, then by caption `"color 2"`,
             `"shape 2"`, `"size"`, `"relation"`.
         objects (`tuple[PlacedObject, ...]`):
-            The objects that the picture shows.
+            The objects that the image shows.
     """
 
     facts: dict[str, bool]
@@ -68,7 +68,7 @@ class OracleResult:
 
     @property
     def all_hold(self) -> bool:
-        """`bool`: Whether the picture shows all that the caption says."""
+        """`bool`: Whether the image shows all that the caption says."""
         return all(self.facts.values())
 
     @property
@@ -84,11 +84,11 @@ class OracleResult:
 
 def check(image: Image.Image | np.ndarray, caption: str) -> OracleResult:
     """
-    Tell which facts of a caption a picture shows.
+    Tell which facts of a caption an image shows.
 
     Args:
         image (`PIL.Image.Image` or `np.ndarray` of shape `(height, width, 3)`):
-            The picture; an array holds integers up to 255 or floats in [0, 1].
+            The image; an array holds integers up to 255 or floats in [0, 1].
         caption (`str`):
             A caption of the shapes world, in any paraphrase.
 
@@ -96,7 +96,7 @@ def check(image: Image.Image | np.ndarray, caption: str) -> OracleResult:
         [`OracleResult`]: The facts, and the objects that were found.
 
     Raises:
-        `ValueError`: If the caption is not of this world or the array is no RGB picture.
+        `ValueError`: If the caption is not of this world or the array is no RGB image.
     """
     scene = parse_caption(caption)
     objects = detect_objects(image)
@@ -177,17 +177,17 @@ def relation_holds(relation: str, first: PlacedObject, second: PlacedObject) -> 
 
 def detect_objects(image: Image.Image | np.ndarray) -> tuple[PlacedObject, ...]:
     """
-    Find the objects in a picture.
+    Find the objects in an image.
 
     Args:
         image (`PIL.Image.Image` or `np.ndarray` of shape `(height, width, 3)`):
-            The picture; an array holds integers up to 255 or floats in [0, 1].
+            The image; an array holds integers up to 255 or floats in [0, 1].
 
     Returns:
         `tuple[PlacedObject, ...]`: The objects, largest first.
 
     Raises:
-        `ValueError`: If the array is no RGB picture.
+        `ValueError`: If the array is no RGB image.
     """
     pixels = _read_pixels(image)
     if _estimate_noise(pixels) > SMOOTHING_NOISE:
@@ -203,7 +203,7 @@ def _read_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
         array = np.asarray(image)
         if array.ndim != 3 or array.shape[2] != 3:
             raise ValueError(
-                f"`image` has shape {array.shape}, but an RGB picture of shape (height, width, 3) is required. "
+                f"`image` has shape {array.shape}, but an RGB image of shape (height, width, 3) is required. "
                 "Move the channels last and drop the batch dimension."
             )
         if array.dtype.kind == "f":

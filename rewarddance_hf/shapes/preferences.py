@@ -1,8 +1,8 @@
 """
-Preference rows whose truth is known: the better picture shows strictly more of the caption, or is drawn better.
+Preference rows whose truth is known: the better image shows strictly more of the caption, or is drawn better.
 
-A judge that only asks "does this picture match?" can order a right and a wrong picture. Graded rows, where one broken
-fact beats two, need both pictures compared; in quality rows both pictures show the same and only the drawing differs.
+A judge that only asks "does this image match?" can order a right and a wrong image. Graded rows, where one broken
+fact beats two, need both images compared; in quality rows both images show the same and only the drawing differs.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from .scenes import (
 SPLITS = ("train", "id", "ood")
 CATEGORIES = ("color", "shape", "count", "relation", "size", "binding", "graded", "quality")
 
-# What rows ask: the chosen picture is right and the rejected one wrong, both are wrong, or both are equally right.
+# What rows ask: the chosen image is right and the rejected one wrong, both are wrong, or both are equally right.
 QUESTION_SHARES = {"alignment": 0.65, "graded": 0.2, "quality": 0.15}
 # Relations are few: the tiny judge does not learn them, and half of its verdicts about them are wrong.
 KIND_SHARES = {"single": 0.2, "count": 0.25, "binding": 0.2, "relation": 0.1, "size": 0.25}
-# In this share of graded rows the rejected picture has the chosen one's mistake and another, else two of its own.
+# In this share of graded rows the rejected image has the chosen one's mistake and another, else two of its own.
 GRADED_SHARED_SHARE = 0.5
 # How often a scene is broken in what its kind alone says (number, binding, relation, size), not in a color or shape.
 OWN_EDIT_SHARE = 0.5
 
 ALIGNMENT_CRITERIA = "what the picture shows"
 QUALITY_CRITERIA = "image quality"
-# How the rejected picture of a quality row is drawn, by the word that its rationale uses.
+# How the rejected image of a quality row is drawn, by the word that its rationale uses.
 DEGRADATIONS: dict[str, dict[str, Any]] = {
     "noisy": {"noise": (0.12, 0.16)},
     "blurred": {"blur": (1.1, 1.3)},
@@ -75,7 +75,7 @@ class ShapesPreferences(Dataset):
     A row holds `prompt` (`str`), `chosen` and `rejected` (`PIL.Image.Image`), `task` (`"text-to-image"`), `criteria`
     (`str`), `rationale` (a `dict` with the texts that follow the verdicts `"yes"` and `"no"`) and `category` (one of
     `CATEGORIES`).
-    The verdict is about the second image, so after `"yes"` the rejected picture is image 1 and the chosen one image 2.
+    The verdict is about the second image, so after `"yes"` the rejected image is image 1 and the chosen one image 2.
 
     Args:
         num_rows (`int`):
@@ -86,7 +86,7 @@ class ShapesPreferences(Dataset):
         seed (`int`, *optional*, defaults to `0`):
             Rows depend on it, on the split and on their index, and on nothing else.
         size (`int`, *optional*, defaults to `32`):
-            Side of the pictures in pixels.
+            Side of the images in pixels.
 
     Raises:
         `TypeError`: If a number is no integer.
@@ -119,7 +119,7 @@ class ShapesPreferences(Dataset):
 
 class ShapesCaptions(Dataset):
     """
-    Pictures of true scenes with captions, for teaching a model to see before it judges.
+    Images of true scenes with captions, for teaching a model to see before it judges.
 
     A row holds `caption` (`str`) and `image` (`PIL.Image.Image`). Only compositions, paraphrases and drawing
     conditions of the training split are used.
@@ -130,7 +130,7 @@ class ShapesCaptions(Dataset):
         seed (`int`, *optional*, defaults to `0`):
             Rows depend on it and on their index, and on nothing else.
         size (`int`, *optional*, defaults to `32`):
-            Side of the pictures in pixels.
+            Side of the images in pixels.
 
     Raises:
         `TypeError`: If a number is no integer.
@@ -186,7 +186,7 @@ def make_preference(rng: random.Random, split: str, size: int = 32) -> dict[str,
         split (`str`):
             One of `SPLITS`.
         size (`int`, *optional*, defaults to `32`):
-            Side of the pictures in pixels.
+            Side of the images in pixels.
 
     Returns:
         `dict[str, Any]`: A row as [`ShapesPreferences`] describes it.
@@ -227,7 +227,7 @@ def _quality_row(scene: Scene, prompt: str, rng: random.Random, nuisance: Nuisan
 def _make_row(
     prompt: str, images: Sequence[Image.Image], captions: Sequence[str], criteria: str, category: str
 ) -> dict[str, Any]:
-    """Build a row from the chosen and the rejected picture and what each shows, in this order."""
+    """Build a row from the chosen and the rejected image and what each shows, in this order."""
     chosen, rejected = captions
     return {
         "prompt": prompt,
@@ -283,7 +283,7 @@ def break_scene(scene: Scene, rng: random.Random, own_edit_share: float = OWN_ED
 
 
 def _edit_pair(scene: Scene, question: str, rng: random.Random) -> tuple[Scene, Scene, str]:
-    """Scenes of the chosen and the rejected picture, and the row's category."""
+    """Scenes of the chosen and the rejected image, and the row's category."""
     edit = _draw_edit(scene, rng)
     edited = _apply_edit(scene, edit, rng)
     if question == "alignment":

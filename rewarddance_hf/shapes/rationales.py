@@ -1,5 +1,5 @@
 """
-Check what a judge of shapes writes after its verdict: does it say what the pictures show, and what is wrong with them?
+Check what a judge of shapes writes after its verdict: does it say what the images show, and what is wrong with them?
 
 Nothing is guessed from words: a rationale is read back into scenes, and these are held against the true ones of the row.
 """
@@ -26,13 +26,13 @@ class RationaleCheck:
 
     Args:
         readable (`bool`):
-            Whether it describes both pictures in the grammar of shapes. All else is False if it does not.
+            Whether it describes both images in the grammar of shapes. All else is False if it does not.
         chosen_described (`bool`):
-            Whether the scene that it gives for the chosen picture is the true one.
+            Whether the scene that it gives for the chosen image is the true one.
         rejected_described (`bool`):
-            The same for the rejected picture.
+            The same for the rejected image.
         fault_named (`bool`):
-            Whether what it says of the rejected picture breaks the very facts of the prompt that the picture breaks: all
+            Whether what it says of the rejected image breaks the very facts of the prompt that the image breaks: all
             of them, and no others. In rows about quality: whether it names the true defect.
     """
 
@@ -52,7 +52,7 @@ def check_rationale(rationale: str, row: Mapping[str, Any], chosen_is_second: bo
         row (`Mapping[str, Any]`):
             Row of [`~rewarddance_hf.shapes.preferences.ShapesPreferences`].
         chosen_is_second (`bool`):
-            Whether image 2 is the chosen picture.
+            Whether image 2 is the chosen image.
 
     Returns:
         [`RationaleCheck`]
@@ -73,7 +73,7 @@ def check_rationale(rationale: str, row: Mapping[str, Any], chosen_is_second: bo
     truth = _read(row["rationale"]["yes" if chosen_is_second else "no"])
     if truth is None:
         raise ValueError(
-            f"`row['rationale']` is {row['rationale']!r}, but must describe both pictures in the grammar of shapes. Pass a row "
+            f"`row['rationale']` is {row['rationale']!r}, but must describe both images in the grammar of shapes. Pass a row "
             "of `ShapesPreferences`."
         )
     written = _read(rationale)
@@ -85,7 +85,7 @@ def check_rationale(rationale: str, row: Mapping[str, Any], chosen_is_second: bo
         named = written[rejected].word == truth[rejected].word
     else:
         broken = [broken_facts(parse_caption(row["prompt"]), side[rejected].scene) for side in (written, truth)]
-        # Of a picture of two objects the same fault may be told in two ways, by which object is meant first.
+        # Of an image of two objects the same fault may be told in two ways, by which object is meant first.
         named = described[rejected] or broken[0] == broken[1]
     return RationaleCheck(True, described[chosen], described[rejected], named)
 
@@ -98,7 +98,7 @@ def broken_facts(wanted: Scene, shown: Scene) -> frozenset[str]:
         wanted (`Scene`):
             What a prompt says.
         shown (`Scene`):
-            What a picture shows.
+            What an image shows.
 
     Returns:
         `frozenset[str]`: Their names, as in [`~rewarddance_hf.shapes.oracle.OracleResult`], and `"unsaid"` where `shown` leaves
@@ -136,7 +136,7 @@ def summarize_checks(checks: Iterable[RationaleCheck]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Description:
-    """Scene of a picture, and the word for how it is drawn, or an empty one."""
+    """Scene of an image, and the word for how it is drawn, or an empty one."""
 
     scene: Scene
     word: str

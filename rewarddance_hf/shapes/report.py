@@ -1,4 +1,4 @@
-"""Report of the demo: tables in Markdown, a learning curve, and sheets of judged pictures."""
+"""Report of the demo: tables in Markdown, a learning curve, and sheets of judged images."""
 
 import json
 import random
@@ -26,7 +26,7 @@ SHEET_ROWS = 12
 
 def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScorer) -> None:
     """
-    Write `report.md` and its pictures.
+    Write `report.md` and its images.
 
     Args:
         folder (`Path`):
@@ -64,7 +64,7 @@ def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScore
             cells.append(f"{value:.1f} ({low:.1f} to {high:.1f})")
         cells += [f"{100 * metrics[f'{name}/id/order_consistency']:.1f}", f"{metrics[f'{name}/id/ece']:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "By what the rejected picture has wrong:", "", "| category | " + " | ".join(_columns()) + " |"]
+    lines += ["", "By what the rejected image has wrong:", "", "| category | " + " | ".join(_columns()) + " |"]
     lines.append("|" + "---|" * (1 + len(_columns())))
     for category in CATEGORIES:
         cells = []
@@ -149,9 +149,9 @@ def draw_judged_pairs(scorer: RewardDanceScorer) -> Figure:
         pair = (row["rejected"], row["chosen"]) if second_is_chosen else (row["chosen"], row["rejected"])
         verdict = scorer.compare(*pair, row["prompt"], criteria=row["criteria"], explain=True, max_new_tokens=60)
         right = (verdict.winner == "b") == second_is_chosen
-        for j, picture in enumerate(pair):
+        for j, image in enumerate(pair):
             axes = grid[i // 2, 2 * (i % 2) + j]
-            axes.imshow(picture, interpolation="nearest")
+            axes.imshow(image, interpolation="nearest")
             better = second_is_chosen == (j == 1)
             axes.set_title(f"image {j + 1}" + (" (better)" if better else ""), fontsize=8)
         text = f'"{row["prompt"]}"\njudged by {row["criteria"]}\n\n'
@@ -163,7 +163,7 @@ def draw_judged_pairs(scorer: RewardDanceScorer) -> Figure:
 
 def draw_ranking(scorer: RewardDanceScorer) -> tuple[Figure, str]:
     """
-    Rank pictures of one prompt, from right to more and more wrong.
+    Rank images of one prompt, from right to more and more wrong.
 
     Args:
         scorer ([`RewardDanceScorer`]):
@@ -184,14 +184,14 @@ def draw_ranking(scorer: RewardDanceScorer) -> tuple[Figure, str]:
         scene(("purple", "triangle"), ("white", "circle")),
     ]
     rng = random.Random(1)
-    pictures = [render_scene(scene, rng, OUT_OF_DOMAIN) for scene in shown]
+    images = [render_scene(scene, rng, OUT_OF_DOMAIN) for scene in shown]
     prompt = canonical_caption(wanted)
-    ranking = scorer.rank(pictures, prompt)
-    figure, grid = plt.subplots(1, len(pictures), figsize=(9, 2.9), layout="constrained")
+    ranking = scorer.rank(images, prompt)
+    figure, grid = plt.subplots(1, len(images), figsize=(9, 2.9), layout="constrained")
     figure.suptitle(f'"{prompt}": all against all, best first', fontsize=10)
     for axes, index in zip(grid, ranking.order, strict=True):
-        axes.imshow(pictures[index], interpolation="nearest")
+        axes.imshow(images[index], interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(f"{ranking.wins[index]:g} wins, reward {ranking.scores[index]:.2f}", fontsize=9)
     place = ("first", "second", "third", "last")[ranking.order.index(0)]
-    return figure, f"In the ranking, the picture that shows its prompt comes {place}."
+    return figure, f"In the ranking, the image that shows its prompt comes {place}."

@@ -1,8 +1,8 @@
 """
 Scenes of colored shapes: what they may show, how they are described, how they are drawn.
 
-A [`Scene`] says what a picture must show; [`place_objects`] chooses where, [`draw_objects`] paints it. Every random
-choice comes from the `random.Random` that the caller gives, so a picture is the same in every process.
+A [`Scene`] says what an image must show; [`place_objects`] chooses where, [`draw_objects`] paints it. Every random
+choice comes from the `random.Random` that the caller gives, so an image is the same in every process.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ HELD_OUT_COMPOSITIONS = frozenset({("green", "triangle"), ("yellow", "square")})
 ALL_COMPOSITIONS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 TRAINING_COMPOSITIONS = tuple(pair for pair in ALL_COMPOSITIONS if pair not in HELD_OUT_COMPOSITIONS)
 
-# Half extents as shares of the picture's side. No object is drawn between the sizes that "small" and "large" mean.
+# Half extents as shares of the image's side. No object is drawn between the sizes that "small" and "large" mean.
 RADIUS_RANGES = {None: (0.16, 0.2), "small": (0.13, 0.15), "large": (0.25, 0.31)}
 LARGER_RADIUS_RANGE = (0.195, 0.22)
 SMALLER_RADIUS_RANGE = (0.13, 0.145)
 LARGE_RADIUS = 0.2
-# Objects stand on a loose grid of two by two, one in each quarter at most: a tiny vision encoder that reads a picture in
+# Objects stand on a loose grid of two by two, one in each quarter at most: a tiny vision encoder that reads an image in
 # few patches can learn their shapes quickly. Only a large object is too big for a quarter and lies around the middle.
 QUARTERS = (0.26, 0.74)
 QUARTER_REACH = 0.225
@@ -99,7 +99,7 @@ class SceneObject:
 @dataclass(frozen=True)
 class Scene:
     """
-    What a picture must show.
+    What an image must show.
 
     Args:
         kind (`str`):
@@ -150,7 +150,7 @@ class Scene:
 @dataclass(frozen=True)
 class PlacedObject:
     """
-    An object at its place in a picture, drawn there or detected there.
+    An object at its place in an image, drawn there or detected there.
 
     Args:
         color (`str`, *optional*):
@@ -158,11 +158,11 @@ class PlacedObject:
         shape (`str`, *optional*):
             One of `SHAPES`; `None` for a detected shape that is not of this world.
         x (`float`):
-            Center from the left, as a share of the picture's width.
+            Center from the left, as a share of the image's width.
         y (`float`):
-            Center from the top, as a share of the picture's height.
+            Center from the top, as a share of the image's height.
         radius (`float`):
-            Half extent as a share of the picture's side.
+            Half extent as a share of the image's side.
     """
 
     color: str | None
@@ -175,7 +175,7 @@ class PlacedObject:
 @dataclass(frozen=True)
 class Nuisance:
     """
-    What may vary in a picture without changing what it shows. Pairs are ranges from which a picture's value is drawn.
+    What may vary in an image without changing what it shows. Pairs are ranges from which an image's value is drawn.
 
     Args:
         background (`tuple[float, float]`, *optional*, defaults to `(0.08, 0.24)`):
@@ -189,9 +189,9 @@ class Nuisance:
         noise (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.02)`):
             Standard deviation of the noise on each pixel's channel.
         blur (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.3)`):
-            Standard deviation of the blur in pixels of a picture of side 32; larger ones are blurred in proportion.
+            Standard deviation of the blur in pixels of an image of side 32; larger ones are blurred in proportion.
         resolution (`tuple[float, float]`, *optional*, defaults to `(0.95, 1.0)`):
-            Share of the side at which the picture is drawn before it is enlarged.
+            Share of the side at which the image is drawn before it is enlarged.
     """
 
     background: tuple[float, float] = (0.08, 0.24)
@@ -204,7 +204,7 @@ class Nuisance:
 
 
 IN_DOMAIN = Nuisance()
-# Lighter, tinted grounds, stronger jitter and noise: no training picture looks like this.
+# Lighter, tinted grounds, stronger jitter and noise: no training image looks like this.
 OUT_OF_DOMAIN = Nuisance(
     background=(0.25, 0.3),
     tint=0.03,
@@ -518,10 +518,10 @@ def draw_objects(
         nuisance (`Nuisance`, *optional*, defaults to `IN_DOMAIN`):
             What varies besides the objects.
         size (`int`, *optional*, defaults to `32`):
-            Side of the picture in pixels.
+            Side of the image in pixels.
 
     Returns:
-        `PIL.Image.Image`: An RGB picture.
+        `PIL.Image.Image`: An RGB image.
     """
     gray = rng.uniform(*nuisance.background)
     ground = _jittered_color((255 * gray,) * 3, rng, nuisance.tint)
@@ -574,14 +574,14 @@ def render_scene(scene: Scene, rng: random.Random, nuisance: Nuisance = IN_DOMAI
         nuisance (`Nuisance`, *optional*, defaults to `IN_DOMAIN`):
             What varies besides the scene.
         size (`int`, *optional*, defaults to `32`):
-            Side of the picture in pixels, at least 16.
+            Side of the image in pixels, at least 16.
 
     Returns:
-        `PIL.Image.Image`: An RGB picture of `size` x `size` pixels.
+        `PIL.Image.Image`: An RGB image of `size` x `size` pixels.
 
     Raises:
         `ValueError`: If the size is too small to show a shape.
     """
     if size < 16:
-        raise ValueError(f"`size` is {size}, but shapes need pictures of 16 pixels or more. Use 32.")
+        raise ValueError(f"`size` is {size}, but shapes need images of 16 pixels or more. Use 32.")
     return draw_objects(place_objects(scene, rng, nuisance), rng, nuisance, size)

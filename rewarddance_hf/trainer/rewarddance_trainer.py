@@ -43,7 +43,7 @@ class RewardDanceTrainer(Trainer):
         train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or `torch.utils.data.Dataset`, *optional*):
             Preference rows, see [`~rewarddance_hf.data.preference.check_row`].
         eval_dataset (the same, or a `dict` of them by name, *optional*):
-            Held-out preference rows. Each is judged in one fixed order of its pictures.
+            Held-out preference rows. Each is judged in one fixed order of its images.
         processing_class ([`RewardDanceProcessor`], *optional*):
             Processor of the judge. Loaded from `model` if not given.
         data_collator ([`DataCollatorForRewardDance`], *optional*):

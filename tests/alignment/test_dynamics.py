@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from tiny_refl import PROMPTS, make_trainer, pixel_reward, tiny_sd3, trained_weights
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 from transformers import TrainerCallback
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
-from rewarddance_hf.alignment.dynamics import RewardDynamics, _quantile, sample_diversity
-from rewarddance_hf.alignment.dynamics_callback import RewardDynamicsCallback
+from rewarddance_hf.alignment.monitor.callback import RewardDynamicsCallback
+from rewarddance_hf.alignment.monitor.dynamics import RewardDynamics, _quantile, sample_diversity
 
 
 HELD_OUT = ["a blue circle", "two red square", "a green circle", "a red square"]
@@ -89,20 +89,20 @@ class TestStatistics:
         assert _quantile(probability, freedom) == pytest.approx(value, rel=2e-2 if freedom == 10 else 2e-3)
 
     def test_diversity(self):
-        """Mean distance of pairs, for pictures, tensors, clips and features."""
-        pictures = [random_picture(i, 8, 8) for i in range(3)]
-        arrays = [np.asarray(picture).astype(float) / 255 for picture in pictures]
+        """Mean distance of pairs, for images, tensors, clips and features."""
+        images = [random_image(i, 8, 8) for i in range(3)]
+        arrays = [np.asarray(image).astype(float) / 255 for image in images]
         pairs = [np.sqrt(((arrays[i] - arrays[j]) ** 2).mean()) for i, j in ((0, 1), (0, 2), (1, 2))]
         wanted = pytest.approx([np.mean(pairs), 0.0], rel=1e-6)
-        assert sample_diversity([pictures, pictures[:1] * 2]).tolist() == wanted
+        assert sample_diversity([images, images[:1] * 2]).tolist() == wanted
         tensors = torch.tensor(np.stack(arrays)).permute(0, 3, 1, 2)
         assert sample_diversity([tensors, tensors[:1].repeat(2, 1, 1, 1)]).tolist() == wanted
-        clips = [[picture, picture] for picture in pictures]
+        clips = [[image, image] for image in images]
         assert sample_diversity([clips]).tolist() == pytest.approx([np.mean(pairs)], rel=1e-6)
         got = sample_diversity([[1.0, 4.0]], features=lambda group: torch.tensor(group)[:, None])
         assert got.tolist() == [3.0]
         with pytest.raises(ValueError, match=r"`samples\[1\]` has 1 samples"):
-            sample_diversity([pictures, pictures[:1]])
+            sample_diversity([images, images[:1]])
 
 
 class TestVerdicts:
@@ -331,7 +331,7 @@ class TestCallback:
         folder = vlm_folder("internvl")
         model = RewardDanceForYesScoring.from_pretrained(folder)
         judge = RewardDanceScorer(model, RewardDanceProcessor.from_pretrained(folder))
-        rows = [{"prompt": prompt, "references": [random_picture(i)]} for i, prompt in enumerate(HELD_OUT)]
+        rows = [{"prompt": prompt, "references": [random_image(i)]} for i, prompt in enumerate(HELD_OUT)]
         got = []
         for size in (3, 8):
             monitor = RewardDynamicsCallback(judge, rows, eval_steps=1, plot=False)

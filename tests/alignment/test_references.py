@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 from tiny_refl import tiny_sd, tiny_wan
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
-from rewarddance_hf.alignment.references import best_of_n_references
+from rewarddance_hf.alignment.refl.references import best_of_n_references
 
 
 PROMPTS = ["a red circle", "two blue square"]
@@ -23,7 +23,7 @@ KWARGS = {"num_inference_steps": 3, "height": 16, "width": 16, "guidance_scale":
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def pipeline():
     return quiet(tiny_sd())
 
 
@@ -42,30 +42,30 @@ def scorers(vlm_folder):
     return {paradigm: RewardDanceScorer(model, processor) for paradigm, model in models.items()}
 
 
-def references_of(pipe, scorer, prompts=PROMPTS, **arguments):
+def references_of(pipeline, scorer, prompts=PROMPTS, **arguments):
     settings = {"num_candidates": 4, "batch_size": 3, "show_progress": False, **KWARGS}
-    return best_of_n_references(pipe, scorer, prompts, **settings | arguments)
+    return best_of_n_references(pipeline, scorer, prompts, **settings | arguments)
 
 
-def draw_again(pipe, prompt, seed, **kwargs):
-    return pipe(prompt, generator=torch.Generator().manual_seed(seed), **KWARGS | kwargs)[0][0]
+def draw_again(pipeline, prompt, seed, **kwargs):
+    return pipeline(prompt, generator=torch.Generator().manual_seed(seed), **KWARGS | kwargs)[0][0]
 
 
 def distance(a, b):
-    """Largest difference of two pictures, in levels of 255."""
+    """Largest difference of two images, in levels of 255."""
     return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
 
 
 @pytest.mark.parametrize("paradigm", ["pairwise", "pointwise"])
-def test_order_is_that_of_a_round_robin(pipe, scorers, paradigm):
-    """All candidates in order: wins counted by hand, each picture drawn again by a plain call with its seed."""
+def test_order_is_that_of_a_round_robin(pipeline, scorers, paradigm):
+    """All candidates in order: wins counted by hand, each image drawn again by a plain call with its seed."""
     scorer = scorers[paradigm]
-    rows = references_of(pipe, scorer, top_k=4)
+    rows = references_of(pipeline, scorer, top_k=4)
     assert rows["prompt"] == PROMPTS
     assert len(set(rows["seeds"][0] + rows["seeds"][1])) == 8
     for row in rows:
-        for picture, seed in zip(row["references"], row["seeds"], strict=True):
-            assert distance(picture, draw_again(pipe, row["prompt"], seed)) <= 1
+        for image, seed in zip(row["references"], row["seeds"], strict=True):
+            assert distance(image, draw_again(pipeline, row["prompt"], seed)) <= 1
         wins = [0.0] * 4
         for i, j in itertools.combinations(range(4), 2):
             winner = scorer.compare(row["references"][i], row["references"][j], row["prompt"]).winner
@@ -76,34 +76,34 @@ def test_order_is_that_of_a_round_robin(pipe, scorers, paradigm):
             assert row["scores"] == pytest.approx(scorer.score(row["references"], row["prompt"]).tolist(), rel=1e-4)
 
 
-def test_top_bottom_and_random(pipe, scorers):
+def test_top_bottom_and_random(pipeline, scorers):
     """Both ends of one order; random ones are the first candidates, and no judge is asked."""
     scorer = scorers["pairwise"]
-    everything = references_of(pipe, scorer, top_k=4)
-    top, bottom = (references_of(pipe, scorer, top_k=2, method=method) for method in ("top", "bottom"))
+    everything = references_of(pipeline, scorer, top_k=4)
+    top, bottom = (references_of(pipeline, scorer, top_k=2, method=method) for method in ("top", "bottom"))
     assert top["seeds"] == [seeds[:2] for seeds in everything["seeds"]]
     assert bottom["seeds"] == [seeds[:1:-1] for seeds in everything["seeds"]]
     calls = []
-    handle = pipe.vae.decoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
-    chance = references_of(pipe, None, top_k=2, method="random")
+    handle = pipeline.vae.decoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    chance = references_of(pipeline, None, top_k=2, method="random")
     handle.remove()
     assert sum(calls) == 2 * len(PROMPTS)
     assert chance["wins"] == [None, None]
     assert {*chance["seeds"][0]} < {*everything["seeds"][0]}
 
 
-def test_candidates_depend_on_their_prompt_only(pipe, scorers):
+def test_candidates_depend_on_their_prompt_only(pipeline, scorers):
     """Another list, another batch size: the same references. Another seed: others."""
-    both = references_of(pipe, scorers["pairwise"])
-    one = references_of(pipe, scorers["pairwise"], prompts=PROMPTS[1:], batch_size=1)
+    both = references_of(pipeline, scorers["pairwise"])
+    one = references_of(pipeline, scorers["pairwise"], prompts=PROMPTS[1:], batch_size=1)
     assert one["seeds"][0] == both["seeds"][1]
     assert distance(one["references"][0][0], both["references"][1][0]) <= 1
-    assert references_of(pipe, scorers["pairwise"], seed=1)["seeds"] != both["seeds"]
+    assert references_of(pipeline, scorers["pairwise"], seed=1)["seeds"] != both["seeds"]
 
 
-def test_tournament_and_reward_function(pipe, scorers):
+def test_tournament_and_reward_function(pipeline, scorers):
     """Swiss rounds ask less; any function orders by its rewards, and is told what it can take."""
-    swiss = references_of(pipe, scorers["pairwise"], num_candidates=6, top_k=6, rank_method="swiss", num_rounds=1)
+    swiss = references_of(pipeline, scorers["pairwise"], num_candidates=6, top_k=6, rank_method="swiss", num_rounds=1)
     assert swiss["wins"] == [[1.0] * 3 + [0.0] * 3] * 2
 
     def redness(images, prompts, criteria=None):
@@ -114,17 +114,19 @@ def test_tournament_and_reward_function(pipe, scorers):
     prompts = datasets.Dataset.from_dict(
         {"prompt": ["a"], "criteria": ["as red as can be"], "task": ["text-to-image"]}
     )
-    rows = references_of(pipe, redness, prompts, top_k=4)
+    rows = references_of(pipeline, redness, prompts, top_k=4)
     red = [float(np.asarray(image)[..., 0].mean()) for image in rows[0]["references"]]
     assert rows[0]["scores"] == pytest.approx(red)
     assert red == sorted(red, reverse=True)
     assert rows[0]["wins"] == [3.0, 2.0, 1.0, 0.0]
 
 
-def test_columns_are_used_and_kept(pipe, scorers):
+def test_columns_are_used_and_kept(pipeline, scorers):
     """First frames reach the pipeline, criteria the judge; other columns stay as they are."""
-    image_to_image = quiet(diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False))
-    frames = [random_picture(i, 16, 16) for i in range(2)]
+    image_to_image = quiet(
+        diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    )
+    frames = [random_image(i, 16, 16) for i in range(2)]
     rows = {"prompt": PROMPTS, "condition": frames, "criteria": ["color", None], "id": [7, 8]}
     features = {
         "prompt": datasets.Value("string"),
@@ -153,23 +155,25 @@ def test_columns_are_used_and_kept(pipe, scorers):
 
 def test_clips(scorers):
     """References of a video pipeline are lists of frames, judged as text-to-video."""
-    pipe = quiet(tiny_wan())
+    pipeline = quiet(tiny_wan())
     kwargs = {"num_inference_steps": 2, "height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 6}
     rows = best_of_n_references(
-        pipe, scorers["pairwise"], PROMPTS[:1], 2, top_k=2, batch_size=2, show_progress=False, **kwargs
+        pipeline, scorers["pairwise"], PROMPTS[:1], 2, top_k=2, batch_size=2, show_progress=False, **kwargs
     )
     assert rows.features["references"] == datasets.List(datasets.List(datasets.Image()))
     first, second = rows[0]["references"]
     assert len(first) == len(second) == 5
-    again = pipe(PROMPTS[0], generator=torch.Generator().manual_seed(rows[0]["seeds"][0]), output_type="pil", **kwargs)
+    again = pipeline(
+        PROMPTS[0], generator=torch.Generator().manual_seed(rows[0]["seeds"][0]), output_type="pil", **kwargs
+    )
     assert max(distance(a, b) for a, b in zip(first, again.frames[0], strict=True)) <= 1
     ranking = scorers["pairwise"].rank([first, second], PROMPTS[0], task="text-to-video")
     assert ranking.order == [0, 1]
 
 
-def test_pictures_travel(pipe, scorers, tmp_path):
-    """Saved, reloaded and exported, pictures are bytes and no paths."""
-    rows = references_of(pipe, scorers["pairwise"], output_dir=tmp_path / "run")
+def test_images_travel(pipeline, scorers, tmp_path):
+    """Saved, reloaded and exported, images are bytes and no paths."""
+    rows = references_of(pipeline, scorers["pairwise"], output_dir=tmp_path / "run")
     rows.save_to_disk(tmp_path / "saved")
     rows.to_parquet(tmp_path / "rows.parquet")
     for file in (tmp_path / "run").rglob("*.arrow"):
@@ -181,13 +185,13 @@ def test_pictures_travel(pipe, scorers, tmp_path):
         encoded = copy.cast_column("references", datasets.List(datasets.Image(decode=False)))[1]["references"]
         assert all(entry["path"] is None for entry in encoded)
         for entry, seed in zip(encoded, copy[1]["seeds"], strict=True):
-            assert distance(Image.open(io.BytesIO(entry["bytes"])), draw_again(pipe, PROMPTS[1], seed)) <= 1
+            assert distance(Image.open(io.BytesIO(entry["bytes"])), draw_again(pipeline, PROMPTS[1], seed)) <= 1
 
 
-def test_interrupted_run_goes_on(pipe, scorers, tmp_path):
+def test_interrupted_run_goes_on(pipeline, scorers, tmp_path):
     """A repeated call draws what is missing and gives what an uninterrupted one gives; prompts may be added."""
     prompts = [*PROMPTS, "a"]
-    whole = references_of(pipe, scorers["pairwise"], prompts)
+    whole = references_of(pipeline, scorers["pairwise"], prompts)
     drawn = []
 
     def stop(_, inputs):
@@ -195,16 +199,16 @@ def test_interrupted_run_goes_on(pipe, scorers, tmp_path):
         if len(drawn) == 4:  # within the second prompt
             raise KeyboardInterrupt
 
-    handle = pipe.vae.decoder.register_forward_pre_hook(stop)
+    handle = pipeline.vae.decoder.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        references_of(pipe, scorers["pairwise"], prompts[:2], output_dir=tmp_path)
+        references_of(pipeline, scorers["pairwise"], prompts[:2], output_dir=tmp_path)
     (tmp_path / "rows" / "00000001-0.part").write_bytes(b"cut off")
     assert drawn == [3, 1, 3, 1]
-    first = references_of(pipe, scorers["pairwise"], prompts[:2], output_dir=tmp_path)
+    first = references_of(pipeline, scorers["pairwise"], prompts[:2], output_dir=tmp_path)
     assert drawn[4:] == [3, 1]
-    rows = references_of(pipe, scorers["pairwise"], prompts, output_dir=tmp_path)
+    rows = references_of(pipeline, scorers["pairwise"], prompts, output_dir=tmp_path)
     assert drawn[6:] == [3, 1]
-    again = references_of(pipe, scorers["pairwise"], prompts, output_dir=tmp_path)
+    again = references_of(pipeline, scorers["pairwise"], prompts, output_dir=tmp_path)
     assert len(drawn) == 8
     handle.remove()
     for got in (rows, again):
@@ -216,12 +220,12 @@ def test_interrupted_run_goes_on(pipe, scorers, tmp_path):
     assert distance(first[1]["references"][0], whole[1]["references"][0]) == 0  # not torn away by the later calls
 
 
-def test_folder_of_another_run_is_refused(pipe, scorers, vlm_folder, tmp_path):
+def test_folder_of_another_run_is_refused(pipeline, scorers, vlm_folder, tmp_path):
     """References of two generators, judges, settings or prompt lists are never mixed."""
-    references_of(pipe, scorers["pairwise"], output_dir=tmp_path)
+    references_of(pipeline, scorers["pairwise"], output_dir=tmp_path)
 
     def again(*arguments, **kwargs):
-        references_of(*arguments or (pipe, scorers["pairwise"]), output_dir=tmp_path, **kwargs)
+        references_of(*arguments or (pipeline, scorers["pairwise"]), output_dir=tmp_path, **kwargs)
 
     for kwargs, match in [
         ({"seed": 1}, r"\['seed'\] were others"),
@@ -233,30 +237,30 @@ def test_folder_of_another_run_is_refused(pipe, scorers, vlm_folder, tmp_path):
         with pytest.raises(ValueError, match=match):
             again(**kwargs)
     with pytest.raises(ValueError, match=r"\['scorer'\] were others"):
-        again(pipe, scorers["pointwise"])
-    parameter = next(pipe.unet.parameters())
+        again(pipeline, scorers["pointwise"])
+    parameter = next(pipeline.unet.parameters())
     with torch.no_grad():
         parameter.add_(1)
-    with pytest.raises(ValueError, match=r"\['pipe'\] were others"):
+    with pytest.raises(ValueError, match=r"\['pipeline'\] were others"):
         again()
     with torch.no_grad():
         parameter.sub_(1)
     assert "weights" in json.loads((tmp_path / "arguments.json").read_text())["scorer"]
 
 
-def test_broken_picture_loses_its_candidate(pipe, scorers, caplog):
+def test_broken_image_loses_its_candidate(pipeline, scorers, caplog):
     """A candidate with NaN pixels is left out with a warning; too few left is an error that names the prompt."""
-    whole = references_of(pipe, scorers["pairwise"], PROMPTS[:1], top_k=4)[0]
+    whole = references_of(pipeline, scorers["pairwise"], PROMPTS[:1], top_k=4)[0]
     broken = []
 
     def hook(_, inputs, output):
         output[broken] = torch.nan
         return output
 
-    handle = pipe.vae.decoder.register_forward_hook(hook)
+    handle = pipeline.vae.decoder.register_forward_hook(hook)
     try:
         broken[:] = [1]
-        got = references_of(pipe, scorers["pairwise"], PROMPTS[:1], top_k=3, batch_size=4)[0]
+        got = references_of(pipeline, scorers["pairwise"], PROMPTS[:1], top_k=3, batch_size=4)[0]
         assert "Candidate 1 of `prompts[0] ('a red circle')` is left out: it has pixels that are NaN" in caplog.text
         assert {*got["seeds"]} < {*whole["seeds"]}
         assert sum(got["wins"]) == 3
@@ -264,17 +268,17 @@ def test_broken_picture_loses_its_candidate(pipe, scorers, caplog):
         with pytest.raises(
             ValueError, match=r"Only 1 of 4 candidates of `prompts\[0\] \('a red circle'\)` are left, but"
         ):
-            references_of(pipe, scorers["pairwise"], PROMPTS[:1], top_k=2, batch_size=4)
+            references_of(pipeline, scorers["pairwise"], PROMPTS[:1], top_k=2, batch_size=4)
     finally:
         handle.remove()
 
 
 @pytest.mark.parametrize("paradigm", ["pairwise", "pointwise", "function"])
-def test_score_that_is_not_finite_loses_its_candidate(pipe, scorers, caplog, paradigm):
-    """A picture that the judge sees as NaN is left out with a warning, and the others are ranked."""
+def test_score_that_is_not_finite_loses_its_candidate(pipeline, scorers, caplog, paradigm):
+    """An image that the judge sees as NaN is left out with a warning, and the others are ranked."""
     scorer = scorers.get(paradigm)
-    rows = references_of(pipe, scorer or scorers["pairwise"], PROMPTS[:1], top_k=4)[0]
-    brightness = sorted((float(np.asarray(picture).mean()), i) for i, picture in enumerate(rows["references"]))
+    rows = references_of(pipeline, scorer or scorers["pairwise"], PROMPTS[:1], top_k=4)[0]
+    brightness = sorted((float(np.asarray(image).mean()), i) for i, image in enumerate(rows["references"]))
     brightest = rows["seeds"][brightness[-1][1]]
 
     if scorer is None:
@@ -283,7 +287,7 @@ def test_score_that_is_not_finite_loses_its_candidate(pipe, scorers, caplog, par
             values = torch.tensor([float(np.asarray(image).mean()) for image in images])
             return values.masked_fill(values == values.max(), torch.nan)
 
-        got = references_of(pipe, scorer, PROMPTS[:1], top_k=3)[0]
+        got = references_of(pipeline, scorer, PROMPTS[:1], top_k=3)[0]
     else:
         seen, threshold = [], math.inf
 
@@ -298,7 +302,7 @@ def test_score_that_is_not_finite_loses_its_candidate(pipe, scorers, caplog, par
         scorer.rank(rows["references"], PROMPTS[0])
         threshold = sum(sorted(set(seen))[-2:]) / 2
         try:
-            got = references_of(pipe, scorer, PROMPTS[:1], top_k=3)[0]
+            got = references_of(pipeline, scorer, PROMPTS[:1], top_k=3)[0]
         finally:
             handle.remove()
     assert caplog.text.count("is left out: its score is NaN or infinite") == 1
@@ -306,7 +310,7 @@ def test_score_that_is_not_finite_loses_its_candidate(pipe, scorers, caplog, par
     assert sum(got["wins"]) == 3
 
 
-def test_wrong_arguments(pipe, scorers):
+def test_wrong_arguments(pipeline, scorers):
     """What makes no sense is refused before anything is drawn."""
     scorer = scorers["pairwise"]
     captions = datasets.Dataset.from_dict({"caption": PROMPTS})
@@ -322,12 +326,12 @@ def test_wrong_arguments(pipe, scorers):
         (PROMPTS, {"output_type": "np", "latents": None}, r"\['latents', 'output_type'\] were given"),
     ]:
         with pytest.raises(ValueError, match=match):
-            references_of(pipe, scorer, prompts, **kwargs)
+            references_of(pipeline, scorer, prompts, **kwargs)
     with pytest.raises(TypeError, match="`prompts` is of type `str`"):
-        references_of(pipe, scorer, "a red circle")
+        references_of(pipeline, scorer, "a red circle")
     with pytest.raises(TypeError, match=r"`prompts\[1\]` is of type `int`"):
-        references_of(pipe, scorer, ["a", 1])
+        references_of(pipeline, scorer, ["a", 1])
     with pytest.raises(TypeError, match="`scorer` is of type `NoneType`, but `method='top'` needs a judge"):
-        references_of(pipe, None)
+        references_of(pipeline, None)
     with pytest.raises(ValueError, match=r"rewards of shape \(4, 1\) for 4 samples"):
-        references_of(pipe, lambda images, prompts: torch.zeros(len(images), 1))
+        references_of(pipeline, lambda images, prompts: torch.zeros(len(images), 1))

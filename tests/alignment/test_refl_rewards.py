@@ -6,7 +6,7 @@ from PIL import Image
 from tiny_refl import PROMPTS, make_trainer, pixel_reward, trained_weights
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceScorer
-from rewarddance_hf.alignment.refl_rewards import RewardFunctions
+from rewarddance_hf.alignment.refl.rewards import RewardFunctions
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 
 
@@ -14,7 +14,7 @@ IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 COLUMNS = {"prompt": PROMPTS[:2], "draw": [7, 8]}
 
 
-def pictures(*colors: str) -> list[Image.Image]:
+def images(*colors: str) -> list[Image.Image]:
     return [Image.new("RGB", (8, 8), color) for color in colors]
 
 
@@ -87,7 +87,7 @@ def test_clips_have_the_task_of_clips():
 
     clips = IMAGES[:, None].expand(2, 4, 3, 8, 8)
     RewardFunctions(reward)(clips, COLUMNS)
-    RewardFunctions(reward)(clips, {**COLUMNS, "condition": pictures("red", "blue")})
+    RewardFunctions(reward)(clips, {**COLUMNS, "condition": images("red", "blue")})
     RewardFunctions(reward)(clips, {**COLUMNS, "task": ["mine", "mine"]})
     RewardFunctions(reward)(IMAGES, COLUMNS)
     assert tasks == [["text-to-video"] * 2, ["image-to-video"] * 2, ["mine", "mine"], None]
@@ -107,7 +107,7 @@ def judges():
 
 def test_a_scorer_gets_its_own_arguments(judges):
     """A pairwise scorer is given references, a pointwise one is not; both know nothing of foreign columns."""
-    references = [pictures("red", "blue"), pictures("green")]
+    references = [images("red", "blue"), images("green")]
     columns = {**COLUMNS, "references": references, "wins": [[3, 2], [1]], "criteria": ["colors", None]}
     rewards = RewardFunctions(dict(judges))
     assert rewards.is_pairwise
@@ -125,7 +125,7 @@ def test_a_scorer_gets_its_own_arguments(judges):
 
 def test_a_pairwise_judge_tunes_a_generator(judges, tmp_path):
     """The whole chain: prompts with references, pipeline, judge, gradient, update; the judge itself stays."""
-    rows = [{"prompt": prompt, "references": pictures("red", "white")} for prompt in PROMPTS]
+    rows = [{"prompt": prompt, "references": images("red", "white")} for prompt in PROMPTS]
     before = {name: value.clone() for name, value in judges["pairwise"].model.state_dict().items()}
     trainer = make_trainer(tmp_path, reward=judges["pairwise"], train_dataset=rows, reward_transform="log_odds")
     weights = trained_weights(trainer)

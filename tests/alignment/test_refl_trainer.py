@@ -34,9 +34,9 @@ from tiny_refl import (
 )
 from transformers import TrainerCallback
 
-from rewarddance_hf.alignment.refl_arguments import ReFLTrainingArguments
-from rewarddance_hf.alignment.refl_rows import seed_of
-from rewarddance_hf.alignment.refl_weights import LORA_FILE
+from rewarddance_hf.alignment.refl.arguments import ReFLTrainingArguments
+from rewarddance_hf.alignment.refl.rows import seed_of
+from rewarddance_hf.alignment.refl.weights import LORA_FILE
 
 
 HELPER = Path(__file__).parents[1] / "tiny_refl.py"
@@ -211,7 +211,7 @@ def test_resuming_passes_over_an_unfinished_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("make_pipeline", [tiny_sd3, tiny_sd, tiny_wan])
-def test_a_saved_adapter_draws_the_same_pictures(make_pipeline, tmp_path):
+def test_a_saved_adapter_draws_the_same_images(make_pipeline, tmp_path):
     """`load_lora_weights` on a fresh pipeline gives the trainer's samples, alpha and all."""
     trainer = make_trainer(tmp_path, make_pipeline(), learning_rate=0.1)
     before = trainer.sample(PROMPTS[:2], output_type="pt")
@@ -261,7 +261,7 @@ def test_samples_come_from_the_average_and_leave_training_alone(tmp_path):
     assert_equal(trained_weights(watched), trained_weights(plain))
     grids = sorted((tmp_path / "watched" / "samples").iterdir())
     assert [grid.name for grid in grids] == [f"step-{step:06d}.png" for step in range(4)]
-    assert Image.open(grids[0]).size == (16, 16)  # three pictures of 8 pixels in two rows
+    assert Image.open(grids[0]).size == (16, 16)  # three images of 8 pixels in two rows
 
     averaged = watched.sample(PROMPTS[:2], output_type="pt")
     watched.ema.copy_to(watched.trained_parameters)
@@ -281,8 +281,8 @@ def test_sample_gives_each_prompt_its_seed(tmp_path):
     together = trainer.sample(PROMPTS[:3], [5, 6, 7], output_type="pt")
     alone = trainer.sample(PROMPTS[2:3], [7], output_type="pt")
     torch.testing.assert_close(together[2:], alone, rtol=1e-5, atol=1e-6)
-    pictures = trainer.sample(PROMPTS[:3])
-    assert [picture.size for picture in pictures] == [(8, 8)] * 3
+    images = trainer.sample(PROMPTS[:3])
+    assert [image.size for image in images] == [(8, 8)] * 3
     with pytest.raises(ValueError, match="`seeds` has 1 entries, but there are 3 prompts"):
         trainer.sample(PROMPTS[:3], [1])
 
@@ -471,7 +471,7 @@ def test_evaluation_and_best_model(tmp_path):
 
 
 def test_the_card_says_what_was_done(tmp_path):
-    """Metadata parse; adapter, rewards, figures and pictures are named."""
+    """Metadata parse; adapter, rewards, figures and images are named."""
     trainer = make_trainer(tmp_path, max_steps=3, sample_steps=3, reward={"pixels": pixel_reward})
     trainer.train()
     trainer.create_model_card()
@@ -486,7 +486,7 @@ def test_the_card_says_what_was_done(tmp_path):
 
 
 def test_grids_reach_tensorboard(tmp_path):
-    """The same picture as on disk is written to TensorBoard, which can also show the denoiser's configuration."""
+    """The same image as on disk is written to TensorBoard, which can also show the denoiser's configuration."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -565,18 +565,18 @@ def test_arguments_that_do_not_fit_are_refused(changes, error, message, tmp_path
 
 
 def test_columns_of_a_dataset_are_checked(tmp_path):
-    """Prompts and references of a `datasets.Dataset` are checked in all rows, without decoding pictures."""
-    picture = Image.new("RGB", (8, 8))
+    """Prompts and references of a `datasets.Dataset` are checked in all rows, without decoding images."""
+    image = Image.new("RGB", (8, 8))
     features = datasets.Features({"prompt": datasets.Value("string"), "references": datasets.List(datasets.Image())})
 
     def dataset(references):
         prompts = PROMPTS[: len(references)]
         return datasets.Dataset.from_dict({"prompt": prompts, "references": references}, features=features)
 
-    make_trainer(tmp_path, train_dataset=dataset([[picture], [picture, picture]]), reward=Pairwise())
+    make_trainer(tmp_path, train_dataset=dataset([[image], [image, image]]), reward=Pairwise())
     for missing in ([], None):
         with pytest.raises(ValueError, match=r"`references` of `train_dataset\[1\]` is missing or empty"):
-            make_trainer(tmp_path, train_dataset=dataset([[picture], missing]), reward=Pairwise())
+            make_trainer(tmp_path, train_dataset=dataset([[image], missing]), reward=Pairwise())
     with pytest.raises(ValueError, match="lacks the column `references`"):
         make_trainer(tmp_path, train_dataset=datasets.Dataset.from_dict({"prompt": PROMPTS}), reward=Pairwise())
     with pytest.raises(TypeError, match=r"`prompt` of `train_dataset\[1\]` is a `NoneType`"):
@@ -612,7 +612,7 @@ def test_sharding_is_refused(tmp_path):
     """FSDP would shard a denoiser that the pipeline calls without its wrapper."""
     args = ReFLTrainingArguments(str(tmp_path), use_cpu=True)
     args.fsdp = True
-    from rewarddance_hf.alignment.refl_trainer import ReFLTrainer
+    from rewarddance_hf.alignment.refl.trainer import ReFLTrainer
 
     with pytest.raises(NotImplementedError, match="FSDP or DeepSpeed was asked for"):
         ReFLTrainer(tiny_sd3(), pixel_reward, args, rows())

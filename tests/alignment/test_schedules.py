@@ -9,7 +9,7 @@ import torch
 from tiny_pipelines import BUILDERS, STABLE_DIFFUSION_BETAS, TinyPipeline, noise, stable_diffusion
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
-from rewarddance_hf.alignment.schedules import StagedPipeline, Trajectory, noise_levels
+from rewarddance_hf.alignment.pipelines.staged import StagedPipeline, Trajectory, noise_levels
 
 
 SEEDS = (5, 6)
@@ -179,7 +179,7 @@ def test_schedulers_without_one_timestep_a_step(scheduler):
     pipeline, inputs = stable_diffusion(scheduler)
     staged = StagedPipeline(pipeline, ["a", "b"], {"num_inference_steps": 4, **inputs})
     with pytest.raises(
-        NotImplementedError, match="makes one step of several timesteps.* Set `pipe.scheduler` to a flow"
+        NotImplementedError, match="makes one step of several timesteps.* Set `pipeline.scheduler` to a flow"
     ):
         staged.noise_levels  # noqa: B018
 
@@ -220,6 +220,6 @@ def test_pipeline_without_prepare_latents():
     """A pipeline that draws its noise elsewhere is refused by name."""
     pipeline = diffusers.DDPMPipeline(unet=None, scheduler=diffusers.DDPMScheduler())
     with pytest.raises(
-        ValueError, match="`pipe` is a `DDPMPipeline`, but it must have a scheduler and draw its noise in"
+        ValueError, match="`pipeline` is a `DDPMPipeline`, but it must have a scheduler and draw its noise in"
     ):
         StagedPipeline(pipeline, ["a"], {})

@@ -16,9 +16,9 @@ from PIL import Image
 from tiny_pipelines import TinyPipeline, reward
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer, import_utils
-from rewarddance_hf.alignment import search as search_module
-from rewarddance_hf.alignment.search import best_of_n, replay, search_over_paths, zero_order_search
-from rewarddance_hf.alignment.search_picture import draw_tree
+from rewarddance_hf.alignment.search import search as search_module
+from rewarddance_hf.alignment.search.drawing import draw_tree
+from rewarddance_hf.alignment.search.search import best_of_n, replay, search_over_paths, zero_order_search
 
 
 NAMES = ["StableDiffusion", "StableDiffusion3", "Flux", "Sana", "QwenImage", "Wan"]
@@ -401,7 +401,7 @@ class TestFailures:
 
 class TestResult:
     def test_save(self, tmp_path):
-        """Files hold the images, seeds that make them again, and a picture of the tree."""
+        """Files hold the images, seeds that make them again, and an image of the tree."""
         name = "StableDiffusion3"
         result = search_over_paths(
             tiny(name).pipeline, "a", judge, num_paths=2, num_branches=2, num_images=2,
@@ -472,7 +472,7 @@ def test_two_processes_equal_one(tmp_path):
         f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "import torch; torch.set_num_threads(1)\n"
         "from tiny_pipelines import TinyPipeline, reward\n"
-        "from rewarddance_hf.alignment.search import best_of_n\n"
+        "from rewarddance_hf.alignment.search.search import best_of_n\n"
         "model = TinyPipeline('StableDiffusion3')\n"
         "inputs = {k: v.repeat(2, *[1] * (v.ndim - 1))[:3] if isinstance(v, torch.Tensor) else v for k, v in model.inputs.items()}\n"
         "def run(distribute):\n"

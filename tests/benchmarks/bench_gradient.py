@@ -11,7 +11,7 @@ import torch
 
 STEPS = 10
 ROUNDS = 5
-# Names in the keys, pipelines of the tests, and pictures large enough for activations to outweigh all else
+# Names in the keys, pipelines of the tests, and images large enough for activations to outweigh all else
 PIPELINES = {"sd": ("StableDiffusion", 64), "sd3": ("StableDiffusion3", 16), "flux": ("Flux", 32)}
 
 

@@ -1,7 +1,7 @@
 """
 Scoring with the engine, against a plain forward pass of well-filled batches and against one pair at a time.
 
-All is measured side by side in one process, end to end from pictures to scores; medians of interleaved repeats. Baselines
+All is measured side by side in one process, end to end from images to scores; medians of interleaved repeats. Baselines
 do the same work for each pair and are timed on some of the pairs. The CPU models are small ones with the proportions of
 released models: `InternVL3.5-1B` has 0.69 parameters of the vision encoder to one of the language model's layers, and
 `InternVL3.5-2B` 0.22. With CUDA, the models have the sizes of InternVL3.5-1B, -2B and -8B, random weights, and bfloat16.
@@ -93,7 +93,7 @@ def make_judge(num_tokens: int, layout: str, proportions: str = "1b"):
 
 def make_cross_encoder(model, processor):
     """
-    `CrossEncoder` of sentence-transformers on the same model, with pairs of pictures asked by the same questions, or
+    `CrossEncoder` of sentence-transformers on the same model, with pairs of images asked by the same questions, or
     None where sentence-transformers is not installed.
     """
     try:
@@ -140,18 +140,18 @@ def timed(function: Callable, *args):
 @torch.no_grad()
 def round_robin(num_images: int, num_tokens: int, layout: str, proportions: str = "1b", repeats: int = REPEATS):
     """One round robin: all ways of scoring, interleaved."""
-    from tiny_vlms import random_picture
+    from tiny_vlms import random_image
 
     from rewarddance_hf import RewardDanceScorer
-    from rewarddance_hf.scoring.judgements import Judgement
+    from rewarddance_hf.scoring.results import Judgement
 
     model, processor = make_judge(num_tokens, layout, proportions)
     batch_size = 32 if torch.cuda.is_available() else 8
     engine = RewardDanceScorer(model, processor, batch_size)
     batched = RewardDanceScorer(model, processor, batch_size, engine="plain")
     naive = RewardDanceScorer(model, processor, 1, engine="plain")
-    pictures = [random_picture(i, 512, 512) for i in range(num_images)]
-    pairs = [Judgement(pictures[j], PROMPT, pictures[i]) for i, j in itertools.permutations(range(num_images), 2)]
+    images = [random_image(i, 512, 512) for i in range(num_images)]
+    pairs = [Judgement(images[j], PROMPT, images[i]) for i, j in itertools.permutations(range(num_images), 2)]
     some = pairs[:: max(1, len(pairs) // batch_size)][:batch_size]
     few = some[: batch_size // 2]
     ready = processor([p.sample for p in some], [PROMPT] * len(some), [p.reference for p in some]).to(model.device)
@@ -217,20 +217,20 @@ def matrix_product_peak(model, size: int = 1024, repeats: int = 5) -> float:
     return 2 * size**3 / min(timed(torch.matmul, a, b)[1] for _ in range(repeats))
 
 
-def reward_step(scorer, pictures, samples) -> torch.Tensor:
+def reward_step(scorer, images, samples) -> torch.Tensor:
     """Gradient of the rewards of some samples against one reference, as ReFL needs it."""
-    rewards = scorer.score(samples, PROMPT, [pictures[0]] * len(samples))
+    rewards = scorer.score(samples, PROMPT, [images[0]] * len(samples))
     return torch.autograd.grad(rewards.log().sum(), samples)[0]
 
 
 def _judge_for_steps(layout: str, engine: str):
-    from tiny_vlms import random_picture
+    from tiny_vlms import random_image
 
     from rewarddance_hf import RewardDanceScorer
 
     scorer = RewardDanceScorer(*make_judge(64, layout), engine=engine)
     samples = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    return scorer, [random_picture(0, 224, 224)], samples.to(scorer.model.device).requires_grad_()
+    return scorer, [random_image(0, 224, 224)], samples.to(scorer.model.device).requires_grad_()
 
 
 def reward_steps(layout: str) -> dict[str, float]:
@@ -273,13 +273,13 @@ def _peak(task: str, layout: str, engine: str) -> float:
 
 def _send_peak(task: str, layout: str, engine: str, connection) -> None:
     torch.set_num_threads(1)
-    scorer, pictures, samples = _judge_for_steps(layout, engine)
+    scorer, images, samples = _judge_for_steps(layout, engine)
 
     def step(samples):
         if task == "rank":
             scorer.rank([*samples.detach(), *samples.detach().flip(-1)], PROMPT)
         else:
-            reward_step(scorer, pictures, samples)
+            reward_step(scorer, images, samples)
 
     step(samples[:1].detach().requires_grad_())  # libraries are loaded, buffers made
     if torch.cuda.is_available():
@@ -303,7 +303,7 @@ def _resident(field: str) -> int:
 
 def tournaments(num_images: int = 32) -> dict[str, float]:
     """Judgements of each method, over those of a round robin."""
-    from rewarddance_hf.scoring.tournaments import num_comparisons
+    from rewarddance_hf.scoring.ranking import num_comparisons
 
     full = num_comparisons("round_robin", num_images)
     return {

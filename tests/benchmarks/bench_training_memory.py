@@ -14,7 +14,7 @@ ROWS = 4
 
 def _peak_of_step(full_logits: bool, connection) -> None:
     """Run one forward and backward pass in this process and send its peak resident memory above the model's."""
-    from tiny_vlms import random_picture, save_tiny_vlm
+    from tiny_vlms import random_image, save_tiny_vlm
 
     from rewarddance_hf import DataCollatorForRewardDance, RewardDanceForYesScoring, RewardDanceProcessor
 
@@ -28,8 +28,8 @@ def _peak_of_step(full_logits: bool, connection) -> None:
     rows = [
         {
             "prompt": "a red circle",
-            "chosen": random_picture(i),
-            "rejected": random_picture(9 + i),
+            "chosen": random_image(i),
+            "rejected": random_image(9 + i),
             "rationale": rationale,
         }
         for i in range(ROWS)

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf import DataCollatorForRewardDance, RewardDanceProcessor
 
@@ -16,13 +16,13 @@ def processor(vlm_folder):
 
 def make_rows(count, **columns):
     return [
-        {"prompt": f"prompt {i}", "chosen": random_picture(i), "rejected": random_picture(1000 + i), **columns}
+        {"prompt": f"prompt {i}", "chosen": random_image(i), "rejected": random_image(1000 + i), **columns}
         for i in range(count)
     ]
 
 
 def test_order_is_random_but_reproducible(processor):
-    """About half of the rows show the chosen picture second; the same seed and epoch give the same order."""
+    """About half of the rows show the chosen image second; the same seed and epoch give the same order."""
     rows = make_rows(200)
     labels = DataCollatorForRewardDance(processor)(rows)["labels"]
     assert 70 < labels.sum() < 130
@@ -49,8 +49,8 @@ def test_order_does_not_depend_on_the_batch(processor):
     assert torch.equal(together, alone)
 
 
-def test_pictures_follow_the_labels(processor):
-    """Label 1 means that the chosen picture is image 2: the batch equals a direct call in that order."""
+def test_images_follow_the_labels(processor):
+    """Label 1 means that the chosen image is image 2: the batch equals a direct call in that order."""
     rows = make_rows(16)
     batch = DataCollatorForRewardDance(processor)(rows)
     pairs = [
@@ -202,11 +202,11 @@ def test_wording_of_reasons_first_is_saved(vlm_folder, tmp_path):
         RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), prompt_texts={"answer": "\n"})
 
 
-def test_corrupt_picture_names_its_row(processor):
+def test_corrupt_image_names_its_row(processor):
     """The message says which row of which dataset to drop."""
     rows = make_rows(3)
-    rows[1] |= {"chosen": {"bytes": b"\x89PNG no picture", "path": None}, "row": "train_dataset[41]"}
-    with pytest.raises(ValueError, match=r"`chosen of train_dataset\[41\]` cannot be read as a picture"):
+    rows[1] |= {"chosen": {"bytes": b"\x89PNG no image", "path": None}, "row": "train_dataset[41]"}
+    with pytest.raises(ValueError, match=r"`chosen of train_dataset\[41\]` cannot be read as an image"):
         DataCollatorForRewardDance(processor)(rows)
 
 

@@ -5,19 +5,19 @@ import io
 import datasets
 import pytest
 from PIL import Image
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf.data.preference import check_columns, check_row, rationale_text
 from rewarddance_hf.data.rows import PreferenceRows
 
 
 def row(**changes):
-    return {"prompt": "a red circle", "chosen": random_picture(0), "rejected": random_picture(1), **changes}
+    return {"prompt": "a red circle", "chosen": random_image(0), "rejected": random_image(1), **changes}
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -41,7 +41,7 @@ def test_missing_column_names_what_was_found_and_how_to_rename():
     ],
 )
 def test_bad_values_are_refused(changes, error, message):
-    """Every wrong value is named with its row before any picture is decoded."""
+    """Every wrong value is named with its row before any image is decoded."""
     with pytest.raises(error, match=message):
         check_row(row(**changes), "row 7")
 
@@ -52,7 +52,7 @@ def test_optional_columns_may_be_missing_or_none():
     check_row(row(task=None, criteria=None, rationale=None, margin=None, tie=None, condition=None))
 
 
-def test_rationale_follows_the_order_of_the_pictures():
+def test_rationale_follows_the_order_of_the_images():
     """A rationale with placeholders names the right image in both orders; one for each verdict is picked by verdict."""
     text = row(rationale="{chosen} shows a circle, {rejected} a square.")
     assert rationale_text(text, chosen_second=True) == "Image 2 shows a circle, Image 1 a square."
@@ -63,19 +63,19 @@ def test_rationale_follows_the_order_of_the_pictures():
 
 
 def test_datasets_stay_encoded_and_lose_unused_columns():
-    """Pictures are not decoded, and columns that training does not read are not loaded."""
-    picture = png(random_picture(0))
+    """Images are not decoded, and columns that training does not read are not loaded."""
+    image = png(random_image(0))
     features = datasets.Features(
         prompt=datasets.Value("string"),
         chosen=datasets.Image(),
         rejected=datasets.List(datasets.Image()),
         preview=datasets.Image(),
     )
-    pictures = {"bytes": picture, "path": None}
-    rows = [{"prompt": "p", "chosen": pictures, "rejected": [pictures, pictures], "preview": pictures}]
+    images = {"bytes": image, "path": None}
+    rows = [{"prompt": "p", "chosen": images, "rejected": [images, images], "preview": images}]
     view = PreferenceRows(datasets.Dataset.from_list(rows, features=features), "train_dataset")
-    assert view[0]["chosen"]["bytes"] == picture
-    assert [frame["bytes"] for frame in view[0]["rejected"]] == [picture, picture]
+    assert view[0]["chosen"]["bytes"] == image
+    assert [frame["bytes"] for frame in view[0]["rejected"]] == [image, image]
     assert "preview" not in view[0]
     assert view[0]["row"] == "train_dataset[0]"
 

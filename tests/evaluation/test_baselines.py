@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_clip import save_tiny_clip
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from rewarddance_hf import RewardDanceEvaluator
@@ -30,8 +30,8 @@ def rows(count=5):
     return [
         {
             "prompt": f"a red circle {i}",
-            "chosen": random_picture(i, 40, 30 + i),
-            "rejected": random_picture(100 + i),
+            "chosen": random_image(i, 40, 30 + i),
+            "rejected": random_image(100 + i),
             "tie": i == 2,
             "category": "even" if i % 2 == 0 else "odd",
         }
@@ -39,11 +39,11 @@ def rows(count=5):
     ]
 
 
-def similarity(folder, picture, prompt):
+def similarity(folder, image, prompt):
     """The model card's way: scale times cosine of the two features, one by one."""
     model, tokenizer = CLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
-        pixels = CLIPImageProcessorPil.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"]
+        pixels = CLIPImageProcessorPil.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
         image = model.get_image_features(pixel_values=pixels).pooler_output[0]
         ids = tokenizer(prompt, truncation=True, max_length=77, return_tensors="pt")["input_ids"]
         text = model.get_text_features(input_ids=ids).pooler_output[0]
@@ -52,16 +52,16 @@ def similarity(folder, picture, prompt):
 
 def test_scores_equal_plain_transformers(clip_folder, judge):
     """Scores of a batch are those of the plain classes one by one, also for prompts beyond 77 tokens."""
-    pictures = [random_picture(i, 30 + i, 40) for i in range(3)]
-    got = judge(pictures, PROMPTS, task=["text-to-image"] * 3)
-    want = [similarity(clip_folder, picture, prompt) for picture, prompt in zip(pictures, PROMPTS, strict=True)]
+    images = [random_image(i, 30 + i, 40) for i in range(3)]
+    got = judge(images, PROMPTS, task=["text-to-image"] * 3)
+    want = [similarity(clip_folder, image, prompt) for image, prompt in zip(images, PROMPTS, strict=True)]
     assert got.tolist() == pytest.approx(want, rel=1e-4)
     assert len(set(want)) == 3
 
 
 def test_clips_score_the_mean_of_their_frames(judge):
-    """A clip among pictures gets the mean over its frames."""
-    frames = [random_picture(i) for i in range(3)]
+    """A clip among images gets the mean over its frames."""
+    frames = [random_image(i) for i in range(3)]
     got = judge([frames, frames[0]], ["a red circle"] * 2)
     alone = judge(frames, ["a red circle"] * 3)
     assert got.tolist() == pytest.approx([alone.mean().item(), alone[0].item()], rel=1e-4)
@@ -92,14 +92,14 @@ def test_function_metrics_equal_a_plain_loop(judge):
 
 
 def test_function_gets_the_whole_context():
-    """Functions see pictures, clips as lists, prompts, tasks, criteria and first frames, one entry for each sample."""
+    """Functions see images, clips as lists, prompts, tasks, criteria and first frames, one entry for each sample."""
     seen = {}
 
     def reward(images, prompts, conditions, task, criteria):
         seen.update(images=images, prompts=prompts, conditions=conditions, task=task, criteria=criteria)
         return [float(i) for i in range(len(images))]
 
-    clip = [random_picture(i) for i in range(4)]
+    clip = [random_image(i) for i in range(4)]
     row = {"prompt": "a", "chosen": clip, "rejected": clip[::-1], "task": "image-to-video", "condition": clip[0]}
     other = {"prompt": "b", "chosen": clip[0], "rejected": clip[1], "criteria": "quality"}
     assert FunctionEvaluator([row, other])(reward)["accuracy"] == 0

@@ -23,7 +23,7 @@ from rewarddance_hf.evaluation.benchmarks import (
 
 
 def red(images, prompts, **context):
-    """Score that the numbers of the layouts' pictures are told by: the odd ones of each pair win."""
+    """Score that the numbers of the layouts' images are told by: the odd ones of each pair win."""
     return [image.getpixel((0, 0))[0] for image in images]
 
 

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf import (
     RewardDanceEvaluator,
@@ -25,8 +25,8 @@ def make_rows(count=NUM_ROWS):
     return [
         {
             "prompt": f"a red circle {i}",
-            "chosen": random_picture(i, 40, 30 + i),
-            "rejected": random_picture(100 + i),
+            "chosen": random_image(i, 40, 30 + i),
+            "rejected": random_image(100 + i),
             "criteria": "quality" if i % 2 else None,
             "tie": i == 2,
             "category": "even" if i % 2 == 0 else "odd",
@@ -128,8 +128,8 @@ def test_exchanged_labels_mirror_the_accuracy(scorers, paradigm):
     assert got["order_consistency"] == mirrored["order_consistency"]
 
 
-def test_equal_pictures_are_half_right(scorers):
-    """A judge cannot know which of two equal pictures is chosen. One by one, because batching rounds rows differently."""
+def test_equal_images_are_half_right(scorers):
+    """A judge cannot know which of two equal images is chosen. One by one, because batching rounds rows differently."""
     row = make_rows(1)[0]
     for paradigm, scorer in scorers.items():
         metrics = RewardDanceEvaluator([{**row, "rejected": row["chosen"]}], batch_size=1)(scorer)
@@ -162,9 +162,9 @@ def test_clips_with_first_frames(scorers):
     rows = [
         {
             "prompt": "a red circle",
-            "chosen": [random_picture(0), random_picture(1)],
-            "rejected": [random_picture(2), random_picture(3)],
-            "condition": random_picture(4),
+            "chosen": [random_image(0), random_image(1)],
+            "rejected": [random_image(2), random_image(3)],
+            "condition": random_image(4),
             "task": "image-to-video",
         }
     ]
@@ -279,14 +279,14 @@ def test_wrong_arguments():
 
 
 def test_wrong_rows(scorers, tmp_path):
-    """A row that lacks a column or holds a corrupt picture is named by its index."""
+    """A row that lacks a column or holds a corrupt image is named by its index."""
     rows = make_rows(5)
     with pytest.raises(ValueError, match=r"`row 4` lacks the columns \['rejected'\]"):
         RewardDanceEvaluator([*rows[:4], {"prompt": "a", "chosen": rows[0]["chosen"]}])(scorers["pairwise"])
     with pytest.raises(ValueError, match="`chosen of row 3` cannot be read"):
-        RewardDanceEvaluator([*rows[:3], {**rows[3], "chosen": b"no picture"}])(scorers["pairwise"])
+        RewardDanceEvaluator([*rows[:3], {**rows[3], "chosen": b"no image"}])(scorers["pairwise"])
     encoded = datasets.Dataset.from_list(
-        [{"prompt": "a", "chosen": {"bytes": b"no picture", "path": None}, "rejected": {"bytes": b"", "path": None}}],
+        [{"prompt": "a", "chosen": {"bytes": b"no image", "path": None}, "rejected": {"bytes": b"", "path": None}}],
         features=datasets.Features(
             {"prompt": datasets.Value("string"), "chosen": datasets.Image(), "rejected": datasets.Image()}
         ),

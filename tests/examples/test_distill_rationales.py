@@ -16,7 +16,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf import (
     RewardDanceForYesScoring,
@@ -40,7 +40,7 @@ def distill():
 
 class Teacher(ThreadingHTTPServer):
     """
-    Chat endpoint on loopback that prefers red pictures. `faults` holds, for a prompt, what goes wrong with the next requests
+    Chat endpoint on loopback that prefers red images. `faults` holds, for a prompt, what goes wrong with the next requests
     about it; `says` how it answers in place of giving reasons and the right verdict.
     """
 
@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         text = "".join(part.get("text", "") for part in parts)
         prompt = json.loads(text.partition("Generation prompt: ")[2].splitlines()[0])
         urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-        pictures = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
+        images = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
         server = self.server
         with server.lock:
             server.bodies.append(body)
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, fault)
         if fault is not None:
             return self.reply(fault[0], json.dumps({"error": "fault"}), *fault[1:])
-        red_is_second = pictures[1].getpixel((0, 0))[0] > 200
+        red_is_second = images[1].getpixel((0, 0))[0] > 200
         word = "yes" if red_is_second else "no"
         order = "yes" if red_is_second else "no"
         said = server.says.get(prompt, "The {order} order shows it.\nAnswer: {word}").format(order=order, word=word)
@@ -290,7 +290,7 @@ def test_retry_after(distill):
 
 
 def test_unreadable_rows_and_ties_are_dropped(ask, tmp_path):
-    """A corrupt picture and a tie stop nothing, are not asked about, and are counted."""
+    """A corrupt image and a tie stop nothing, are not asked about, and are counted."""
     file = tmp_path / "pairs.jsonl"
     Image.new("RGB", (28, 28), "red").save(tmp_path / "red.png")
     Image.new("RGB", (28, 28), "blue").save(tmp_path / "blue.png")
@@ -316,7 +316,7 @@ def local_teacher(vlm_folder, tmp_path_factory):
     torch.manual_seed(0)
     model = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"))
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
-    pairs = [(random_picture(i), random_picture(10 + i)) for i in range(2)]
+    pairs = [(random_image(i), random_image(10 + i)) for i in range(2)]
     samples, references = zip(*pairs, *((b, a) for a, b in pairs), strict=True)
     questions = processor(list(samples), ["p0", "p1"] * 2, list(references), reasons_first=True)
     answers = [True, True, False, False]
@@ -334,9 +334,9 @@ def local_teacher(vlm_folder, tmp_path_factory):
 
 
 def test_teacher_of_transformers(ask, tmp_path, local_teacher):
-    """A local model answers in batches; what it does not know is dropped; a second run does not load pictures again."""
+    """A local model answers in batches; what it does not know is dropped; a second run does not load images again."""
     rows = [
-        {"prompt": f"p{i}", "chosen": random_picture(i), "rejected": random_picture(10 + i), "rationale": "old"}
+        {"prompt": f"p{i}", "chosen": random_image(i), "rejected": random_image(10 + i), "rationale": "old"}
         for i in range(2)
     ]
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "pairs"))

@@ -9,16 +9,16 @@ import pytest
 import torch
 import trl
 from packaging.version import Version
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 from trl.data_utils import prepare_multimodal_messages
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
-from rewarddance_hf.scoring.judgements import Judgement
+from rewarddance_hf.scoring.results import Judgement
 
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_judge_grpo.py"
 ROWS = [
-    {"prompt": f"p{i}", "chosen": random_picture(i), "rejected": random_picture(10 + i, 56, 28), "tie": i == 2}
+    {"prompt": f"p{i}", "chosen": random_image(i), "rejected": random_image(10 + i, 56, 28), "tie": i == 2}
     for i in range(3)
 ]
 
@@ -98,12 +98,12 @@ def test_prompts_are_the_questions_of_the_scorer(example, vlm_folder, family):
     example.check_tokens(ROWS, scorer.processor, wrapped)
 
 
-def test_pictures_are_prepared_as_the_judge_sees_them(example, vlm_folder):
+def test_images_are_prepared_as_the_judge_sees_them(example, vlm_folder):
     """Arguments of the image processor that the judge was trained with reach TRL too, which knows nothing of them."""
     processor = RewardDanceProcessor.from_pretrained(
         vlm_folder("internvl"), vlm_images_kwargs={"crop_to_patches": False}
     )
-    rows = [{**ROWS[0], "chosen": random_picture(0, 112, 28)}]
+    rows = [{**ROWS[0], "chosen": random_image(0, 112, 28)}]
     example.check_tokens(rows, processor, example.processor_for_trl(processor))
     with pytest.raises(ValueError, match="TRL writes the question in other tokens"):
         example.check_tokens(rows, processor, processor.vlm_processor)
@@ -132,7 +132,7 @@ def test_training_gives_a_judge(example, undecided_judge, tmp_path, adapter):
     """A few steps on a CPU draw chains that end in right and wrong verdicts, learn from them, and save a judge that reasons."""
     lora = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj", "--lora_r", "4"] if adapter else []
     if Version(trl.__version__) < Version(example.TAKES_MORE_SINCE):
-        with pytest.raises(ValueError, match=r"takes one picture a prompt, but pairs have two. Install TRL 1\.14"):
+        with pytest.raises(ValueError, match=r"takes one image a prompt, but pairs have two. Install TRL 1\.14"):
             run(example, undecided_judge, tmp_path, *lora)
         return
     trainer = run(example, undecided_judge, tmp_path, *lora)
@@ -152,7 +152,7 @@ def test_training_gives_a_judge(example, undecided_judge, tmp_path, adapter):
 
 
 def test_what_cannot_be_trained(example, undecided_judge, vlm_folder, tmp_path):
-    """A penalty without a reference model, and a judge of single pictures, are refused before anything runs."""
+    """A penalty without a reference model, and a judge of single images, are refused before anything runs."""
     with pytest.raises(ValueError, match="`beta` needs a reference model"):
         run(example, undecided_judge, tmp_path, beta=0.1)
     RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"), paradigm="pointwise").save_pretrained(

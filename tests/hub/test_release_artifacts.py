@@ -10,12 +10,12 @@ from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from rewarddance_hf.alignment.refl_weights import LORA_FILE
-from rewarddance_hf.hub import artifacts
+from rewarddance_hf.alignment.refl.weights import LORA_FILE
 from rewarddance_hf.hub.cards import code_blocks
 from rewarddance_hf.hub.release import REPO_TYPES
 from rewarddance_hf.hub.verification import read_kind
 from rewarddance_hf.models import RewardDanceForYesScoring
+from rewarddance_hf.shapes import release as artifacts
 from rewarddance_hf.shapes.generator import load_generator
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 from rewarddance_hf.shapes.preferences import ShapesPreferences
@@ -73,7 +73,7 @@ def test_every_artefact_is_built(built):
 
 @pytest.mark.new_process
 def test_preferences_are_the_rows_of_the_world(built, tmp_path):
-    """Parquet files hold the rows with their pictures inside, in groups that can be streamed."""
+    """Parquet files hold the rows with their images inside, in groups that can be streamed."""
     folder = shutil.copytree(built["shapes-preferences"], tmp_path / "elsewhere")
     for split in NUM_ROWS:
         rows = load_dataset(str(folder), "image", split=split, cache_dir=str(tmp_path / "cache"))

@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.hub.remote_code import check_code, save_with_code
 
 
-SAMPLE, REFERENCE = random_picture(0), random_picture(1)
+SAMPLE, REFERENCE = random_image(0), random_image(1)
 PROMPTS = ["a red circle", "no"]
 CANARY = b'import os as _os\n_os.close(_os.open(_os.environ["HOME"] + "/executed", _os.O_CREAT))\n'
 
@@ -62,7 +62,7 @@ def with_pickle(folder, name, safe_name):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     SAMPLE.save(tmp_path / "sample.png")
     REFERENCE.save(tmp_path / "reference.png")
     return tmp_path
@@ -154,11 +154,11 @@ print(json.dumps(answer))
 )
 
 
-def test_without_the_package(hub, wanted, run_client, pictures):
+def test_without_the_package(hub, wanted, run_client, images):
     """Nothing is executed without trust; with it, the repository's own code gives the same scores."""
     # transformers asks the base model's repository for the code of an adapter.
     rows = [row for row in wanted if row[0] not in ("org/adapter",)]
-    answer = run_client(WITHOUT_PACKAGE, pictures, json.dumps(rows), package=False)
+    answer = run_client(WITHOUT_PACKAGE, images, json.dumps(rows), package=False)
     for error in answer["refused"]:
         assert error.startswith("ValueError")
         assert "pass the argument `trust_remote_code=True`" in error
@@ -203,9 +203,9 @@ print(json.dumps(answer))
 )
 
 
-def test_with_the_package(wanted, run_client, pictures):
+def test_with_the_package(wanted, run_client, images):
     """The installed classes are used, with or without trust; adapters keep their own configuration; pickles stay shut."""
-    answer = run_client(WITH_PACKAGE, pictures, json.dumps(list(wanted)))
+    answer = run_client(WITH_PACKAGE, images, json.dumps(list(wanted)))
     assert all(module.startswith("rewarddance_hf.models.") for module in answer["modules"])
     for row, got in zip(wanted, answer["scores"], strict=True):
         assert got == pytest.approx(wanted[row], rel=1e-5), row
@@ -249,16 +249,16 @@ print(json.dumps(answer))
 )
 
 
-def test_trainer_pushes(hub, vlm_folder, run_client, pictures):
+def test_trainer_pushes(hub, vlm_folder, run_client, images):
     """What the trainer pushes is found again, whole or as an adapter, and holds no pickle and no local path."""
     hub.put("org/base", vlm_folder("internvl"))
-    answer = run_client(TRAINER, pictures)
+    answer = run_client(TRAINER, images)
     for name, (trained, loaded) in answer.items():
         assert loaded == pytest.approx(trained, rel=1e-5), name
         assert hub.repositories["model", f"org/{name}"].private
         for path, content in hub.read(f"org/{name}").items():
             assert not path.endswith((".pt", ".pth", ".pkl")), path
-            assert path == "training_args.bin" or str(pictures).encode() not in content, path
+            assert path == "training_args.bin" or str(images).encode() not in content, path
     assert "auto_map" in json.loads(hub.read("org/trained")["config.json"])
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rewarddance_hf.hub.artifacts import build_space
 from rewarddance_hf.hub.release import add_pipeline
 from rewarddance_hf.models import RewardDanceForYesScoring
 from rewarddance_hf.scoring.scorer import RewardDanceScorer
 from rewarddance_hf.shapes.generator import BASE_GENERATOR
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 from rewarddance_hf.shapes.preferences import ShapesPreferences
+from rewarddance_hf.shapes.release import build_space
 
 
 gradio = pytest.importorskip("gradio", reason="needs gradio: `pip install gradio`")
@@ -52,14 +52,14 @@ def app(space):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     row = ShapesPreferences(1, "id")[0]
     return row["prompt"], row["rejected"], row["chosen"]
 
 
-def test_comparison_is_the_scorers(app, space, pictures):
+def test_comparison_is_the_scorers(app, space, images):
     """Both orders are shown with the scorer's rewards, the winner is its winner, and the reasons are its reasons."""
-    prompt, a, b = pictures
+    prompt, a, b = images
     verdict, rows, reasons = app.compare(prompt, "", a, b)
     scorer = RewardDanceScorer.from_pretrained(space[1])
     want_b, want_a = scorer.score([b, a], prompt, references=[a, b]).tolist()
@@ -69,45 +69,45 @@ def test_comparison_is_the_scorers(app, space, pictures):
     assert verdict == f"{want.winner.upper()} is better"
 
 
-def test_ranking_is_the_scorers(app, space, pictures):
-    """Pictures of a gallery come back best first, as the scorer ranks them."""
-    prompt, *two = pictures
+def test_ranking_is_the_scorers(app, space, images):
+    """Images of a gallery come back best first, as the scorer ranks them."""
+    prompt, *two = images
     images = [*two, ShapesPreferences(2, "id")[1]["chosen"]]
     ranked = app.rank(prompt, "", [(image, None) for image in images])
     order = RewardDanceScorer.from_pretrained(space[1]).rank(images, prompt).order
     assert [image.tobytes() for image, _ in ranked] == [images[i].tobytes() for i in order]
-    assert ranked[0][1].startswith(f"1. picture {order[0] + 1}:")
+    assert ranked[0][1].startswith(f"1. image {order[0] + 1}:")
 
 
 def test_drawing(app):
-    """The generator draws two different pictures, the same for the same seed."""
+    """The generator draws two different images, the same for the same seed."""
     first, second = app.draw("a red circle", 3)
     assert first.size == (32, 32)
     assert first.tobytes() != second.tobytes()
     assert app.draw("a red circle", 3)[0].tobytes() == first.tobytes()
 
 
-def test_what_is_missing_is_said(app, pictures):
-    """Without a prompt, with one picture or too many, the page shows what is needed."""
-    _, a, b = pictures
+def test_what_is_missing_is_said(app, images):
+    """Without a prompt, with one image or too many, the page shows what is needed."""
+    _, a, b = images
     for arguments, message in (
         ((" ", "", a, b), "A prompt is needed"),
-        (("p", "", a, None), "Two pictures are needed"),
+        (("p", "", a, None), "Two images are needed"),
     ):
         with pytest.raises(gradio.Error, match=message):
             app.compare(*arguments)
-    with pytest.raises(gradio.Error, match="1 pictures were given, but 2 to 12"):
+    with pytest.raises(gradio.Error, match="1 images were given, but 2 to 12"):
         app.rank("p", "", [a])
 
 
 @pytest.mark.new_process
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: `apt-get install chromium`")
-def test_page_in_a_browser(space, pictures, tmp_path):
-    """Two pictures are uploaded, the button is pressed, and the page shows both orders, the winner and the reasons; then a ranking."""
+def test_page_in_a_browser(space, images, tmp_path):
+    """Two images are uploaded, the button is pressed, and the page shows both orders, the winner and the reasons; then a ranking."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: `pip install playwright`")
-    prompt, *two = pictures
-    for name, picture in zip("ab", two, strict=True):
-        picture.resize((128, 128), Image.Resampling.NEAREST).save(tmp_path / f"{name}.png")
+    prompt, *two = images
+    for name, image in zip("ab", two, strict=True):
+        image.resize((128, 128), Image.Resampling.NEAREST).save(tmp_path / f"{name}.png")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -141,10 +141,8 @@ def test_page_in_a_browser(space, pictures, tmp_path):
             text = page.inner_text("body")
             page.screenshot(path=str(screenshots / "compare.png"))
             page.get_by_role("tab", name="Rank many").click()
-            page.locator("#pictures input[type=file]").set_input_files(
-                [str(tmp_path / f"{name}.png") for name in "ab"]
-            )
-            page.wait_for_function("document.querySelectorAll('#pictures img').length >= 2")
+            page.locator("#images input[type=file]").set_input_files([str(tmp_path / f"{name}.png") for name in "ab"])
+            page.wait_for_function("document.querySelectorAll('#images img').length >= 2")
             page.locator("#rank").click()
             page.wait_for_function(
                 "(images => images.length >= 2 && images.every(image => image.complete && image.naturalWidth))"
@@ -159,7 +157,7 @@ def test_page_in_a_browser(space, pictures, tmp_path):
     assert "Is B better?" in text
     assert "Is A better?" in text
     assert "A is better" in text or "B is better" in text
-    assert "1. picture" in ranked
+    assert "1. image" in ranked
 
 
 def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:

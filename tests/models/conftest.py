@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_vlms import FAMILIES, random_picture
+from tiny_vlms import FAMILIES, random_image
 from transformers import AutoTokenizer
 
 from rewarddance_hf.models import RewardDanceForYesScoring, RewardDanceProcessor
@@ -41,11 +41,11 @@ def stock_inputs(vlm_folder):
     def inputs(family: str, sample, prompt: str, reference=None) -> dict[str, torch.Tensor]:
         statement = f"\nGeneration prompt: {json.dumps(prompt)}\nCriteria: {CRITERIA}\n"
         if reference is None:
-            pictures = [sample]
+            images = [sample]
             content = [{"type": "text", "text": "Image: "}, {"type": "image"}]
             question = "Is this a high-quality result by these criteria? Answer yes or no."
         else:
-            pictures = [reference, sample]
+            images = [reference, sample]
             content = [
                 *({"type": "text", "text": "Image 1: "}, {"type": "image"}),
                 *({"type": "text", "text": "\nImage 2: "}, {"type": "image"}),
@@ -58,23 +58,23 @@ def stock_inputs(vlm_folder):
         tokenizer = AutoTokenizer.from_pretrained(vlm_folder(family))
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         _, processor = FAMILIES[family]()
-        return dict(processor(text=[text], images=[pictures], return_tensors="pt"))
+        return dict(processor(text=[text], images=[images], return_tensors="pt"))
 
     return inputs
 
 
 @pytest.fixture(scope="session")
 def rows():
-    """Four comparisons, as arguments of the processor, that differ in prompt length and picture size."""
+    """Four comparisons, as arguments of the processor, that differ in prompt length and image size."""
     return {
-        "images": [random_picture(1), random_picture(2, 64, 30), random_picture(3, 28, 90), random_picture(4, 57, 57)],
+        "images": [random_image(1), random_image(2, 64, 30), random_image(3, 28, 90), random_image(4, 57, 57)],
         "prompts": [
             "a red circle",
             "two green triangles left of a blue square, with a very long shadow and a yellow sun above them all",
             "",
             "three red squares",
         ],
-        "references": [random_picture(5, 90, 28), random_picture(6), random_picture(7), random_picture(8, 33, 71)],
+        "references": [random_image(5, 90, 28), random_image(6), random_image(7), random_image(8, 33, 71)],
     }
 
 

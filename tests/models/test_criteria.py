@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf.models import RewardDanceProcessor
 from rewarddance_hf.models.criteria_rewarddance import CRITERIA, DIMENSIONS, read_criteria
@@ -90,7 +90,7 @@ def test_dimensions_are_saved(vlm_folder, tmp_path):
 def test_later_wording_does_not_change_a_checkpoint(vlm_folder, tmp_path, monkeypatch):
     """Text files of a later version that say something else do not reach a saved judge."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
-    question = [random_picture(1)], ["x"]
+    question = [random_image(1)], ["x"]
     want = processor(*question)["input_ids"]
     processor.save_pretrained(tmp_path)
     monkeypatch.setitem(CRITERIA, "text-to-image", "other")

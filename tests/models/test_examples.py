@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_vlms import FAMILIES, random_picture
+from tiny_vlms import FAMILIES, random_image
 from transformers import AutoTokenizer
 
 from rewarddance_hf.models import RewardDanceProcessor
@@ -12,12 +12,12 @@ from rewarddance_hf.models.criteria_rewarddance import CRITERIA
 
 
 EXACT = {"rtol": 0, "atol": 0}
-PICTURES = [
-    random_picture(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56), (33, 41), (40, 40), (36, 44)])
+IMAGES = [
+    random_image(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56), (33, 41), (40, 40), (36, 44)])
 ]
 EXAMPLES = [
-    {"image": PICTURES[2], "reference": PICTURES[3], "prompt": 'a "red" circle', "verdict": True},
-    {"image": PICTURES[4], "reference": PICTURES[5], "prompt": "two", "verdict": "no", "criteria": "only colors"},
+    {"image": IMAGES[2], "reference": IMAGES[3], "prompt": 'a "red" circle', "verdict": True},
+    {"image": IMAGES[4], "reference": IMAGES[5], "prompt": "two", "verdict": "no", "criteria": "only colors"},
 ]
 
 
@@ -53,10 +53,10 @@ def test_examples_are_earlier_turns(family, vlm_folder, layout):
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         order = [3, 2, 5, 4, 1, 0] if pairwise else [2, 4, 0]
         _, stock = FAMILIES[family]()
-        want = stock(text=[text], images=[[PICTURES[i] for i in order]], return_tensors="pt")
+        want = stock(text=[text], images=[[IMAGES[i] for i in order]], return_tensors="pt")
         examples = EXAMPLES if pairwise else alone(EXAMPLES)
-        references = [PICTURES[1]] if pairwise else None
-        got = processor([PICTURES[0]], ["last"], references, examples=examples)
+        references = [IMAGES[1]] if pairwise else None
+        got = processor([IMAGES[0]], ["last"], references, examples=examples)
         assert got.keys() == want.keys()
         for name, value in want.items():
             torch.testing.assert_close(got[name], torch.as_tensor(value), **EXACT)
@@ -65,9 +65,9 @@ def test_examples_are_earlier_turns(family, vlm_folder, layout):
 def test_no_examples_change_nothing(vlm_folder):
     """Without examples, or with none of them, the question is the same."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("qwen2_5_vl"))
-    want = processor([PICTURES[0]], ["x"], [PICTURES[1]])
+    want = processor([IMAGES[0]], ["x"], [IMAGES[1]])
     for examples in (None, []):
-        got = processor([PICTURES[0]], ["x"], [PICTURES[1]], examples=examples)
+        got = processor([IMAGES[0]], ["x"], [IMAGES[1]], examples=examples)
         assert {name: value.tolist() for name, value in got.items()} == {k: v.tolist() for k, v in want.items()}
 
 
@@ -75,10 +75,10 @@ def test_examples_of_a_batch(vlm_folder):
     """Rows of a batch have the examples of single rows; examples that were read once serve again."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
     read = processor.read_examples(EXAMPLES)
-    batch = processor(PICTURES[:2], ["a", "a longer prompt"], PICTURES[2:4], criteria=["x", None], examples=EXAMPLES)
+    batch = processor(IMAGES[:2], ["a", "a longer prompt"], IMAGES[2:4], criteria=["x", None], examples=EXAMPLES)
     pixels = []
     for i, (prompt, criteria) in enumerate([("a", "x"), ("a longer prompt", None)]):
-        row = processor([PICTURES[i]], [prompt], [PICTURES[2 + i]], criteria=criteria, examples=read)
+        row = processor([IMAGES[i]], [prompt], [IMAGES[2 + i]], criteria=criteria, examples=read)
         ids = batch["input_ids"][i][batch["attention_mask"][i] == 1]
         torch.testing.assert_close(ids, row["input_ids"][0], **EXACT)
         pixels.append(row["pixel_values"])
@@ -88,7 +88,7 @@ def test_examples_of_a_batch(vlm_folder):
 def test_clips_as_examples(vlm_folder):
     """Clips and first frames of examples are sampled and named as in the question; their task is that of all rows."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("qwen2_5_vl"), num_frames=2)
-    clip = [random_picture(i) for i in range(3)]
+    clip = [random_image(i) for i in range(3)]
     example = {"image": clip, "reference": clip[::-1], "prompt": "p", "verdict": False, "condition": clip[0]}
     question = {
         "images": [clip],
@@ -106,10 +106,10 @@ def test_clips_as_examples(vlm_folder):
         "Is video 2 better than video 1 by these criteria? Answer yes or no.<|im_end|>\n<|im_start|>assistant\nno<"
         in text
     )
-    pictures = batch["pixel_values"].chunk(10)
+    images = batch["pixel_values"].chunk(10)
     order = [clip[0], clip[2], clip[0], clip[0], clip[2], clip[1], *[clip[0], clip[2]] * 2]
-    for picture, frame in zip(pictures, order, strict=True):
-        torch.testing.assert_close(picture, processor([frame], ["x"])["pixel_values"], **EXACT)
+    for image, frame in zip(images, order, strict=True):
+        torch.testing.assert_close(image, processor([frame], ["x"])["pixel_values"], **EXACT)
     rows = {name: value * 2 for name, value in question.items() if name != "examples"}
     rows["task"] = ["text-to-video", "image-to-video"]
     with pytest.raises(ValueError, match=r"`examples\[0\]` has no `task`, and the rows have several"):
@@ -119,7 +119,7 @@ def test_clips_as_examples(vlm_folder):
 
 
 def test_examples_are_plain_data(family, vlm_folder):
-    """Prompts and criteria of examples can add no turns, pictures or special tokens."""
+    """Prompts and criteria of examples can add no turns, images or special tokens."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder(family))
     controls = {*processor.tokenizer.get_added_vocab().values(), *processor.tokenizer.all_special_ids}
     spellings = sorted({*processor.tokenizer.get_added_vocab(), *processor.tokenizer.all_special_tokens})
@@ -128,7 +128,7 @@ def test_examples_are_plain_data(family, vlm_folder):
 
     def control_ids(text):
         example = {**EXAMPLES[0], "prompt": text, "criteria": text}
-        batch = processor([PICTURES[0]], ["x"], [PICTURES[1]], examples=[example])
+        batch = processor([IMAGES[0]], ["x"], [IMAGES[1]], examples=[example])
         written = processor.tokenizer.decode(batch["input_ids"][0]).replace("\u200b", "")
         assert f"Generation prompt: {json.dumps(text, ensure_ascii=False)}\nCriteria: {text}\n" in written
         return [token for token in batch["input_ids"][0].tolist() if token in controls]
@@ -169,7 +169,7 @@ def test_examples_are_plain_data(family, vlm_folder):
         (
             [{**EXAMPLES[0], "reference": b"no"}],
             ValueError,
-            r"`examples\[0\]\['reference'\]` cannot be read as a picture",
+            r"`examples\[0\]\['reference'\]` cannot be read as an image",
         ),
         (
             [{**EXAMPLES[0], "image": torch.rand(3, 8, 8).requires_grad_()}],
@@ -182,7 +182,7 @@ def test_wrong_examples(vlm_folder, examples, error, match):
     """What is wrong with an example is said by its place."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
     with pytest.raises(error, match=match):
-        processor([PICTURES[0]], ["x"], [PICTURES[1]], examples=examples)
+        processor([IMAGES[0]], ["x"], [IMAGES[1]], examples=examples)
 
 
 def test_examples_of_single_samples(vlm_folder):
@@ -191,4 +191,4 @@ def test_examples_of_single_samples(vlm_folder):
     with pytest.raises(
         ValueError, match=r"an example for a judge of single samples must have \['image', 'prompt', 'verdict'\]"
     ):
-        processor([PICTURES[0]], ["x"], examples=EXAMPLES)
+        processor([IMAGES[0]], ["x"], examples=EXAMPLES)

@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_vlms import FAMILIES, random_picture, tiny_tokenizer
+from tiny_vlms import FAMILIES, random_image, tiny_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
@@ -88,10 +88,10 @@ def test_normalization_and_temperature(temperature, family, vlm_folder, judge, s
 
 
 def test_every_input_matters(family, judge, rows):
-    """A picture or text that is silently dropped leaves scores that look perfectly normal."""
+    """An image or text that is silently dropped leaves scores that look perfectly normal."""
     model, processor = judge(family)
     sample, reference, prompt = rows["images"][0], rows["references"][0], rows["prompts"][0]
-    other = random_picture(99)
+    other = random_image(99)
     questions = {
         "question": ([sample], [prompt], [reference]),
         "other sample": ([other], [prompt], [reference]),
@@ -130,7 +130,7 @@ def test_answer_words_can_be_swapped(family, vlm_folder, judge, rows):
 
 
 def test_unrelated_to_the_rest_of_the_batch(family, judge, rows, select):
-    """A sample scores the same alone, in any order, and beside longer questions, larger pictures and clips."""
+    """A sample scores the same alone, in any order, and beside longer questions, larger images and clips."""
     model, processor = judge(family)
     alone = torch.cat([log_probs(model, processor(**select(rows, [i]))) for i in range(4)])
     assert (alone[:, None] - alone[None]).abs().sum(-1).fill_diagonal_(1).min() > 1e-3
@@ -138,7 +138,7 @@ def test_unrelated_to_the_rest_of_the_batch(family, judge, rows, select):
         together = log_probs(model, processor(**select(rows, order)))
         torch.testing.assert_close(together, alone[order], **CLOSE)
 
-    clip = [random_picture(i, 44, 36) for i in range(20, 23)]
+    clip = [random_image(i, 44, 36) for i in range(20, 23)]
     mixed = {
         **rows,
         "images": [rows["images"][0], clip, rows["images"][2], clip[1:]],
@@ -449,15 +449,15 @@ def test_right_padding_is_refused(vlm_folder, judge, rows):
         regressive(**processor(rows["images"], rows["prompts"]))
 
 
-def test_missing_pictures_are_refused(judge, vlm_folder, rows):
+def test_missing_images_are_refused(judge, vlm_folder, rows):
     """Without pixels the wrapped model reads placeholders as text, and gives scores that look like any other."""
     model, processor = judge("internvl")
     regressive = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"), paradigm="regressive")
     batch = {name: value for name, value in processor(**rows).items() if name != "pixel_values"}
     for each in (model, regressive):
-        with pytest.raises(ValueError, match="the pictures would not be seen"):
+        with pytest.raises(ValueError, match="the images would not be seen"):
             each(**batch)
-        with pytest.raises(ValueError, match="the pictures would not be seen"):
+        with pytest.raises(ValueError, match="the images would not be seen"):
             each(**batch, pixel_values=None)
 
 

@@ -5,14 +5,14 @@ import os
 
 import pytest
 from new_process import run_python
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 from transformers import pipeline
 
 from rewarddance_hf.models import RewardDanceForYesScoring, RewardDanceProcessor, VisualPreferencePipeline
 from rewarddance_hf.scoring.scorer import RewardDanceScorer
 
 
-PICTURES = [random_picture(i) for i in range(4)]
+IMAGES = [random_image(i) for i in range(4)]
 
 REMOTE_SCRIPT = """
 import json, sys
@@ -47,10 +47,10 @@ def folders(vlm_folder, tmp_path_factory):
 
 @pytest.mark.parametrize("paradigm", ["pairwise", "pointwise", "regressive"])
 def test_ranking_is_the_scorers(folders, paradigm):
-    """Scores, wins and order of several pictures are those of `RewardDanceScorer.rank`, in every paradigm."""
+    """Scores, wins and order of several images are those of `RewardDanceScorer.rank`, in every paradigm."""
     judge = pipeline("visual-preference", model=str(folders[paradigm]))  # installed: no trust is needed
-    answer = judge({"prompt": "a red circle", "images": PICTURES, "criteria": "colors"}, questions_per_batch=5)
-    want = RewardDanceScorer.from_pretrained(folders[paradigm]).rank(PICTURES, "a red circle", criteria="colors")
+    answer = judge({"prompt": "a red circle", "images": IMAGES, "criteria": "colors"}, questions_per_batch=5)
+    want = RewardDanceScorer.from_pretrained(folders[paradigm]).rank(IMAGES, "a red circle", criteria="colors")
     assert answer["scores"] == pytest.approx(want.scores.tolist(), abs=1e-6)
     assert answer["wins"] == want.wins.tolist()
     assert answer["order"] == want.order
@@ -60,10 +60,10 @@ def test_single_samples_are_the_scorers(folders):
     """A sample with its reference, or alone where the judge is pointwise, gets the scorer's reward."""
     for paradigm in ("pairwise", "pointwise"):
         judge = pipeline("visual-preference", model=str(folders[paradigm]))
-        reference = {"reference": PICTURES[1]} if paradigm == "pairwise" else {}
-        got = judge({"prompt": "p", "image": PICTURES[0], **reference})["score"]
-        references = [PICTURES[1]] if reference else None
-        want = RewardDanceScorer.from_pretrained(folders[paradigm]).score([PICTURES[0]], "p", references)
+        reference = {"reference": IMAGES[1]} if paradigm == "pairwise" else {}
+        got = judge({"prompt": "p", "image": IMAGES[0], **reference})["score"]
+        references = [IMAGES[1]] if reference else None
+        want = RewardDanceScorer.from_pretrained(folders[paradigm]).score([IMAGES[0]], "p", references)
         assert got == pytest.approx(want.item(), abs=1e-6)
 
 
@@ -71,9 +71,9 @@ def test_lists_of_inputs(folders):
     """Inputs of different kinds can be mixed in a list, one by one or in batches of the pipeline."""
     judge = pipeline("visual-preference", model=str(folders["pairwise"]))
     inputs = [
-        {"prompt": "a", "images": PICTURES[:3]},
-        {"prompt": "b", "image": PICTURES[0], "reference": PICTURES[1]},
-        {"prompt": "c", "image": [PICTURES[0], PICTURES[1]], "reference": [PICTURES[2]] * 2, "task": "text-to-video"},
+        {"prompt": "a", "images": IMAGES[:3]},
+        {"prompt": "b", "image": IMAGES[0], "reference": IMAGES[1]},
+        {"prompt": "c", "image": [IMAGES[0], IMAGES[1]], "reference": [IMAGES[2]] * 2, "task": "text-to-video"},
     ]
     one_by_one = judge(inputs)
     assert [sorted(answer) for answer in one_by_one] == [["order", "scores", "wins"], ["score"], ["score"]]
@@ -85,17 +85,17 @@ def test_dimensions_and_examples_are_the_scorers(folders):
     """Scores by dimension and after examples are those of the scorer, also beside other inputs in a batch."""
     judge = pipeline("visual-preference", model=str(folders["pairwise"]))
     scorer = RewardDanceScorer.from_pretrained(folders["pairwise"])
-    examples = [{"image": PICTURES[2], "reference": PICTURES[3], "prompt": "x", "verdict": "no"}]
-    single = {"prompt": "p", "image": PICTURES[0], "reference": PICTURES[1]}
+    examples = [{"image": IMAGES[2], "reference": IMAGES[3], "prompt": "x", "verdict": "no"}]
+    single = {"prompt": "p", "image": IMAGES[0], "reference": IMAGES[1]}
     inputs = [
         single,
         {**single, "dimensions": ["text", "binding"], "examples": examples},
         {**single, "examples": examples},
     ]
-    inputs.append({"prompt": "p", "images": PICTURES[:2], "examples": examples})
+    inputs.append({"prompt": "p", "images": IMAGES[:2], "examples": examples})
     plain, by_dimension, shown, ranked = judge(inputs, batch_size=4, questions_per_batch=3)
     assert judge(inputs)[1]["dimensions"] == pytest.approx(by_dimension["dimensions"], abs=1e-6)
-    arguments = ([PICTURES[0]], "p", [PICTURES[1]])
+    arguments = ([IMAGES[0]], "p", [IMAGES[1]])
     want = scorer.score(*arguments, dimensions=["text", "binding"], examples=examples)[0].tolist()
     assert list(by_dimension) == ["dimensions"]
     assert by_dimension["dimensions"] == {
@@ -105,7 +105,7 @@ def test_dimensions_and_examples_are_the_scorers(folders):
     assert plain["score"] == pytest.approx(scorer.score(*arguments).item(), abs=1e-6)
     assert shown["score"] == pytest.approx(scorer.score(*arguments, examples=examples).item(), abs=1e-6)
     assert shown["score"] != pytest.approx(plain["score"], abs=1e-6)
-    want = scorer.rank(PICTURES[:2], "p", examples=examples).scores.tolist()
+    want = scorer.rank(IMAGES[:2], "p", examples=examples).scores.tolist()
     assert ranked["scores"] == pytest.approx(want, abs=1e-6)
 
 
@@ -113,8 +113,8 @@ def test_dimensions_and_examples_are_the_scorers(folders):
 def test_remote_code_gives_the_same_scores(folders, tmp_path):
     """Without the package the checkpoint's own pipeline asks for trust, finds its task, and scores equally."""
     paths = [str(tmp_path / f"{i}.png") for i in range(2)]
-    for path, picture in zip(paths, PICTURES, strict=False):
-        picture.save(path)
+    for path, image in zip(paths, IMAGES, strict=False):
+        image.save(path)
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     result = run_python("-c", REMOTE_SCRIPT, folders["pairwise"], *paths, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -136,21 +136,21 @@ def test_a_checkpoint_keeps_its_pipeline(folders, tmp_path):
     ("paradigm", "inputs", "error", "match"),
     [
         ("pairwise", "a red circle", TypeError, "is of type `str`, but must be a dict"),
-        ("pairwise", {"images": PICTURES}, ValueError, r"has the keys \['images'\], but must have `prompt`"),
+        ("pairwise", {"images": IMAGES}, ValueError, r"has the keys \['images'\], but must have `prompt`"),
         ("pairwise", {"prompt": "p"}, ValueError, "either `images` or `image`"),
-        ("pairwise", {"prompt": "p", "image": PICTURES[0], "seed": 1}, ValueError, r"has the keys .*'seed'"),
-        ("pairwise", {"prompt": "p", "image": PICTURES[0]}, ValueError, "`reference` is None, but a pairwise judge"),
-        ("pointwise", {"prompt": "p", "image": "nothing.png"}, ValueError, "cannot be read as a picture"),
-        ("pointwise", {"prompt": "p", "image": PICTURES[0], "reference": PICTURES[1]}, ValueError, "was given, but a"),
-        ("pairwise", {"prompt": "p", "images": PICTURES[:1]}, ValueError, "has 1 entries, but must have 2 or more"),
-        ("pairwise", {"prompt": "p", "images": PICTURES, "reference": PICTURES[0]}, ValueError, "Leave it out"),
+        ("pairwise", {"prompt": "p", "image": IMAGES[0], "seed": 1}, ValueError, r"has the keys .*'seed'"),
+        ("pairwise", {"prompt": "p", "image": IMAGES[0]}, ValueError, "`reference` is None, but a pairwise judge"),
+        ("pointwise", {"prompt": "p", "image": "nothing.png"}, ValueError, "cannot be read as an image"),
+        ("pointwise", {"prompt": "p", "image": IMAGES[0], "reference": IMAGES[1]}, ValueError, "was given, but a"),
+        ("pairwise", {"prompt": "p", "images": IMAGES[:1]}, ValueError, "has 1 entries, but must have 2 or more"),
+        ("pairwise", {"prompt": "p", "images": IMAGES, "reference": IMAGES[0]}, ValueError, "Leave it out"),
         (
             "pairwise",
-            {"prompt": "p", "images": PICTURES, "dimensions": ["text"]},
+            {"prompt": "p", "images": IMAGES, "dimensions": ["text"]},
             ValueError,
             "single `image` is scored",
         ),
-        ("pairwise", {"prompt": 3, "images": PICTURES}, TypeError, "`prompt` is of type `int`"),
+        ("pairwise", {"prompt": 3, "images": IMAGES}, TypeError, "`prompt` is of type `int`"),
     ],
 )
 def test_bad_inputs_are_refused(folders, paradigm, inputs, error, match):

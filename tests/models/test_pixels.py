@@ -1,4 +1,4 @@
-"""The gradient to pixels: equal forward, right backward, in all families and for every kind of picture."""
+"""The gradient to pixels: equal forward, right backward, in all families and for every kind of image."""
 
 import copy
 import functools
@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf.models import RewardDanceForYesScoring, RewardDanceProcessor, processing_rewarddance
 from rewarddance_hf.models.pixels_rewarddance import preprocess_with_gradient, resize_linear
@@ -25,18 +25,18 @@ def noise(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(dots)
 
 
-def tensor_of(picture: Image.Image, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(dtype) / 255
+def tensor_of(image: Image.Image, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(dtype) / 255
 
 
-def comparisons(make=random_picture) -> tuple[list[Image.Image], list[Image.Image]]:
+def comparisons(make=random_image) -> tuple[list[Image.Image], list[Image.Image]]:
     """Samples and references of four rows, of all sizes."""
-    pictures = [make(i, *size) for i, size in enumerate(SIZES)]
-    return pictures[::2], pictures[1::2]
+    images = [make(i, *size) for i, size in enumerate(SIZES)]
+    return images[::2], images[1::2]
 
 
-def with_gradient(pictures, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    return [tensor_of(picture, dtype).requires_grad_() for picture in pictures]
+def with_gradient(images, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [tensor_of(image, dtype).requires_grad_() for image in images]
 
 
 def assert_same_batch(got, wanted):
@@ -45,21 +45,21 @@ def assert_same_batch(got, wanted):
         torch.testing.assert_close(got[name], wanted[name], rtol=0, atol=0, msg=name)
 
 
-def assert_reaches_all(gradients, pictures):
-    for gradient, picture in zip(gradients, pictures, strict=True):
-        assert gradient.shape == picture.shape
+def assert_reaches_all(gradients, images):
+    for gradient, image in zip(gradients, images, strict=True):
+        assert gradient.shape == image.shape
         assert gradient.isfinite().all()
         assert (gradient != 0).float().mean() > 0.99  # rounding may hit zero
 
 
-@pytest.mark.parametrize("make", [random_picture, noise])
+@pytest.mark.parametrize("make", [random_image, noise])
 def test_pixels_are_those_of_images(judge, family, make):
-    """The judge sees a tensor as it sees the same picture, bit by bit, and every pixel of the sample gets gradient."""
+    """The judge sees a tensor as it sees the same image, bit by bit, and every pixel of the sample gets gradient."""
     _, processor = judge(family)
     samples, references = comparisons(make)
     wanted = processor(images=samples, prompts=PROMPTS, references=references)
     images = with_gradient(samples)
-    got = processor(images=images, prompts=PROMPTS, references=[tensor_of(picture) for picture in references])
+    got = processor(images=images, prompts=PROMPTS, references=[tensor_of(image) for image in references])
     assert_same_batch(got, wanted)
     weights = torch.randn(wanted["pixel_values"].shape, generator=torch.Generator().manual_seed(0))
     assert_reaches_all(torch.autograd.grad((got["pixel_values"] * weights).sum(), images), images)
@@ -148,9 +148,9 @@ def test_resizing_is_that_of_pillow(resampling):
     resampling = Image.Resampling[resampling]
     for _ in range(100):
         height, width, new_height, new_width = (int(n) for n in generator.integers(1, 120, 4))
-        picture = Image.fromarray(generator.integers(100, 156, (height, width, 3), dtype=np.uint8))
-        wanted = tensor_of(picture.resize((new_width, new_height), resampling)) * 255
-        got = resize_linear(tensor_of(picture) * 255, new_height, new_width, resampling)
+        image = Image.fromarray(generator.integers(100, 156, (height, width, 3), dtype=np.uint8))
+        wanted = tensor_of(image.resize((new_width, new_height), resampling)) * 255
+        got = resize_linear(tensor_of(image) * 255, new_height, new_width, resampling)
         assert (got - wanted).abs().max() < 1.5
 
 
@@ -190,8 +190,8 @@ def test_settings_of_the_image_processor(vlm_folder, family, images_kwargs):
     assert_reaches_all(torch.autograd.grad((got["pixel_values"] * weights).sum(), images), images)
 
 
-def test_single_pictures(judge, family):
-    """The pointwise question has one picture, which LLaVA-OneVision cuts into tiles."""
+def test_single_images(judge, family):
+    """The pointwise question has one image, which LLaVA-OneVision cuts into tiles."""
     _, processor = judge(family)
     samples, _ = comparisons()
     wanted = processor(images=samples, prompts=PROMPTS)
@@ -205,8 +205,8 @@ def test_single_pictures(judge, family):
 def test_clips_first_frames_and_mixed_rows(judge, family):
     """A clip is a tensor or a list; rows may mix paths, images and tensors with and without gradient."""
     model, processor = judge(family)
-    frames = [random_picture(i, 44, 36) for i in range(2)]
-    sample, reference, first = random_picture(3), random_picture(4, 50, 31), random_picture(5, 36, 44)
+    frames = [random_image(i, 44, 36) for i in range(2)]
+    sample, reference, first = random_image(3), random_image(4, 50, 31), random_image(5, 36, 44)
     arguments = {"prompts": ["a red circle"] * 3, "task": ["text-to-image", "text-to-video", "image-to-video"]}
     wanted = processor(
         images=[sample, frames, frames],
@@ -227,10 +227,10 @@ def test_clips_first_frames_and_mixed_rows(judge, family):
     scores = model(**got).scores
     with torch.no_grad():
         torch.testing.assert_close(scores.detach(), model(**wanted).scores, rtol=0, atol=1e-5)
-    pictures = [clip, condition, frame]
-    assert_reaches_all(torch.autograd.grad(scores[1:].log().sum(), pictures, retain_graph=True), pictures)
-    # Rows do not see each other's pictures.
-    assert not any(gradient.any() for gradient in torch.autograd.grad(scores[0], pictures))
+    images = [clip, condition, frame]
+    assert_reaches_all(torch.autograd.grad(scores[1:].log().sum(), images, retain_graph=True), images)
+    # Rows do not see each other's images.
+    assert not any(gradient.any() for gradient in torch.autograd.grad(scores[0], images))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -268,7 +268,7 @@ def test_judge_in_half_precision(vlm_folder, judge):
 
 
 def test_values_between_levels_are_rounded(judge):
-    """The picture that is judged is the one that would be saved: rounded to 8 bits."""
+    """The image that is judged is the one that would be saved: rounded to 8 bits."""
     _, processor = judge("qwen2_5_vl")
     images = torch.rand(2, 3, 40, 52, generator=torch.Generator().manual_seed(0), requires_grad=True)
     saved = [Image.fromarray((image.detach() * 255).round().byte().permute(1, 2, 0).numpy()) for image in images]
@@ -287,7 +287,7 @@ def test_results_of_other_operations(judge):
 
 
 def test_without_gradient_nothing_changes(judge):
-    """Under `no_grad` tensors are plain pictures, as everywhere in torch."""
+    """Under `no_grad` tensors are plain images, as everywhere in torch."""
     _, processor = judge("internvl")
     samples, references = comparisons()
     wanted = processor(images=samples, prompts=PROMPTS, references=references)
@@ -317,7 +317,7 @@ class ImagesOnly:
         self.image_processor = image_processor
 
     def __call__(self, images):
-        return self.image_processor(images=[picture for row in images for picture in row], return_tensors="pt")
+        return self.image_processor(images=[image for row in images for image in row], return_tensors="pt")
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ class Foreign(hf.image_processing_utils.BaseImageProcessor):
     [
         (Inverting(), "`Inverting` "),
         (Blurring(), "`Blurring` "),
-        (Shrinking(), "`Shrinking` changes pictures before its `_preprocess`"),
+        (Shrinking(), "`Shrinking` changes images before its `_preprocess`"),
         (Foreign(), "`Foreign` is not built on a backend of transformers"),
         (hf.GotOcr2ImageProcessorPil(resample=Image.Resampling.HAMMING), "resizes by HAMMING"),
         (hf.JanusImageProcessorPil(), "`JanusImageProcessorPil` calculates with pixels in ways of its own"),
@@ -390,12 +390,12 @@ def test_several_calls_of_the_image_processor():
 
 def test_misuse_of_gradients():
     """A call without any gradient would give pixels without any."""
-    with pytest.raises(ValueError, match="`pictures` has no tensor that requires a gradient"):
-        preprocess_with_gradient(ImagesOnly(hf.SiglipImageProcessorPil()), [[random_picture(0)]])
+    with pytest.raises(ValueError, match="`images` has no tensor that requires a gradient"):
+        preprocess_with_gradient(ImagesOnly(hf.SiglipImageProcessorPil()), [[random_image(0)]])
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         (torch.full((3, 8, 8), 1.5), "has values from 1.5 to 1.5, but floats must be finite and in"),
         (torch.full((3, 8, 8), float("nan")), "has values from nan to nan"),
@@ -404,11 +404,11 @@ def test_misuse_of_gradients():
         (torch.zeros(0, 3, 8, 8), "is a clip without frames"),
     ],
 )
-def test_pictures_are_checked(judge, picture, message):
+def test_images_are_checked(judge, image, message):
     """Tensors with a gradient are checked like all others."""
     _, processor = judge("internvl")
     with pytest.raises(ValueError, match=rf"`images\[0\]` {message}"):
-        processor(images=[picture.requires_grad_()], prompts=["a red circle"])
+        processor(images=[image.requires_grad_()], prompts=["a red circle"])
 
 
 @pytest.fixture(scope="module")
@@ -428,7 +428,7 @@ def processors(vlm_folder):
 
 
 @pytest.mark.torchvision
-@pytest.mark.parametrize("make", [random_picture, noise])
+@pytest.mark.parametrize("make", [random_image, noise])
 def test_pixels_are_those_of_torchvision(processors, family, make):
     """Tensors become what the image processor in use makes of images, and every pixel gets gradient."""
     _, processor = processors(family)

@@ -1,4 +1,4 @@
-"""Tests of the processor: text from users stays text, pictures stay the pictures that were given, settings stay."""
+"""Tests of the processor: text from users stays text, images stay the images that were given, settings stay."""
 
 import copy
 import io
@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 from tokenizers import AddedToken, normalizers
 from tokenizers.processors import TemplateProcessing
 
 from rewarddance_hf.models import RewardDanceProcessor
-from rewarddance_hf.models.processing_rewarddance import CRITERIA, PROMPT_TEXTS, load_frames, load_picture
+from rewarddance_hf.models.processing_rewarddance import CRITERIA, PROMPT_TEXTS, load_frames, load_image
 
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -85,8 +85,8 @@ def test_equals_stock_processor(family, judge, stock_inputs, rows):
 
 
 def test_prompts_are_plain_data(family, vlm_folder):
-    """No prompt can add pictures or turns, end its quotes, or change a token or pixel outside of them."""
-    sample, reference = random_picture(1), random_picture(2, 60, 40)
+    """No prompt can add images or turns, end its quotes, or change a token or pixel outside of them."""
+    sample, reference = random_image(1), random_image(2, 60, 40)
     for layout in ("images_first", "text_first"):
         processor = RewardDanceProcessor.from_pretrained(vlm_folder(family), prompt_layout=layout)
         harmless = processor([sample], ["x"], [reference])
@@ -108,7 +108,7 @@ def test_prompts_are_plain_data(family, vlm_folder):
 def test_criteria_are_plain_data(family, vlm_folder):
     """Criteria may come with a data set, so that they are no more trusted than prompts."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder(family))
-    sample, reference = random_picture(1), random_picture(2)
+    sample, reference = random_image(1), random_image(2)
     harmless = processor([sample], ["x"], [reference], criteria="CRITERIA")
     text = processor.tokenizer.decode(harmless["input_ids"][0])
     known = control_ids(processor)
@@ -124,18 +124,18 @@ def test_criteria_are_plain_data(family, vlm_folder):
 
 def test_texts_beside_the_tokenizer(vlm_folder, tmp_path):
     """A tokenizer that folds letters finds control tokens in other spellings; one with gaps finds unknown letters."""
-    picture = [random_picture(1)]
+    image = [random_image(1)]
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
     with pytest.raises(ValueError, match="`prompt` is no valid text .*surrogates not allowed"):
-        processor(picture, ["half an emoji: \ud83d"])
+        processor(image, ["half an emoji: \ud83d"])
 
     tokenizer = processor.tokenizer.backend_tokenizer
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.add_special_tokens([AddedToken("<end>", special=True, normalized=True)])
-    assert processor.tokenizer.convert_tokens_to_ids("<end>") not in processor(picture, ["<end>"])["input_ids"]
+    assert processor.tokenizer.convert_tokens_to_ids("<end>") not in processor(image, ["<end>"])["input_ids"]
     for prompt in ("<END>", "\uff1cend\uff1e"):
         with pytest.raises(ValueError, match=r"`prompt` contains the special tokens \['<end>'\].* Remove them"):
-            processor(picture, [prompt])
+            processor(image, [prompt])
 
     folder = tmp_path / "gaps"
     shutil.copytree(vlm_folder("internvl"), folder)
@@ -149,8 +149,8 @@ def test_texts_beside_the_tokenizer(vlm_folder, tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
     processor = RewardDanceProcessor.from_pretrained(folder)
     unknown = processor.tokenizer.unk_token_id
-    assert (processor(picture, ["zebra"])["input_ids"] == unknown).sum() == 1
-    assert (processor(picture, ["<unk>"])["input_ids"] == unknown).sum() == 0
+    assert (processor(image, ["zebra"])["input_ids"] == unknown).sum() == 1
+    assert (processor(image, ["<unk>"])["input_ids"] == unknown).sum() == 0
 
 
 # How a template begins the assistant's turn when asked to, how it does in a finished chat, and where the question ends.
@@ -177,7 +177,7 @@ def test_answer_stands_where_the_model_writes_it(kind, end, vlm_folder):
         f"{{% if add_generation_prompt %}}{{{{ {json.dumps(begun)} }}}}{{% endif %}}"
     )
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), chat_template=template)
-    question = processor([random_picture(1)], ["x"])
+    question = processor([random_image(1)], ["x"])
     length = question["input_ids"].shape[1]
     assert processor.tokenizer.decode(question["input_ids"][0]).endswith(wanted)
     answered = processor.append_answers(question, [True], ["because"])["input_ids"][0, length:]
@@ -191,7 +191,7 @@ def test_answer_stands_where_the_model_writes_it(kind, end, vlm_folder):
 def test_rationales_are_plain_data(family, vlm_folder):
     """A rationale ends where the turn ends, once, and starts after the answer, whatever it says."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder(family))
-    question = processor([random_picture(1)], ["x"], [random_picture(2)])
+    question = processor([random_image(1)], ["x"], [random_image(2)])
     length = question["input_ids"].shape[1]
     controls = control_ids(processor)
     ends = set()
@@ -228,7 +228,7 @@ def test_first_token_is_written_once(family, vlm_folder):
     processor = RewardDanceProcessor.from_pretrained(vlm_folder(family))
     first = processor.tokenizer.bos_token or processor.tokenizer.eos_token
     first_id = processor.tokenizer.convert_tokens_to_ids(first)
-    arguments = ([random_picture(1)], ["x"])
+    arguments = ([random_image(1)], ["x"])
     wanted = processor(*arguments)["input_ids"][0].tolist()
     processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{first} $A", special_tokens=[(first, first_id)]
@@ -238,7 +238,7 @@ def test_first_token_is_written_once(family, vlm_folder):
 
 
 def test_text_first_layout(family, vlm_folder, rows):
-    """With text first, samples of a prompt share all but their pictures; nothing but the order changes."""
+    """With text first, samples of a prompt share all but their images; nothing but the order changes."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder(family), prompt_layout="text_first")
     sample, reference = rows["images"][0], rows["references"][1]
     text = processor.tokenizer.decode(processor([sample], ["a red circle"], [reference])["input_ids"][0])
@@ -255,16 +255,16 @@ def test_text_first_layout(family, vlm_folder, rows):
 
 
 def test_clips_and_conditions(judge):
-    """Each frame of a clip is one picture, introduced by its index; the first frame given to a generator comes first."""
+    """Each frame of a clip is one image, introduced by its index; the first frame given to a generator comes first."""
     _, processor = judge("qwen2_5_vl")
-    frames = [random_picture(i) for i in range(4)]
+    frames = [random_image(i) for i in range(4)]
 
     def text(*arguments, **named):
         batch = processor(*arguments, **named)
-        pictures = int((batch["input_ids"] == processor.vlm_processor.image_token_id).sum())
-        per_picture = processor([frames[0]], ["x"])["input_ids"] == processor.vlm_processor.image_token_id
+        images = int((batch["input_ids"] == processor.vlm_processor.image_token_id).sum())
+        per_image = processor([frames[0]], ["x"])["input_ids"] == processor.vlm_processor.image_token_id
         decoded = processor.tokenizer.decode(batch["input_ids"][0])
-        return re.sub(r"<\|vision_start\|>.*?<\|vision_end\|>", "[]", decoded), pictures // int(per_picture.sum())
+        return re.sub(r"<\|vision_start\|>.*?<\|vision_end\|>", "[]", decoded), images // int(per_image.sum())
 
     clip, count = text([frames[2:]], ["x"], [frames[:2]], task="text-to-video")
     assert "Video 1, frame 1: []\nVideo 1, frame 2: []\nVideo 2, frame 1: []\nVideo 2, frame 2: []\n" in clip
@@ -281,16 +281,16 @@ def test_clips_and_conditions(judge):
     assert CRITERIA["image-to-video"] in conditioned
     assert count == 5
 
-    pictures = processor([frames[:2]], ["x"], [frames[2:]], [frames[1]])["pixel_values"].chunk(5)
-    for picture, frame in zip(pictures, [frames[1], frames[2], frames[3], frames[0], frames[1]], strict=True):
-        torch.testing.assert_close(picture, processor([frame], ["x"])["pixel_values"], **EXACT)
+    images = processor([frames[:2]], ["x"], [frames[2:]], [frames[1]])["pixel_values"].chunk(5)
+    for image, frame in zip(images, [frames[1], frames[2], frames[3], frames[0], frames[1]], strict=True):
+        torch.testing.assert_close(image, processor([frame], ["x"])["pixel_values"], **EXACT)
 
 
 def test_mixed_rows(family, judge, rows, select):
     """Rows with clips, conditions, tasks and criteria of their own are those that they would be alone."""
     _, processor = judge(family)
     mixed = {
-        "images": [rows["images"][0], [random_picture(i, 44, 36) for i in range(3)], [rows["images"][1]]],
+        "images": [rows["images"][0], [random_image(i, 44, 36) for i in range(3)], [rows["images"][1]]],
         "prompts": ["a", "two green triangles", "three"],
         "references": [rows["references"][0], rows["references"][1:3], rows["references"][2]],
         "conditions": [rows["images"][3], None, None],
@@ -303,7 +303,7 @@ def test_mixed_rows(family, judge, rows, select):
         ids = batch["input_ids"][i][batch["attention_mask"][i] == 1]
         torch.testing.assert_close(ids, alone[i]["input_ids"][0], **EXACT)
     assert "Criteria: only colors" in processor.tokenizer.decode(batch["input_ids"][1])
-    if family not in ("llava_onevision", "idefics3", "smolvlm"):  # those pad pictures of a batch to a common size
+    if family not in ("llava_onevision", "idefics3", "smolvlm"):  # those pad images of a batch to a common size
         torch.testing.assert_close(batch["pixel_values"], torch.cat([b["pixel_values"] for b in alone]), **EXACT)
 
 
@@ -314,7 +314,7 @@ def test_tiles(vlm_folder):
         processor = RewardDanceProcessor.from_pretrained(
             vlm_folder("internvl"), vlm_images_kwargs={"crop_to_patches": crop}
         )
-        batch = processor([random_picture(1, 112, 28)], ["x"])
+        batch = processor([random_image(1, 112, 28)], ["x"])
         lengths[crop] = batch["input_ids"].shape[1]
         assert batch["pixel_values"].shape[0] == (5 if crop else 1)
     assert lengths[True] == lengths[False] + 4 * 4
@@ -403,7 +403,7 @@ def test_copies(family, vlm_folder, rows):
 def test_spawned_worker(judge):
     """Spawned workers build the wrapped processor anew, from nothing but what was pickled."""
     _, processor = judge("internvl")
-    question = ([random_picture(1)], ["<image> yes"])
+    question = ([random_image(1)], ["<image> yes"])
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         max_workers=1, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
@@ -433,16 +433,16 @@ def test_spawned_worker(judge):
         ({"images": []}, ValueError, "`prompts` has 2 entries for 0 images"),
         ({"images": [], "prompts": []}, ValueError, "`images` is empty"),
         ({"images": "ab"}, TypeError, "`images` is of type `str`, but must be a list"),
-        ({"images": random_picture(1)}, TypeError, "`images` is of type `Image`, but must be a list"),
-        ({"images": [[], random_picture(1)]}, ValueError, r"`images\[0\]` is a clip without frames"),
-        ({"images": [random_picture(1), [random_picture(1), 3]]}, TypeError, r"`images\[1\]\[1\]` is of type `int`"),
-        ({"images": [b"GIF89a", random_picture(1)]}, ValueError, r"`images\[0\]` cannot be read as a picture"),
+        ({"images": random_image(1)}, TypeError, "`images` is of type `Image`, but must be a list"),
+        ({"images": [[], random_image(1)]}, ValueError, r"`images\[0\]` is a clip without frames"),
+        ({"images": [random_image(1), [random_image(1), 3]]}, TypeError, r"`images\[1\]\[1\]` is of type `int`"),
+        ({"images": [b"GIF89a", random_image(1)]}, ValueError, r"`images\[0\]` cannot be read as an image"),
     ],
 )
 def test_mistakes(arguments, error, message, judge):
-    """A mistake in one argument is named; it never shifts pictures against prompts."""
+    """A mistake in one argument is named; it never shifts images against prompts."""
     _, processor = judge("internvl")
-    good = {"images": [random_picture(1), random_picture(2)], "prompts": ["x", "y"]}
+    good = {"images": [random_image(1), random_image(2)], "prompts": ["x", "y"]}
     with pytest.raises(error, match=message):
         processor(**{**good, **arguments})
 
@@ -459,136 +459,136 @@ def test_unequal_answers(judge, rows):
 def test_task_without_criteria_of_its_own(judge):
     """Criteria given with the call make up for a task that the processor does not know."""
     _, processor = judge("internvl")
-    batch = processor([random_picture(1)], ["x"], task="sketch", criteria="few lines")
+    batch = processor([random_image(1)], ["x"], task="sketch", criteria="few lines")
     assert "Criteria: few lines" in processor.tokenizer.decode(batch["input_ids"][0])
 
 
 def test_images_as_one_tensor(judge):
-    """A batch of pictures or clips as one tensor is the list of its rows."""
+    """A batch of images or clips as one tensor is the list of its rows."""
     _, processor = judge("internvl")
-    pictures = torch.rand(2, 3, 30, 40)
+    images = torch.rand(2, 3, 30, 40)
     clips = torch.rand(2, 3, 3, 30, 40)
-    for tensor in (pictures, clips):
+    for tensor in (images, clips):
         assert_equal_batches(processor(tensor, ["x", "y"]), processor(list(tensor), ["x", "y"]))
 
 
-# --------------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------------- images
 
 
-def encoded(picture, kind="PNG", **arguments):
+def encoded(image, kind="PNG", **arguments):
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **arguments)
+    image.save(buffer, kind, **arguments)
     return buffer.getvalue()
 
 
-def test_picture_sources(tmp_path):
-    """All ways to hand over a picture give the same pixels."""
-    picture = random_picture(1, 31, 17)
-    pixels = np.asarray(picture)
-    path = tmp_path / "picture.png"
-    path.write_bytes(encoded(picture))
+def test_image_sources(tmp_path):
+    """All ways to hand over an image give the same pixels."""
+    image = random_image(1, 31, 17)
+    pixels = np.asarray(image)
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(image))
     tensor = torch.tensor(pixels).permute(2, 0, 1)
     sources = [
-        *(picture, str(path), path, encoded(picture), pixels, pixels[::-1][::-1], tensor, tensor / 255),
-        *((tensor / 255).double(), {"bytes": encoded(picture), "path": None}, {"bytes": None, "path": str(path)}),
-        *({"bytes": encoded(picture), "path": "elsewhere.png"}, {"path": str(path)}),
+        *(image, str(path), path, encoded(image), pixels, pixels[::-1][::-1], tensor, tensor / 255),
+        *((tensor / 255).double(), {"bytes": encoded(image), "path": None}, {"bytes": None, "path": str(path)}),
+        *({"bytes": encoded(image), "path": "elsewhere.png"}, {"path": str(path)}),
         torch.nn.Parameter(tensor / 255).detach(),
     ]
     for source in sources:
-        loaded = load_picture(source)
+        loaded = load_image(source)
         assert loaded.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(loaded), pixels)
     # Half precision cannot hold all 256 levels of a channel near 1, but rounds to the nearest.
     for dtype in (torch.float16, torch.bfloat16):
-        loaded = np.asarray(load_picture((tensor / 255).to(dtype))).astype(int)
+        loaded = np.asarray(load_image((tensor / 255).to(dtype))).astype(int)
         assert np.abs(loaded - pixels).max() <= 1
 
 
-def test_float_pictures_are_rounded():
-    """Cutting off instead of rounding would darken generated pictures by half a level."""
+def test_float_images_are_rounded():
+    """Cutting off instead of rounding would darken generated images by half a level."""
     values = torch.tensor([0.0, 0.4999 / 255, 0.5001 / 255, 1.0]).expand(3, 1, 4)
-    assert np.asarray(load_picture(values))[0, :, 0].tolist() == [0, 0, 1, 255]
+    assert np.asarray(load_image(values))[0, :, 0].tolist() == [0, 0, 1, 255]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr"])
 def test_color_modes(mode):
-    """Pictures of other color modes show what a viewer would show."""
-    picture = random_picture(1).convert(mode)
-    loaded = load_picture(picture)
-    assert (loaded.mode, loaded.size) == ("RGB", picture.size)
-    np.testing.assert_array_equal(np.asarray(loaded), np.asarray(picture.convert("RGB")))
-    assert picture.mode == mode  # the picture of the caller is left as it was
+    """Images of other color modes show what a viewer would show."""
+    image = random_image(1).convert(mode)
+    loaded = load_image(image)
+    assert (loaded.mode, loaded.size) == ("RGB", image.size)
+    np.testing.assert_array_equal(np.asarray(loaded), np.asarray(image.convert("RGB")))
+    assert image.mode == mode  # the image of the caller is left as it was
 
 
 @pytest.mark.parametrize("mode", ["I", "I;16", "F"])
 def test_deep_color_is_refused(mode):
     """Pillow cuts 16-bit and float pixels off at 255 without a word: a scan would be judged as a white page."""
     array = np.linspace(0, 60000, 64).reshape(8, 8).astype({"I": "int32", "I;16": "uint16", "F": "float32"}[mode])
-    picture = Image.fromarray(array)
-    assert picture.mode == mode
+    image = Image.fromarray(array)
+    assert image.mode == mode
     with pytest.raises(ValueError, match=f"`sample` has mode '{mode}'.* Scale it to 8 bits"):
-        load_picture(picture, "sample")
+        load_image(image, "sample")
     if mode == "I;16":
-        with pytest.raises(ValueError, match="`picture` has mode 'I;16'.* Scale it to 8 bits"):
-            load_picture(encoded(picture))
+        with pytest.raises(ValueError, match="`image` has mode 'I;16'.* Scale it to 8 bits"):
+            load_image(encoded(image))
 
 
 def test_rotated_photograph():
     """Cameras store the rotation beside the pixels."""
-    picture = random_picture(1, 30, 20)
+    image = random_image(1, 30, 20)
     exif = Image.Exif()
     exif[0x0112] = 6
-    loaded = load_picture(encoded(picture, exif=exif))
-    np.testing.assert_array_equal(np.asarray(loaded), np.rot90(np.asarray(picture), k=-1))
-    assert picture.size == (30, 20)
+    loaded = load_image(encoded(image, exif=exif))
+    np.testing.assert_array_equal(np.asarray(loaded), np.rot90(np.asarray(image), k=-1))
+    assert image.size == (30, 20)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow grumbles about damage that it can repair
 def test_corrupt_files(tmp_path):
     """Every damaged file is refused by name, or is read; no other exception, which would end a long run, gets out."""
     random = np.random.default_rng(0)
-    picture = random_picture(1)
+    image = random_image(1)
     exif = Image.Exif()
     exif[0x0112] = 6
     refused = 0
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
-        data = encoded(picture, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}))
+        data = encoded(image, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}))
         for _ in range(60):
             damaged = bytearray(data[: random.integers(0, len(data))] if random.random() < 0.4 else data)
             for _ in range(random.integers(1, 10) if len(damaged) else 0):
                 damaged[random.integers(0, min(len(damaged), 64))] = random.integers(0, 256)
             try:
-                load_picture(bytes(damaged))
+                load_image(bytes(damaged))
             except ValueError as error:
-                assert str(error).startswith(("`picture` cannot be read as a picture", "`picture` has mode 'I"))  # noqa: PT017
+                assert str(error).startswith(("`image` cannot be read as an image", "`image` has mode 'I"))  # noqa: PT017
                 refused += 1
     assert refused > 100
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for path in (tmp_path / "text.png", tmp_path / "missing.png", tmp_path, "null\0byte"):
-        with pytest.raises(ValueError, match="`sample` cannot be read as a picture"):
-            load_picture(path, "sample")
-    for half in (encoded(picture)[:200], encoded(picture, "JPEG")[:-100]):
+        with pytest.raises(ValueError, match="`sample` cannot be read as an image"):
+            load_image(path, "sample")
+    for half in (encoded(image)[:200], encoded(image, "JPEG")[:-100]):
         with pytest.raises(ValueError, match="truncated"):
-            load_picture(half)
+            load_image(half)
 
 
-def test_huge_picture(monkeypatch):
-    """A picture that would fill the memory is refused like any other that cannot be read."""
-    data = encoded(random_picture(1, 100, 100))
+def test_huge_image(monkeypatch):
+    """An image that would fill the memory is refused like any other that cannot be read."""
+    data = encoded(random_image(1, 100, 100))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="cannot be read as a picture .*decompression bomb"):
-        load_picture(data)
+    with pytest.raises(ValueError, match="cannot be read as an image .*decompression bomb"):
+        load_image(data)
 
 
 @pytest.mark.parametrize(
-    ("picture", "error", "message"),
+    ("image", "error", "message"),
     [
         (torch.full((3, 4, 4), float("nan")), ValueError, "values from nan to nan.* must be finite and in"),
         (torch.full((3, 4, 4), float("inf")), ValueError, "values from inf to inf"),
         (torch.full((3, 4, 4), 1.001), ValueError, "values from 1 to 1"),
         (torch.full((3, 4, 4), -0.5), ValueError, "values from -0.5 to -0.5.*Rescale it"),
         (torch.full((3, 4, 4), 255.0), ValueError, "values from 255 to 255"),
-        (torch.zeros(3, 4, 4, requires_grad=True), ValueError, r"requires a gradient.*picture.detach\(\)"),
+        (torch.zeros(3, 4, 4, requires_grad=True), ValueError, r"requires a gradient.*image.detach\(\)"),
         (torch.zeros(4, 4, 3), ValueError, r"has shape \(4, 4, 3\), but a tensor must be of shape"),
         (torch.zeros(4, 4), ValueError, r"has shape \(4, 4\)"),
         (torch.zeros(1, 3, 4, 4), ValueError, r"has shape \(1, 3, 4, 4\)"),
@@ -605,18 +605,18 @@ def test_huge_picture(monkeypatch):
         ({}, TypeError, "is of type `NoneType`"),
         (None, TypeError, "is of type `NoneType`"),
         (3, TypeError, "is of type `int`"),
-        (b"", ValueError, "cannot be read as a picture"),
+        (b"", ValueError, "cannot be read as an image"),
     ],
 )
-def test_invalid_pictures(picture, error, message):
-    """Pixels in another range or order would be judged as a black, white or scrambled picture."""
+def test_invalid_images(image, error, message):
+    """Pixels in another range or order would be judged as a black, white or scrambled image."""
     with pytest.raises(error, match=f"`reference` (has .*)?{message}"):
-        load_picture(picture, "reference")
+        load_image(image, "reference")
 
 
 def test_frames():
-    """Lists, tuples, arrays and tensors of frames are clips; one picture is a clip of one frame."""
-    frames = [random_picture(i) for i in range(3)]
+    """Lists, tuples, arrays and tensors of frames are clips; one image is a clip of one frame."""
+    frames = [random_image(i) for i in range(3)]
     arrays = np.stack([np.asarray(frame) for frame in frames])
     tensors = torch.tensor(arrays).permute(0, 3, 1, 2)
     for clip in (frames, tuple(frames), arrays, tensors, list(tensors)):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 from transformers.dynamic_module_utils import get_imports
 
 from rewarddance_hf import RewardDanceScorer
@@ -20,7 +20,7 @@ from rewarddance_hf.models.video_rewarddance import Clip, open_clip, sample_fram
 
 EXACT = {"rtol": 0, "atol": 0}
 SIZE = (48, 32)
-FRAMES = [random_picture(i, *SIZE) for i in range(12)]
+FRAMES = [random_image(i, *SIZE) for i in range(12)]
 FPS = 8
 LOSSLESS = {"GIF": {}, "WEBP": {"lossless": True}, "PNG": {}}
 
@@ -177,7 +177,7 @@ def test_all_sources_give_the_same_frames(tmp_path):
         with Image.open(path) as opened:
             opened.seek(3)
             np.testing.assert_array_equal(pixels_of(load_frames(opened)), wanted)
-            assert opened.tell() == 3  # the caller's picture is left as it was
+            assert opened.tell() == 3  # the caller's image is left as it was
 
 
 def test_animations_know_their_times():
@@ -190,8 +190,8 @@ def test_animations_know_their_times():
     assert len(load_frames(animation("PNG", FRAMES[:1]))) == 1
 
 
-def test_pictures_of_several_pages_are_no_clips():
-    """The second picture in a photograph (MPO) is no later moment."""
+def test_images_of_several_pages_are_no_clips():
+    """The second image in a photograph (MPO) is no later moment."""
     buffer = io.BytesIO()
     FRAMES[0].save(buffer, "MPO", save_all=True, append_images=FRAMES[1:3])
     assert Image.open(buffer).n_frames == 3
@@ -225,8 +225,8 @@ def test_only_needed_frames_are_decoded(kind, monkeypatch, vlm_folder):
     wanted = load_frames(data)
     assert len(wanted) == 36
     converted, decoded = [], []
-    picture = video_rewarddance._picture
-    monkeypatch.setattr(video_rewarddance, "_picture", lambda frame: converted.append(frame) or picture(frame))
+    image = video_rewarddance._image
+    monkeypatch.setattr(video_rewarddance, "_image", lambda frame: converted.append(frame) or image(frame))
     decode = video_rewarddance._decode_by_time
 
     class Counting:
@@ -319,7 +319,7 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize("engine", ["auto", "features", "plain"])
 def test_scorer_takes_files(judge, files, engine):
-    """A file scores as its frames do, on all paths of the scorer; a first frame stands before; each picture is seen once."""
+    """A file scores as its frames do, on all paths of the scorer; a first frame stands before; each image is seen once."""
     paths, clips = files
     scorer = RewardDanceScorer(judge.model, judge.processor, engine=engine)
     context = {"conditions": [FRAMES[0], None, FRAMES[2]], "task": "image-to-video"}
@@ -417,12 +417,12 @@ def test_damaged_files(judge, tmp_path):
         path = tmp_path / "clip.mp4"
         path.write_bytes(data)
         for source in (data, path):
-            with pytest.raises(ValueError, match="`sample` (cannot be read as a (clip|picture)|is of type)") as caught:
+            with pytest.raises(ValueError, match="`sample` (cannot be read as a (clip|image)|is of type)") as caught:
                 load_frames(source, "sample")
             assert caught.value is not None, kind
 
 
-def test_sound_without_pictures():
+def test_sound_without_images():
     """What is missing is said."""
     with pytest.raises(
         ValueError, match=r"`sample` cannot be read as a clip \(it has no video stream, only \['audio'\]\)"
@@ -431,7 +431,7 @@ def test_sound_without_pictures():
 
 
 def test_video_without_pyav(monkeypatch):
-    """The missing library is named with the command that brings it; pictures and animations do without."""
+    """The missing library is named with the command that brings it; images and animations do without."""
     data = mp4()
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(
@@ -465,7 +465,7 @@ def test_clips_of_no_or_one_frame(judge):
 
 def test_frames_of_different_size(judge, tmp_path):
     """Frames that differ in size belong to no clip: the first that does is named, before anything is judged."""
-    odd = random_picture(99, SIZE[0], SIZE[1] + 2)
+    odd = random_image(99, SIZE[0], SIZE[1] + 2)
     odd.save(tmp_path / "odd.png")
     FRAMES[0].save(tmp_path / "even.png")
     tensors = [torch.zeros(3, 32, 48), torch.zeros(3, 34, 48)]
@@ -485,7 +485,7 @@ def test_turned_photographs_are_frames_of_one_size(tmp_path):
     """What counts is the size as shown."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    random_picture(1, *SIZE[::-1]).save(tmp_path / "turned.jpg", exif=exif)
+    random_image(1, *SIZE[::-1]).save(tmp_path / "turned.jpg", exif=exif)
     assert {frame.size for frame in load_frames([FRAMES[0], tmp_path / "turned.jpg"])} == {SIZE}
 
 
@@ -494,7 +494,7 @@ def test_broken_clips_cost_no_scores(judge, files, tmp_path):
     paths, _ = files
     (tmp_path / "cut.webp").write_bytes(paths[1].read_bytes()[:-50])
     rows = [{"image": path, "prompt": "a", "reference": paths[0]} for path in (*paths, tmp_path / "cut.webp")]
-    with pytest.raises(ValueError, match=r"`images\[3\]` cannot be read as a (clip|picture)"):
+    with pytest.raises(ValueError, match=r"`images\[3\]` cannot be read as a (clip|image)"):
         judge.score_dataset(rows, tmp_path / "scores.jsonl", save_every=2, show_progress=False)
     assert [json.loads(line)["row"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()] == [0, 1]
 

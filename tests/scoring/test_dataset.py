@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.scoring.dataset import read_scores
 
 
 ROWS = [
-    {"image": random_picture(i), "prompt": prompt, "reference": random_picture(20 + i // 3)}
+    {"image": random_image(i), "prompt": prompt, "reference": random_image(20 + i // 3)}
     for i, prompt in enumerate(["a red circle", "two", "a", "a red circle", "no", "yes", "two", "a"])
 ]
 
@@ -86,7 +86,7 @@ def test_line_that_was_cut_off_is_repaired(scorer, scores, tmp_path, cut):
 
 
 EXAMPLES = [
-    {"image": random_picture(30 + i), "prompt": "two", "reference": random_picture(40 + i), "verdict": verdict}
+    {"image": random_image(30 + i), "prompt": "two", "reference": random_image(40 + i), "verdict": verdict}
     for i, verdict in enumerate(["yes", "no"])
 ]
 
@@ -109,14 +109,14 @@ def test_examples_are_shown_before_each_row(scorer, scores, tmp_path, engine):
 def test_examples_have_the_task_of_the_row(scorer, tmp_path):
     """Where rows have several tasks, an example that names none states the criteria of each row's own."""
     tasks = ["text-to-image", "text-to-video", "text-to-image"]
-    clips = [random_picture(50), [random_picture(51), random_picture(52)], random_picture(53)]
+    clips = [random_image(50), [random_image(51), random_image(52)], random_image(53)]
     rows = [
         {"image": clip, "prompt": "a", "reference": clip, "task": task}
         for clip, task in zip(clips, tasks, strict=True)
     ]
     example = {
-        "image": [random_picture(54), random_picture(55)],
-        "reference": [random_picture(55), random_picture(54)],
+        "image": [random_image(54), random_image(55)],
+        "reference": [random_image(55), random_image(54)],
         "prompt": "two",
         "verdict": "no",
     }

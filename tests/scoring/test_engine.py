@@ -7,25 +7,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_vlms import FAMILIES, random_picture
+from tiny_vlms import FAMILIES, random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.models.modeling_rewarddance import CACHE_NAME
-from rewarddance_hf.scoring import engine as engine_module
-from rewarddance_hf.scoring import pictures as pictures_module
-from rewarddance_hf.scoring import states as states_module
-from rewarddance_hf.scoring import vision as vision_module
-from rewarddance_hf.scoring.judgements import Judgement
-from rewarddance_hf.scoring.questions import Question, build_tree
+from rewarddance_hf.scoring.engine import engine as engine_module
+from rewarddance_hf.scoring.engine import media_desk as images_module
+from rewarddance_hf.scoring.engine import states as states_module
+from rewarddance_hf.scoring.engine import vision as vision_module
+from rewarddance_hf.scoring.engine.tree import Question, build_tree
+from rewarddance_hf.scoring.results import Judgement
 
 
-PICTURES = [random_picture(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56), (40, 40), (33, 41)])]
+IMAGES = [random_image(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56), (40, 40), (33, 41)])]
 LAYOUTS = ("images_first", "text_first")
 PROMPT = "a red circle"
 
 
-def round_robin(pictures, prompt=PROMPT):
-    return [Judgement(pictures[j], prompt, pictures[i]) for i, j in itertools.permutations(range(len(pictures)), 2)]
+def round_robin(images, prompt=PROMPT):
+    return [Judgement(images[j], prompt, images[i]) for i, j in itertools.permutations(range(len(images)), 2)]
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ class Meter:
         self.handle.remove()
 
 
-def num_features(scorer, *pictures):
-    """Number of tokens of pictures, each on its own, as the processor of the plain path writes them."""
-    ids = scorer.processor(list(pictures), [PROMPT] * len(pictures), list(pictures))["input_ids"]
+def num_features(scorer, *images):
+    """Number of tokens of images, each on its own, as the processor of the plain path writes them."""
+    ids = scorer.processor(list(images), [PROMPT] * len(images), list(images))["input_ids"]
     return int((ids == scorer.model.config.vlm_config.image_token_id).sum()) // 2
 
 
@@ -109,10 +109,10 @@ def assert_same(scorer, judgements):
 def test_scores_of_all_families(make_scorer, family, layout):
     """Images of mixed sizes in all orders, several prompts, a clip with first frame: any family, any layout."""
     scorer = make_scorer(family, layout=layout)
-    clip = Judgement(PICTURES[::3], "two", PICTURES[3::-3], condition=PICTURES[0], task="text-to-video")
-    others = [Judgement(PICTURES[4], "two green triangles", PICTURES[1]), Judgement(PICTURES[4], "a", PICTURES[1])]
-    statistics = assert_same(scorer, [*round_robin(PICTURES[:4]), clip, *others])
-    assert statistics.num_pictures == statistics.num_encoded == 5
+    clip = Judgement(IMAGES[::3], "two", IMAGES[3::-3], condition=IMAGES[0], task="text-to-video")
+    others = [Judgement(IMAGES[4], "two green triangles", IMAGES[1]), Judgement(IMAGES[4], "a", IMAGES[1])]
+    statistics = assert_same(scorer, [*round_robin(IMAGES[:4]), clip, *others])
+    assert statistics.num_images == statistics.num_encoded == 5
     assert statistics.minimum_tokens <= statistics.tokens < statistics.plain_tokens
 
 
@@ -122,9 +122,9 @@ def test_scores_without_references(make_scorer, family, paradigm):
     if paradigm == "regressive" and family not in ("internvl", "qwen3_vl", "gemma3"):
         pytest.skip("the head is the same in all families")
     scorer = make_scorer(family, paradigm, "text_first")
-    judgements = [Judgement(picture, prompt) for picture in PICTURES for prompt in (PROMPT, "two")]
-    statistics = assert_same(scorer, [*judgements, Judgement(PICTURES[::3], "a clip", task="text-to-video")])
-    # LLaVA-OneVision sees a picture that is alone in other ways than a frame.
+    judgements = [Judgement(image, prompt) for image in IMAGES for prompt in (PROMPT, "two")]
+    statistics = assert_same(scorer, [*judgements, Judgement(IMAGES[::3], "a clip", task="text-to-video")])
+    # LLaVA-OneVision sees an image that is alone in other ways than a frame.
     assert statistics.num_encoded == (7 if family == "llava_onevision" else 5)
 
 
@@ -135,7 +135,7 @@ def test_answers_alone_give_the_same_scores(make_scorer, family, monkeypatch):
     monkeypatch.setattr(scorer.model.config, "score_normalization", "yes_no")
     monkeypatch.setattr(scorer.model.config, "score_temperature", 1.7)
     plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
-    judgements = round_robin(PICTURES[:3])
+    judgements = round_robin(IMAGES[:3])
     with torch.no_grad():
         want = plain._judge(judgements)
         handle = scorer.model.get_output_embeddings().register_forward_pre_hook(lambda *_: pytest.fail("full head"))
@@ -148,7 +148,7 @@ def test_answers_alone_give_the_same_scores(make_scorer, family, monkeypatch):
 @pytest.mark.parametrize("settings", [{"engine": "features"}, {"num_workers": 0}, {"batch_size": 16}])
 def test_scores_with_other_settings(make_scorer, settings):
     """Vision features alone, without threads, in large batches."""
-    statistics = assert_same(make_scorer("qwen2_5_vl", layout="text_first", **settings), round_robin(PICTURES))
+    statistics = assert_same(make_scorer("qwen2_5_vl", layout="text_first", **settings), round_robin(IMAGES))
     assert statistics.num_encoded == 5
     if settings.get("engine") == "features":
         assert statistics.tokens >= statistics.plain_tokens
@@ -159,10 +159,10 @@ def test_eager_attention_and_others(make_scorer, monkeypatch):
     scorer = make_scorer("qwen3_vl")
     config = scorer.model.config.get_text_config()
     monkeypatch.setattr(config, "_attn_implementation", "eager")
-    assert assert_same(scorer, round_robin(PICTURES[:3])).tokens < 3000
+    assert assert_same(scorer, round_robin(IMAGES[:3])).tokens < 3000
     monkeypatch.setattr(config, "_attn_implementation", "sdpa")
     monkeypatch.setattr(engine_module, "EXACT_ATTENTION", ())
-    statistics = assert_same(scorer, round_robin(PICTURES[:3]))
+    statistics = assert_same(scorer, round_robin(IMAGES[:3]))
     assert statistics.tokens >= statistics.plain_tokens
 
 
@@ -170,28 +170,28 @@ def test_windows_do_not_matter(make_scorer, monkeypatch):
     """Judgements that are planned apart give the same scores; features that were dropped are computed again."""
     monkeypatch.setattr(engine_module, "WINDOW", 7)
     scorer = make_scorer("internvl")
-    assert assert_same(scorer, round_robin(PICTURES)).num_encoded == 5
+    assert assert_same(scorer, round_robin(IMAGES)).num_encoded == 5
     monkeypatch.setattr(engine_module, "WINDOW", 2)
     monkeypatch.setattr(vision_module, "MAX_FEATURE_TOKENS", 12)
-    assert assert_same(scorer, round_robin(PICTURES)).num_encoded > 5
+    assert assert_same(scorer, round_robin(IMAGES)).num_encoded > 5
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_pictures_are_prepared_beside_the_model(make_scorer, monkeypatch, num_workers):
+def test_images_are_prepared_beside_the_model(make_scorer, monkeypatch, num_workers):
     """Threads decode and preprocess, also those of the next window while this one is scored; each file once."""
     threads, events = [], []
-    load_picture = pictures_module.load_picture
+    load_image = images_module.load_image
 
-    def load(picture, name, *arguments, **options):
+    def load(image, name, *arguments, **options):
         threads.append(threading.current_thread() is threading.main_thread())
         events.append(name)
-        return load_picture(picture, name, *arguments, **options)
+        return load_image(image, name, *arguments, **options)
 
-    monkeypatch.setattr(pictures_module, "load_picture", load)
+    monkeypatch.setattr(images_module, "load_image", load)
     monkeypatch.setattr(engine_module, "WINDOW", 2)
     scorer = make_scorer(num_workers=num_workers)
     handle = scorer.model.get_output_embeddings().register_forward_hook(lambda *_: events.append("score"))
-    scorer.score(PICTURES[:4], PROMPT, [PICTURES[4]] * 4)
+    scorer.score(IMAGES[:4], PROMPT, [IMAGES[4]] * 4)
     handle.remove()
     assert threads == [num_workers == 0] * 6
     assert sorted(events[:3]) == ["images[0]", "images[1]", "references[0]"]
@@ -202,10 +202,10 @@ def test_pictures_are_prepared_beside_the_model(make_scorer, monkeypatch, num_wo
 
 def test_errors_of_threads_are_raised(make_scorer, tmp_path):
     """A corrupt file in a late window is named by its row."""
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    samples = [*PICTURES[:4], tmp_path / "broken.png"]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    samples = [*IMAGES[:4], tmp_path / "broken.png"]
     with pytest.raises(ValueError, match=r"`images\[4\]` cannot be read"):
-        list(make_scorer()._stream([Judgement(s, PROMPT, PICTURES[0]) for s in samples], lambda _: None, window=2))
+        list(make_scorer()._stream([Judgement(s, PROMPT, IMAGES[0]) for s in samples], lambda _: None, window=2))
 
 
 def test_unknown_models_are_scored_plainly(make_scorer, monkeypatch):
@@ -213,7 +213,7 @@ def test_unknown_models_are_scored_plainly(make_scorer, monkeypatch):
     scorer = make_scorer()
     monkeypatch.setattr(engine_module, "EXACT_MODEL_TYPES", ("gemma3",))
     plain = RewardDanceScorer(scorer.model, scorer.processor)
-    assert torch.allclose(plain.rank(PICTURES, PROMPT).matrix, scorer.rank(PICTURES, PROMPT).matrix, equal_nan=True)
+    assert torch.allclose(plain.rank(IMAGES, PROMPT).matrix, scorer.rank(IMAGES, PROMPT).matrix, equal_nan=True)
     assert plain.statistics is None
     with pytest.raises(ValueError, match="`engine` is 'features', but model type 'internvl' is not among"):
         RewardDanceScorer(scorer.model, scorer.processor, engine="features")
@@ -223,7 +223,7 @@ def test_other_caches_are_not_shared(make_scorer, monkeypatch):
     """A model whose cache is of another class goes on without shared prefixes."""
     scorer = make_scorer()
     monkeypatch.setattr(states_module, "DynamicLayer", type("Other", (states_module.DynamicLayer,), {}))
-    statistics = assert_same(scorer, round_robin(PICTURES[:3]))
+    statistics = assert_same(scorer, round_robin(IMAGES[:3]))
     assert statistics.tokens >= statistics.plain_tokens
 
 
@@ -243,10 +243,10 @@ def test_arguments_reach_the_engine(vlm_folder):
     """`from_pretrained` takes arguments of the engine beside those of the model."""
     arguments = {"engine": "features", "num_workers": 0, "max_batch_tokens": 300, "pad_to_multiple_of": 8}
     scorer = RewardDanceScorer.from_pretrained(vlm_folder("internvl"), **arguments)
-    scorer.rank(PICTURES[:2], PROMPT)
+    scorer.rank(IMAGES[:2], PROMPT)
     assert scorer.statistics.tokens % 8 == 0
     assert scorer.statistics.num_forward_passes == 2
-    RewardDanceScorer.from_pretrained(vlm_folder("internvl"), engine="plain").rank(PICTURES[:2], PROMPT)
+    RewardDanceScorer.from_pretrained(vlm_folder("internvl"), engine="plain").rank(IMAGES[:2], PROMPT)
 
 
 # ---- less work ----
@@ -256,14 +256,14 @@ def test_arguments_reach_the_engine(vlm_folder):
 def test_work_of_a_round_robin(make_scorer, family, layout):
     """Each image is seen once, and few more tokens are computed than there are distinct beginnings of questions."""
     scorer = make_scorer(family, layout=layout, batch_size=8)
-    pictures = [random_picture(i) for i in range(8)]
+    images = [random_image(i) for i in range(8)]
     with Meter(scorer.model) as meter:
-        scorer.rank(pictures, PROMPT)
+        scorer.rank(images, PROMPT)
     statistics = scorer.statistics
-    assert statistics.num_pictures == statistics.num_encoded == 8
+    assert statistics.num_images == statistics.num_encoded == 8
     assert meter.tokens == statistics.tokens
     # The least by hand: the text before image 1 once, each image 1 once, all from image 2 on in each question.
-    question = scorer.processor([pictures[1]], [PROMPT], [pictures[0]])["input_ids"][0].numpy()
+    question = scorer.processor([images[1]], [PROMPT], [images[0]])["input_ids"][0].numpy()
     (where,) = np.nonzero(question == scorer.model.config.vlm_config.image_token_id)
     first, second = where[0], where[len(where) // 2]
     assert meter.features == 8 * len(where) // 2
@@ -272,15 +272,15 @@ def test_work_of_a_round_robin(make_scorer, family, layout):
     assert statistics.tokens <= 1.15 * statistics.minimum_tokens
 
 
-def test_equal_pictures_are_seen_once(make_scorer, tmp_path):
-    """A picture is what it shows: path, image, tensor."""
+def test_equal_images_are_seen_once(make_scorer, tmp_path):
+    """An image is what it shows: path, image, tensor."""
     scorer = make_scorer()
-    PICTURES[0].save(tmp_path / "0.png")
-    tensor = torch.from_numpy(np.array(PICTURES[0])).permute(2, 0, 1)
+    IMAGES[0].save(tmp_path / "0.png")
+    tensor = torch.from_numpy(np.array(IMAGES[0])).permute(2, 0, 1)
     with Meter(scorer.model) as meter:
-        scorer.score([tmp_path / "0.png", PICTURES[0].copy(), tensor, PICTURES[1]], PROMPT, [PICTURES[1]] * 4)
-    assert scorer.statistics.num_pictures == 2
-    assert meter.features == num_features(scorer, PICTURES[0], PICTURES[1])
+        scorer.score([tmp_path / "0.png", IMAGES[0].copy(), tensor, IMAGES[1]], PROMPT, [IMAGES[1]] * 4)
+    assert scorer.statistics.num_images == 2
+    assert meter.features == num_features(scorer, IMAGES[0], IMAGES[1])
     # The first three questions are one.
     assert scorer.statistics.tokens < scorer.statistics.plain_tokens / 1.9
 
@@ -289,8 +289,8 @@ def test_both_orders_share_features(make_scorer):
     """A comparison in both orders sees two images."""
     scorer = make_scorer()
     with Meter(scorer.model) as meter:
-        scorer.compare(PICTURES[0], PICTURES[1], PROMPT)
-    assert meter.features == num_features(scorer, PICTURES[0], PICTURES[1])
+        scorer.compare(IMAGES[0], IMAGES[1], PROMPT)
+    assert meter.features == num_features(scorer, IMAGES[0], IMAGES[1])
     assert scorer.statistics.num_judgements == 2
 
 
@@ -298,11 +298,11 @@ def test_few_shapes(make_scorer):
     """Lengths and rows are padded to few shapes, for compiled models; scores stay the same."""
     scorer = make_scorer("qwen3_vl", layout="text_first", batch_size=8, pad_to_multiple_of=64)
     with Meter(scorer.model) as meter:
-        scorer.rank(PICTURES, PROMPT)
+        scorer.rank(IMAGES, PROMPT)
     assert all(length % 64 == 0 and past % 64 == 0 and rows in (1, 2, 4, 8) for rows, length, past in meter.shapes)
     assert len(meter.shapes) <= 5
-    assert_same(scorer, round_robin(PICTURES))
-    assert_same(make_scorer("gemma3", pad_to_multiple_of=16), round_robin(PICTURES))
+    assert_same(scorer, round_robin(IMAGES))
+    assert_same(make_scorer("gemma3", pad_to_multiple_of=16), round_robin(IMAGES))
 
 
 @pytest.mark.parametrize("family", ["internvl", "idefics3"])
@@ -310,7 +310,7 @@ def test_compiled_language_model(vlm_folder, family):
     """A compiled language model gives the same scores, and is compiled for few shapes."""
     model = RewardDanceForYesScoring.from_pretrained(vlm_folder(family)).requires_grad_(False)
     processor = RewardDanceProcessor.from_pretrained(vlm_folder(family), prompt_layout="text_first")
-    want = RewardDanceScorer(model, processor, engine="plain").rank(PICTURES[:4], PROMPT).matrix
+    want = RewardDanceScorer(model, processor, engine="plain").rank(IMAGES[:4], PROMPT).matrix
     torch._dynamo.reset()
     graphs = []
 
@@ -319,8 +319,8 @@ def test_compiled_language_model(vlm_folder, family):
         return graph.forward
 
     scorer = RewardDanceScorer(model, processor, compile_model={"backend": backend})
-    for pictures in (PICTURES[:4], PICTURES[:3], PICTURES[:4]):
-        got = scorer.rank(pictures, PROMPT).matrix
+    for images in (IMAGES[:4], IMAGES[:3], IMAGES[:4]):
+        got = scorer.rank(images, PROMPT).matrix
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-7, equal_nan=True)
     assert 1 < len(graphs) <= 12
     torch._dynamo.reset()
@@ -330,20 +330,20 @@ def test_features_are_reused(make_scorer):
     """Inside `reuse` a reference is seen once in all calls; samples with gradient are dropped after each."""
     scorer = make_scorer()
     samples = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    want = scorer.score(samples, PROMPT, PICTURES[:2])
+    want = scorer.score(samples, PROMPT, IMAGES[:2])
     with scorer.reuse(), scorer.reuse():
-        scorer.score([PICTURES[4]], PROMPT, [PICTURES[0]])
+        scorer.score([IMAGES[4]], PROMPT, [IMAGES[0]])
         for count in (5, 7):
-            got = scorer.score(samples, PROMPT, PICTURES[:2])
+            got = scorer.score(samples, PROMPT, IMAGES[:2])
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
             assert scorer.statistics.num_encoded == count
             assert len(scorer._kept.features) == 3
         assert torch.autograd.grad(got.sum(), samples)[0].abs().sum() > 0
-    scorer.score([PICTURES[4]], PROMPT, [PICTURES[0]])
+    scorer.score([IMAGES[4]], PROMPT, [IMAGES[0]])
     assert scorer.statistics.num_encoded == 2
     plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
     with plain.reuse():
-        torch.testing.assert_close(plain.score(samples, PROMPT, PICTURES[:2]), want, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(plain.score(samples, PROMPT, IMAGES[:2]), want, rtol=1e-5, atol=1e-6)
 
 
 def test_adapter_is_part_of_the_judge(vlm_folder, tmp_path):
@@ -351,12 +351,12 @@ def test_adapter_is_part_of_the_judge(vlm_folder, tmp_path):
     peft = pytest.importorskip("peft")
     model = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"))
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
-    before = RewardDanceScorer(model, processor).rank(PICTURES[:3], PROMPT).matrix
+    before = RewardDanceScorer(model, processor).rank(IMAGES[:3], PROMPT).matrix
     lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = peft.get_peft_model(model, lora)
     scorer = RewardDanceScorer(model, processor)
-    assert_same(scorer, round_robin(PICTURES[:3]))
-    assert (scorer.rank(PICTURES[:3], PROMPT).matrix - before).nan_to_num().abs().max() > 1e-4
+    assert_same(scorer, round_robin(IMAGES[:3]))
+    assert (scorer.rank(IMAGES[:3], PROMPT).matrix - before).nan_to_num().abs().max() > 1e-4
     model.peft_config["default"] = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
     assert "virtual tokens" in engine_module.ScoringEngine.unsupported_reason(model)
 
@@ -372,7 +372,7 @@ def test_sharded_models_are_scored_plainly(vlm_folder):
 def test_out_of_memory_is_survived(make_scorer, caplog):
     """Batches are halved until they fit, and stay small; a judgement that does not fit alone is an error."""
     scorer = make_scorer(batch_size=8)
-    judgements = round_robin([random_picture(i) for i in range(5)])
+    judgements = round_robin([random_image(i) for i in range(5)])
     text_model = scorer.model.vlm.base_model.language_model
     budget = [600]
     failures = []
@@ -391,7 +391,7 @@ def test_out_of_memory_is_survived(make_scorer, caplog):
         assert "Memory ran out with 8 rows" in caplog.text
         budget[0] = 100
         with pytest.raises(torch.OutOfMemoryError):
-            scorer.rank(PICTURES, PROMPT)
+            scorer.rank(IMAGES, PROMPT)
     finally:
         handle.remove()
     want = make_scorer(batch_size=8)._judge(judgements)
@@ -402,7 +402,7 @@ def test_batches_keep_to_the_budget(make_scorer):
     """No batch has more tokens, cached ones included, than allowed."""
     scorer = make_scorer(batch_size=8, max_batch_tokens=1000)
     with Meter(scorer.model) as meter:
-        scorer.rank(PICTURES, PROMPT)
+        scorer.rank(IMAGES, PROMPT)
     assert max(rows * (length + past) for rows, length, past in meter.shapes) <= 1000
     assert max(rows for rows, _, _ in meter.shapes) > 1
 
@@ -416,7 +416,7 @@ def test_gradient_of_all_families(make_scorer, family, layout):
     scorer = make_scorer(family, layout=layout)
     plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
     samples = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    arguments = (samples, PROMPT, [PICTURES[0]] * 3)
+    arguments = (samples, PROMPT, [IMAGES[0]] * 3)
     want = plain.score(*arguments)
     with Meter(scorer.model) as meter:
         got = scorer.score(*arguments)
@@ -424,7 +424,7 @@ def test_gradient_of_all_families(make_scorer, family, layout):
     (want,) = torch.autograd.grad(want.log().sum(), samples)
     (got,) = torch.autograd.grad(got.log().sum(), samples)
     assert (got - want).norm() <= 1e-5 * want.norm()
-    question = scorer.processor([PICTURES[3]], [PROMPT], [PICTURES[0]])["input_ids"][0].numpy()
+    question = scorer.processor([IMAGES[3]], [PROMPT], [IMAGES[0]])["input_ids"][0].numpy()
     (where,) = np.nonzero(question == scorer.model.config.vlm_config.image_token_id)
     second = where[len(where) // 2]
     assert meter.graph_tokens == 3 * (len(question) - second)
@@ -437,8 +437,8 @@ def test_gradient_of_clips(make_scorer, family):
     scorer = make_scorer(family)
     plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
     samples = torch.rand(2, 2, 3, 40, 36, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    context = {"conditions": [PICTURES[0], None], "task": "image-to-video"}
-    arguments = (samples, ["a red circle", "two"], [[PICTURES[1]] * 3, PICTURES[::3]])
+    context = {"conditions": [IMAGES[0], None], "task": "image-to-video"}
+    arguments = (samples, ["a red circle", "two"], [[IMAGES[1]] * 3, IMAGES[::3]])
     (want,) = torch.autograd.grad(plain.score(*arguments, **context).log().sum(), samples)
     (got,) = torch.autograd.grad(scorer.score(*arguments, **context).log().sum(), samples)
     assert (got - want).norm() <= 1e-5 * want.norm()
@@ -449,7 +449,7 @@ def test_gradient_of_references(make_scorer):
     scorer = make_scorer("qwen3_vl")
     plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
     reference = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    arguments = (PICTURES[:4], PROMPT, [reference] * 4)
+    arguments = (IMAGES[:4], PROMPT, [reference] * 4)
     (want,) = torch.autograd.grad(plain.score(*arguments).log().sum(), reference)
     (got,) = torch.autograd.grad(scorer.score(*arguments).log().sum(), reference)
     assert (got - want).norm() <= 1e-5 * want.norm()
@@ -459,28 +459,28 @@ def test_gradient_of_references(make_scorer):
 
 
 def make_examples(pairwise=True):
-    pairs = [(PICTURES[3], PICTURES[2], "two", True), (PICTURES[1], PICTURES[4], "a circle", False)]
+    pairs = [(IMAGES[3], IMAGES[2], "two", True), (IMAGES[1], IMAGES[4], "a circle", False)]
     names = ("image", "reference", "prompt", "verdict")
     rows = [dict(zip(names, pair, strict=True)) for pair in pairs]
     return rows if pairwise else [{name: row[name] for name in names if name != "reference"} for row in rows]
 
 
 def test_scores_with_examples(make_scorer, family):
-    """Questions after examples, of pictures and of clips with a first frame, and without any, in one call."""
+    """Questions after examples, of images and of clips with a first frame, and without any, in one call."""
     scorer = make_scorer(family)
     examples = scorer.processor.read_examples(make_examples())
     clip = {
-        "image": PICTURES[::3],
-        "reference": PICTURES[3::-3],
-        "condition": PICTURES[0],
+        "image": IMAGES[::3],
+        "reference": IMAGES[3::-3],
+        "condition": IMAGES[0],
         "prompt": "up",
         "verdict": True,
     }
     clips = scorer.processor.read_examples([clip], "image-to-video")
-    video = Judgement(PICTURES[3::-3], "down", PICTURES[::3], PICTURES[3], "image-to-video", examples=clips)
-    judgements = [replace(judgement, examples=examples) for judgement in round_robin(PICTURES[:2])]
-    statistics = assert_same(scorer, [*judgements, video, round_robin(PICTURES[:2])[0]])
-    assert statistics.num_pictures == statistics.num_encoded == 5
+    video = Judgement(IMAGES[3::-3], "down", IMAGES[::3], IMAGES[3], "image-to-video", examples=clips)
+    judgements = [replace(judgement, examples=examples) for judgement in round_robin(IMAGES[:2])]
+    statistics = assert_same(scorer, [*judgements, video, round_robin(IMAGES[:2])[0]])
+    assert statistics.num_images == statistics.num_encoded == 5
     assert statistics.tokens < statistics.plain_tokens
 
 
@@ -488,7 +488,7 @@ def test_scores_of_single_samples_with_examples(make_scorer, family):
     """A sample that would be seen in tiles if it were alone has company in its examples."""
     scorer = make_scorer(family, "pointwise", "text_first")
     examples = scorer.processor.read_examples(make_examples(False), is_pairwise=False)
-    statistics = assert_same(scorer, [Judgement(picture, PROMPT, examples=examples) for picture in PICTURES])
+    statistics = assert_same(scorer, [Judgement(image, PROMPT, examples=examples) for image in IMAGES])
     assert statistics.num_encoded == 5
 
 
@@ -496,16 +496,14 @@ def test_scores_of_single_samples_with_examples(make_scorer, family):
 def test_examples_are_computed_once(make_scorer, family, layout):
     """Examples cost their own tokens once for all questions of a call, and no graph; samples keep their gradient."""
     scorer = make_scorer(family, layout=layout, batch_size=8)
-    pictures, examples = PICTURES[:4:3], make_examples()
+    images, examples = IMAGES[:4:3], make_examples()
     samples = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    arguments = (samples, PROMPT, [pictures[0]] * 3)
+    arguments = (samples, PROMPT, [images[0]] * 3)
     scorer.score(*arguments)
     least = scorer.statistics.minimum_tokens
     with Meter(scorer.model) as meter:
         got = scorer.score(*arguments, examples=examples)
-    ids = [
-        scorer.processor(pictures[:1], [PROMPT], pictures[1:], examples=shown)["input_ids"] for shown in ([], examples)
-    ]
+    ids = [scorer.processor(images[:1], [PROMPT], images[1:], examples=shown)["input_ids"] for shown in ([], examples)]
     own = ids[1].shape[1] - ids[0].shape[1]
     assert scorer.statistics.minimum_tokens == least + own
     assert meter.tokens == scorer.statistics.tokens <= 1.15 * (least + own)
@@ -524,25 +522,25 @@ def test_examples_are_seen_once_in_a_tournament(make_scorer):
     """All rounds of a ranking share the features of examples."""
     scorer = make_scorer()
     with Meter(scorer.model) as meter:
-        scorer.rank(PICTURES, PROMPT, method="swiss", examples=make_examples())
-    assert meter.features == num_features(scorer, *PICTURES)
+        scorer.rank(IMAGES, PROMPT, method="swiss", examples=make_examples())
+    assert meter.features == num_features(scorer, *IMAGES)
 
 
 DIMENSIONS = ["alignment", "counting", "text", "structure"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_dimensions_share_pictures(make_scorer, family, layout, monkeypatch):
-    """Each picture is seen once for all dimensions; with pictures first, what goes before the criteria is computed once."""
+def test_dimensions_share_images(make_scorer, family, layout, monkeypatch):
+    """Each image is seen once for all dimensions; with images first, what goes before the criteria is computed once."""
     if layout == "text_first" and family not in ("internvl", "qwen3_vl", "gemma3"):
-        pytest.skip("less is shared than with pictures first")
-    monkeypatch.setattr(engine_module, "MIN_SAVING", 8)  # pictures are small
+        pytest.skip("less is shared than with images first")
+    monkeypatch.setattr(engine_module, "MIN_SAVING", 8)  # images are small
     scorer = make_scorer(family, layout=layout, batch_size=8)
     with Meter(scorer.model) as meter:
-        got = scorer.score(PICTURES[:2], PROMPT, PICTURES[2:4], dimensions=DIMENSIONS)
-    assert meter.features == num_features(scorer, *PICTURES[:4])
+        got = scorer.score(IMAGES[:2], PROMPT, IMAGES[2:4], dimensions=DIMENSIONS)
+    assert meter.features == num_features(scorer, *IMAGES[:4])
     rows, before = [], 0
-    for sample, reference in zip(PICTURES[:2], PICTURES[2:4], strict=True):
+    for sample, reference in zip(IMAGES[:2], IMAGES[2:4], strict=True):
         texts = [scorer.processor.dimension_criteria(name) for name in DIMENSIONS]
         asked = [scorer.processor([sample], [PROMPT], [reference], criteria=text)["input_ids"][0] for text in texts]
         rows += asked
@@ -553,7 +551,7 @@ def test_dimensions_share_pictures(make_scorer, family, layout, monkeypatch):
     if layout == "images_first":
         assert meter.tokens <= 1.15 * (before + sum(map(len, rows)) - 4 * before)
     plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
-    want = plain.score(PICTURES[:2], PROMPT, PICTURES[2:4], dimensions=DIMENSIONS)
+    want = plain.score(IMAGES[:2], PROMPT, IMAGES[2:4], dimensions=DIMENSIONS)
     assert got.shape == want.shape == (2, 4)
     torch.testing.assert_close(got.logit(), want.logit(), rtol=1e-5, atol=1e-5)
 
@@ -563,12 +561,12 @@ def test_gradient_of_dimensions(make_scorer):
     scorer = make_scorer("qwen3_vl")
     plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
     samples = torch.rand(2, 2, 3, 40, 36, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    references = [[PICTURES[1]] * 2, PICTURES[::3]]
+    references = [[IMAGES[1]] * 2, IMAGES[::3]]
     context = {
         "task": "text-to-video",
         "dimensions": ["motion", "physics"],
         "examples": [
-            {"image": PICTURES[::3], "reference": PICTURES[3::-3], "prompt": "x", "verdict": "no", "criteria": "c"}
+            {"image": IMAGES[::3], "reference": IMAGES[3::-3], "prompt": "x", "verdict": "no", "criteria": "c"}
         ],
     }
     gradients = []

@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 
 
-SAMPLE, REFERENCE = random_picture(0), random_picture(1)
+SAMPLE, REFERENCE = random_image(0), random_image(1)
 
 
 def rewards(scorer):

@@ -2,20 +2,20 @@
 
 import pytest
 import torch
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf import (
     RewardDanceForYesScoring,
     RewardDanceProcessor,
     RewardDanceScorer,
 )
-from rewarddance_hf.scoring.judgements import NonFiniteScoreError
 from rewarddance_hf.scoring.reasoning import NoAnswerError
+from rewarddance_hf.scoring.results import NonFiniteScoreError
 
 
 PROMPTS = ["a red circle", "two green triangles left of a blue square", "yes"]
-SAMPLES = [random_picture(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56)])]
-REFERENCES = [random_picture(10 + i) for i in range(3)]
+SAMPLES = [random_image(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56)])]
+REFERENCES = [random_image(10 + i) for i in range(3)]
 CLOSE = {"rtol": 1e-4, "atol": 1e-6, "equal_nan": True}
 REASONS = ["red", "blue square left of it, yes or no"]  # of the first two
 
@@ -173,8 +173,8 @@ def test_answer_without_reasons_has_a_score(judges):
         ({"temperature": -1.0}, "`temperature` is -1.0"),
         ({"num_samples": 3, "temperature": 0.0}, "`temperature` is 0, with which all of `num_samples=3`"),
         ({"references": None}, "`references` is None, but the judge is pairwise"),
-        ({"images": [b"no picture", *SAMPLES[1:]]}, r"`images\[0\]` cannot be read"),
-        ({"references": [*REFERENCES[:2], b"no picture"], "num_samples": 2}, r"`references\[2\]` cannot be read"),
+        ({"images": [b"no image", *SAMPLES[1:]]}, r"`images\[0\]` cannot be read"),
+        ({"references": [*REFERENCES[:2], b"no image"], "num_samples": 2}, r"`references\[2\]` cannot be read"),
     ],
 )
 def test_wrong_arguments(judges, arguments, match):

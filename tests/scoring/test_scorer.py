@@ -5,15 +5,15 @@ import itertools
 import pytest
 import torch
 from PIL import Image
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
-from rewarddance_hf.scoring.judgements import Judgement, NonFiniteScoreError
+from rewarddance_hf.scoring.results import Judgement, NonFiniteScoreError
 
 
 PROMPTS = ["a red circle", "two green triangles left of a blue square", "yes", "a blue square", "no"]
-SAMPLES = [random_picture(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56), (33, 41), (40, 40)])]
-REFERENCES = [random_picture(10 + i) for i in range(5)]
+SAMPLES = [random_image(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56), (33, 41), (40, 40)])]
+REFERENCES = [random_image(10 + i) for i in range(5)]
 PARADIGMS = ("pairwise", "pointwise", "regressive")
 
 
@@ -163,9 +163,9 @@ def test_wrong_arguments_of_score(scorers, paradigm, arguments, error, match):
         scorers[paradigm].score(**arguments)
 
 
-def test_corrupt_picture_is_named_by_its_row(scorers, tmp_path):
+def test_corrupt_image_is_named_by_its_row(scorers, tmp_path):
     """The message counts rows of the whole call, not of the batch."""
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"`images\[4\]` cannot be read"):
         scorers["pointwise"].score([*SAMPLES[:4], tmp_path / "broken.png"], "yes")
 
@@ -396,10 +396,10 @@ def test_wrong_dimensions_and_examples(scorers, arguments, error, match):
 
 @pytest.mark.parametrize("engine", ["auto", "plain"])
 def test_errors_of_dimensions_count_rows(vlm_folder, tmp_path, engine):
-    """Corrupt pictures and NaN are named by the row of the call, not by the question; scores until there are kept."""
+    """Corrupt images and NaN are named by the row of the call, not by the question; scores until there are kept."""
     scorer = make_scorer(vlm_folder("internvl"), "regressive", batch_size=1, engine=engine)
     names = ["text", "counting", "binding"]
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"`images\[2\]` cannot be read"):
         scorer.score([*SAMPLES[:2], tmp_path / "broken.png"], "yes", dimensions=names)
     want = scorer.score(SAMPLES[:3], "yes", dimensions=names)

@@ -14,7 +14,7 @@ def text_of(message):
 
 
 def test_matching_chats_are_true():
-    """The oracle agrees with the verdicts of rows about what a picture shows, and with nearly all captions."""
+    """The oracle agrees with the verdicts of rows about what an image shows, and with nearly all captions."""
     agreed, captions, count = 0, 0, 0
     for index in range(120):
         row = MatchingChats(200)[index]

@@ -240,7 +240,7 @@ def test_frames_of_a_clip_look_alike(rows):
 
 
 def test_given_frame_is_that_of_both_clips(rows):
-    """Both clips go on from the given picture, but for those whose fault is that they do not."""
+    """Both clips go on from the given image, but for those whose fault is that they do not."""
     for row in rows["image-to-video", "id"]:
         assert row["condition"].tobytes() == row["chosen"][0].tobytes()
         kept = row["rejected"][0].tobytes() == row["condition"].tobytes()
@@ -286,7 +286,7 @@ def test_rationales_say_what_each_clip_shows(rows):
 
 
 def test_rows_by_name():
-    """Names of the command line: pictures, clips of both tasks, clips of one."""
+    """Names of the command line: images, clips of both tasks, clips of one."""
     assert isinstance(load_shapes("id", 3), ShapesPreferences)
     assert [row["task"] for row in load_shapes("video-id", 2)] == ["text-to-video", "image-to-video"]
     assert [row["task"] for row in load_shapes("t2v-ood", 2)] == ["text-to-video"] * 2

@@ -28,16 +28,16 @@ def test_demo_writes_its_report(tmp_path):
     report = (tmp_path / "report.md").read_text()
     for name in ("untrained", "regressive", "judge"):
         assert f"| {name} |" in report
-    pictures = (
+    images = (
         "learning_curve.png",
         "judged_pairs.png",
         "ranking.png",
         "generators.png",
         "hacked/reward_dynamics.png",
     )
-    for picture in pictures:
-        assert picture in report
-        with Image.open(tmp_path / picture) as image:
+    for name in images:
+        assert name in report
+        with Image.open(tmp_path / name) as image:
             assert min(image.size) > 200
 
 

@@ -15,7 +15,7 @@ from rewarddance_hf.shapes.generated import (
     alignment_score,
     describe_objects,
     generated_preferences,
-    sample_pictures,
+    sample_images,
 )
 from rewarddance_hf.shapes.generator import load_generator
 from rewarddance_hf.shapes.oracle import check, detect_objects
@@ -81,11 +81,11 @@ def test_prompts_depend_on_split_seed_and_index_only():
     assert all(parse_caption(row["prompt"]).kind == row["kind"] for row in longer)
 
 
-# ---- the oracle on generated pictures ----
+# ---- the oracle on generated images ----
 
 
 def test_scores_are_those_of_the_oracle():
-    """Pictures, arrays and tensors of one content get one score, which falls with each broken fact."""
+    """Images, arrays and tensors of one content get one score, which falls with each broken fact."""
     scenes, images = rendered(20)
     right = [canonical_caption(scene) for scene in scenes]
     wrong = right[1:] + right[:1]
@@ -119,13 +119,13 @@ def test_descriptions_are_true_and_name_what_the_prompt_asks_for():
     ],
 )
 def test_descriptions_of_other_scenes(shown, asked, expected):
-    """Wrong pictures are described in the prompt's terms too."""
+    """Wrong images are described in the prompt's terms too."""
     objects = detect_objects(render_scene(parse_caption(shown), random.Random(0)))
     assert describe_objects(objects, parse_caption(asked)) == (expected or shown)
 
 
-def test_pictures_without_words_are_not_described():
-    """Nothing is said of an empty picture, or of an object of no known shape."""
+def test_images_without_words_are_not_described():
+    """Nothing is said of an empty image, or of an object of no known shape."""
     scene = parse_caption("a red circle")
     assert describe_objects((), scene) is None
     bar = np.full((32, 32, 3), 40, dtype=np.uint8)
@@ -136,8 +136,8 @@ def test_pictures_without_words_are_not_described():
 # ---- preference rows ----
 
 
-def test_chosen_pictures_show_more(rows, described):
-    """The oracle prefers every chosen picture, and the rationales say what it sees."""
+def test_chosen_images_show_more(rows, described):
+    """The oracle prefers every chosen image, and the rationales say what it sees."""
     assert len(rows) > 10
     reference = ShapesPreferences(1)[0]
     for row in [*rows, *described]:
@@ -154,7 +154,7 @@ def test_chosen_pictures_show_more(rows, described):
         assert row["rationale"]["no"] == "Image 1: {1}. Image 2: {0}.".format(*texts)
 
 
-def test_described_pictures_show_their_prompt(described):
+def test_described_images_show_their_prompt(described):
     """A sample can be right for another prompt than its own, which no held-out split has."""
     assert len(described) > 48
     held_out = {row["prompt"] for split in ("id", "ood") for row in ShapesPrompts(300, split)}
@@ -171,7 +171,7 @@ def test_rows_do_not_depend_on_the_batches(pipeline, rows):
         difference = np.asarray(row["chosen"], dtype=int) - np.asarray(other["chosen"])
         assert np.abs(difference).max() <= 1
     prompts = ["a red circle"] * 2
-    assert sample_pictures(pipeline, prompts)[0].tobytes() != sample_pictures(pipeline, prompts)[1].tobytes()
+    assert sample_images(pipeline, prompts)[0].tobytes() != sample_images(pipeline, prompts)[1].tobytes()
 
 
 def test_pairs_of_a_prompt_use_its_samples_evenly(rows):
@@ -199,7 +199,7 @@ def test_rows_mix_with_rendered_ones(rows):
         (lambda: ShapesPrompts(2.5), TypeError, "`num_rows` is 2.5"),
         (lambda: ShapesPrompts(3)[3], IndexError, "`index` is 3"),
         (lambda: alignment_score(torch.zeros(3, 32, 32), ["a red circle"]), ValueError, re.escape("(3, 32, 32)")),
-        (lambda: alignment_score(torch.zeros(2, 3, 32, 32), ["a red circle"]), ValueError, "`images` has 2 pictures"),
+        (lambda: alignment_score(torch.zeros(2, 3, 32, 32), ["a red circle"]), ValueError, "`images` has 2 images"),
         (lambda: alignment_score(torch.zeros(1, 3, 32, 32), ["a cat"]), ValueError, "`caption` is 'a cat'"),
         (lambda: generated_preferences(None, 3, samples_per_prompt=1), ValueError, "`samples_per_prompt` is 1"),
         (lambda: generated_preferences(None, 3, pairs_per_prompt=0), ValueError, "`pairs_per_prompt` is 0"),
@@ -212,14 +212,14 @@ def test_wrong_arguments_are_named(call, error, message):
         call()
 
 
-def test_nan_pictures_are_refused():
+def test_nan_images_are_refused():
     """A diverged generator does not get a score."""
     with pytest.raises(ValueError, match="NaN"):
         alignment_score(torch.full((1, 3, 32, 32), torch.nan), ["a red circle"])
 
 
 def test_ties_show_the_same_prompt_twice_right(pipeline, rows):
-    """Ties are two different pictures that both show all of their prompt, and other rows stay as they are."""
+    """Ties are two different images that both show all of their prompt, and other rows stay as they are."""
     more = generated_preferences(pipeline, 24, seed=5, samples_per_prompt=4, with_ties=True)
     assert [{**row, "tie": False} for row in rows] == more[: len(rows)]
     ties = more[len(rows) :]

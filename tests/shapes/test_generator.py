@@ -6,7 +6,7 @@ from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 
 from rewarddance_hf.shapes import generator_base
-from rewarddance_hf.shapes.generated import ShapesPrompts, alignment_holds, sample_pictures
+from rewarddance_hf.shapes.generated import ShapesPrompts, alignment_holds, sample_images
 from rewarddance_hf.shapes.generator import (
     BASE_GENERATOR,
     GUIDANCE_SCALE,
@@ -37,7 +37,7 @@ def test_base_checkpoint_is_small():
 
 
 def test_plain_call_draws(pipeline, capsys):
-    """Nobody needs to know the fast settings: the pipeline's own defaults give a right picture of 32 pixels, silently."""
+    """Nobody needs to know the fast settings: the pipeline's own defaults give a right image of 32 pixels, silently."""
     images = pipeline(
         "a red circle",
         num_inference_steps=NUM_INFERENCE_STEPS,
@@ -53,13 +53,13 @@ def test_plain_call_draws(pipeline, capsys):
 def test_base_generator_is_imperfect(pipeline):
     """There is something for a judge to mend, and something right to prefer."""
     prompts = [row["prompt"] for row in ShapesPrompts(128, split="id", seed=1)]
-    assert 0.25 < alignment_holds(sample_pictures(pipeline, prompts), prompts).mean() < 0.7
+    assert 0.25 < alignment_holds(sample_images(pipeline, prompts), prompts).mean() < 0.7
     singles = ["a red circle", "a blue square", "a white triangle", "a purple circle"] * 6
-    assert alignment_holds(sample_pictures(pipeline, singles), singles).mean() > 0.7
+    assert alignment_holds(sample_images(pipeline, singles), singles).mean() > 0.7
 
 
 def test_saved_pipeline_draws_the_same(pipeline, tmp_path):
-    """What `save_pretrained` writes gives the same pictures to the bit, by the stock class and by our door."""
+    """What `save_pretrained` writes gives the same images to the bit, by the stock class and by our door."""
     pipeline.save_pretrained(tmp_path)
     loaded = StableDiffusion3Pipeline.from_pretrained(tmp_path, text_encoder_3=None, tokenizer_3=None)
     assert torch.equal(draw(load_generator(tmp_path)), draw(pipeline))
@@ -101,7 +101,7 @@ def test_training_is_deterministic_and_changes_every_module(tmp_path):
     for name in ("first", "second"):
         torch.manual_seed(len(trained))  # the state that the caller left does not matter
         generator_base.train_generator(
-            tmp_path / name, seed=3, num_pictures=40, autoencoder_steps=2, denoiser_stages=stages
+            tmp_path / name, seed=3, num_images=40, autoencoder_steps=2, denoiser_stages=stages
         )
         trained.append(load_generator(tmp_path / name))
     for module in ("vae", "transformer", "text_encoder", "text_encoder_2"):

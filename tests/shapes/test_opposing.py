@@ -18,7 +18,7 @@ def pairs():
 
 
 def test_pairs_have_opposite_labels(pairs):
-    """Both rows show the same pictures for the same prompt; the other one is chosen under the other criteria."""
+    """Both rows show the same images for the same prompt; the other one is chosen under the other criteria."""
     for alignment, quality in pairs:
         check_row(alignment)
         check_row(quality)
@@ -30,7 +30,7 @@ def test_pairs_have_opposite_labels(pairs):
 
 
 def test_labels_are_true(pairs):
-    """The picture that is right is drawn worse: by the texts, one breaks facts of the prompt and the other is degraded."""
+    """The image that is right is drawn worse: by the texts, one breaks facts of the prompt and the other is degraded."""
     defects = Counter()
     for alignment, quality in pairs:
         wrong, right = alignment["rationale"]["yes"].removeprefix("Image 1: ").removesuffix(".").split(". Image 2: ")

@@ -60,7 +60,7 @@ def minimally_wrong(scene: Scene, rng: random.Random) -> Scene:
 
 
 def test_true_renderings_are_accepted():
-    """99 % of 2,000 in-domain pictures of every kind."""
+    """99 % of 2,000 in-domain images of every kind."""
     assert accepted_share(2000, IN_DOMAIN) >= 0.99
 
 
@@ -69,7 +69,7 @@ def test_minimally_wrong_captions_are_refused():
     assert accepted_share(2000, IN_DOMAIN, wrong=True) <= 0.01
 
 
-def test_out_of_domain_pictures_and_paraphrases_are_read():
+def test_out_of_domain_images_and_paraphrases_are_read():
     """The split that training never sees is judged as exactly."""
     assert accepted_share(600, OUT_OF_DOMAIN, split="ood") >= 0.98
     assert accepted_share(600, OUT_OF_DOMAIN, split="ood", wrong=True) <= 0.02
@@ -87,20 +87,20 @@ def test_out_of_domain_pictures_and_paraphrases_are_read():
     ],
 )
 def test_mild_defects_do_not_change_the_verdict(changes, least):
-    """Pictures from a small generator are noisy and soft: a judge of facts must not mind."""
+    """Images from a small generator are noisy and soft: a judge of facts must not mind."""
     assert accepted_share(300, replace(IN_DOMAIN, **changes)) >= least
     assert accepted_share(300, replace(IN_DOMAIN, **changes), wrong=True) <= 0.02
 
 
 @pytest.mark.parametrize("size", [48, 64])
-def test_larger_pictures_are_read(size):
+def test_larger_images_are_read(size):
     """The oracle works at one resolution and reduces others to it."""
     assert accepted_share(100, IN_DOMAIN, size=size) >= 0.99
     assert accepted_share(100, IN_DOMAIN, wrong=True, size=size) <= 0.01
 
 
 def test_facts_are_named_and_counted():
-    """A picture with two mistakes holds fewer facts than one with a single mistake."""
+    """An image with two mistakes holds fewer facts than one with a single mistake."""
     caption = "a red circle left of a blue square"
     results = [
         check(render_scene(parse_caption(shown), random.Random(1)), caption)
@@ -114,7 +114,7 @@ def test_facts_are_named_and_counted():
 
 
 def test_objects_are_matched_for_the_most_facts():
-    """Which of two objects is the one that a caption means is decided in the picture's favor."""
+    """Which of two objects is the one that a caption means is decided in the image's favor."""
     scene = parse_caption("a red circle and a blue square")
     objects = [PlacedObject("blue", "square", 0.2, 0.5, 0.1), PlacedObject("red", "triangle", 0.8, 0.5, 0.1)]
     facts = check_facts(scene, objects)
@@ -134,7 +134,7 @@ def test_missing_and_additional_objects_break_the_number():
 
 @pytest.mark.parametrize("figure", ["bar", "cross", "crescent", "half", "lobes", "filled"])
 def test_unknown_shapes_are_no_guess(figure):
-    """What is none of this world is reported as such, not as its nearest neighbor: neither blobs nor a filled picture."""
+    """What is none of this world is reported as such, not as its nearest neighbor: neither blobs nor a filled image."""
     y, x = np.mgrid[:32, :32] - 15.5
     angle, radius = np.arctan2(y, x), np.hypot(x, y)
     mask = {
@@ -145,13 +145,13 @@ def test_unknown_shapes_are_no_guess(figure):
         "lobes": radius < 7 + 2.5 * np.cos(5 * angle),
         "filled": np.maximum(abs(x), abs(y)) < 14,
     }[figure]
-    picture = np.full((32, 32, 3), 40, dtype=np.uint8)
-    picture[mask] = COLORS["red"]
-    assert [(item.color, item.shape) for item in detect_objects(picture)] == [("red", None)]
+    image = np.full((32, 32, 3), 40, dtype=np.uint8)
+    image[mask] = COLORS["red"]
+    assert [(item.color, item.shape) for item in detect_objects(image)] == [("red", None)]
 
 
-def test_arrays_and_pictures_agree():
-    """Float arrays in [0, 1], integer arrays and pictures give one verdict."""
+def test_arrays_and_images_agree():
+    """Float arrays in [0, 1], integer arrays and images give one verdict."""
     image = render_scene(parse_caption("two blue squares"), random.Random(0))
     array = np.asarray(image)
     assert detect_objects(image) == detect_objects(array) == detect_objects(array.astype(np.float32) / 255)

@@ -42,7 +42,7 @@ def rows():
 
 
 def shown_scenes(row):
-    """Scenes of the rejected and the chosen picture, read from the rationale of "yes"."""
+    """Scenes of the rejected and the chosen image, read from the rationale of "yes"."""
     texts = re.fullmatch(r"Image 1: (.+)\. Image 2: (.+)\.", row["rationale"]["yes"]).groups()
     return [parse_caption(text.split(",")[0]) for text in texts]
 
@@ -62,7 +62,7 @@ def test_rows_have_the_schema(rows, split):
 
 @pytest.mark.parametrize(("split", "least"), [("train", 0.99), ("id", 0.99), ("ood", 0.97)])
 def test_oracle_agrees_with_rows(rows, split, least):
-    """The chosen picture holds more facts than the rejected one, or as many in quality rows."""
+    """The chosen image holds more facts than the rejected one, or as many in quality rows."""
     agreed = 0
     for row in rows[split][:800]:
         chosen, rejected = (check(row[name], row["prompt"]) for name in ("chosen", "rejected"))
@@ -73,8 +73,8 @@ def test_oracle_agrees_with_rows(rows, split, least):
     assert agreed >= least * 800
 
 
-def test_rationales_tell_what_pictures_show(rows):
-    """What the rationale says of a picture is read from its pixels too."""
+def test_rationales_tell_what_images_show(rows):
+    """What the rationale says of an image is read from its pixels too."""
     agreed = 0
     for row in rows["train"][:300]:
         texts = re.fullmatch(r"Image 1: (.+)\. Image 2: (.+)\.", row["rationale"]["yes"]).groups()
@@ -105,7 +105,7 @@ def test_quality_rows_name_the_defect_and_ask_for_quality(rows):
 
 @pytest.mark.parametrize("split", ["train", "id"])
 def test_held_out_compositions_do_not_leak(rows, split):
-    """Neither captions nor pictures, right or wrong, show a pair of color and shape that is held out."""
+    """Neither captions nor images, right or wrong, show a pair of color and shape that is held out."""
     for row in rows[split]:
         prompt = parse_caption(row["prompt"])
         assert row["prompt"] in caption_paraphrases(prompt, "train")
@@ -137,8 +137,8 @@ def test_out_of_domain_rows_are_new_in_every_way(rows):
         assert row["prompt"] in caption_paraphrases(scene, "ood")
 
 
-def test_captions_and_pictures_give_no_hint_of_the_answer(rows):
-    """Chosen and rejected pictures show each color, shape and number about as often: the prompt is needed."""
+def test_captions_and_images_give_no_hint_of_the_answer(rows):
+    """Chosen and rejected images show each color, shape and number about as often: the prompt is needed."""
     shown = {"rejected": [], "chosen": []}
     for row in rows["train"]:
         if row["category"] != "quality":

@@ -66,7 +66,7 @@ def test_true_rationales_pass_and_exchanged_ones_fail(split):
     ],
 )
 def test_check(row, written, described, named):
-    """What is said of the rejected picture is held against what it shows, and against the prompt."""
+    """What is said of the rejected image is held against what it shows, and against the prompt."""
     row = row_about(*row)
     chosen = row["rationale"]["no"].removeprefix("Image 1: ").split(".")[0]
     check = check_rationale(f"Image 1: {written}. Image 2: {chosen}.", row, chosen_is_second=True)

@@ -35,8 +35,8 @@ DIGEST_CODE = """
 import hashlib, random
 from rewarddance_hf.shapes.scenes import KINDS, render_scene, sample_scene
 rng = random.Random(3)
-pictures = [render_scene(sample_scene(rng, kind), rng).tobytes() for kind in KINDS for _ in range(5)]
-print(hashlib.sha256(b"".join(pictures)).hexdigest())
+images = [render_scene(sample_scene(rng, kind), rng).tobytes() for kind in KINDS for _ in range(5)]
+print(hashlib.sha256(b"".join(images)).hexdigest())
 """
 
 
@@ -85,7 +85,7 @@ def test_out_of_domain_drawing_conditions_do_not_occur_in_domain():
 
 
 @pytest.mark.parametrize("size", [24, 32, 48, 64])
-def test_render_gives_an_rgb_picture_of_the_wanted_size(size):
+def test_render_gives_an_rgb_image_of_the_wanted_size(size):
     """Other resolutions show the same scene."""
     image = render_scene(parse_caption("a red circle"), random.Random(0), Nuisance(noise=(0.0, 0.0)), size)
     assert image.mode == "RGB"
@@ -110,8 +110,8 @@ def test_objects_do_not_touch_and_stay_inside():
 def test_rendering_is_the_same_in_every_process():
     """Rows are drawn on the fly by several workers, which must agree."""
     rng = random.Random(3)
-    pictures = [render_scene(sample_scene(rng, kind), rng).tobytes() for kind in KINDS for _ in range(5)]
-    ours = hashlib.sha256(b"".join(pictures)).hexdigest()
+    images = [render_scene(sample_scene(rng, kind), rng).tobytes() for kind in KINDS for _ in range(5)]
+    ours = hashlib.sha256(b"".join(images)).hexdigest()
     for hash_seed in ("1", "2"):
         theirs = subprocess.run(
             [sys.executable, "-c", DIGEST_CODE],

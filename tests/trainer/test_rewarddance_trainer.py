@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
-from tiny_vlms import random_picture
+from tiny_vlms import random_image
 from transformers import TrainerCallback
 
 from rewarddance_hf import (
@@ -33,8 +33,8 @@ def make_dataset(count=8, **columns):
         [
             {
                 "prompt": f"a red circle {i}",
-                "chosen": random_picture(i),
-                "rejected": random_picture(100 + i),
+                "chosen": random_image(i),
+                "rejected": random_image(100 + i),
                 "rationale": rationale,
                 **columns,
             }
@@ -292,7 +292,7 @@ def test_adapter_trains_resumes_and_is_found_again(vlm_folder, dataset, tmp_path
     base = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"))
     loaded = PeftModel.from_pretrained(base, tmp_path / "whole").merge_and_unload().eval()
     processor = RewardDanceProcessor.from_pretrained(tmp_path / "whole")
-    batch = processor([random_picture(1)], ["a red circle"], references=[random_picture(2)])
+    batch = processor([random_image(1)], ["a red circle"], references=[random_image(2)])
     with torch.no_grad():
         expected = whole.model.eval()(**batch).scores
         torch.testing.assert_close(loaded(**batch).scores, expected, atol=1e-6, rtol=1e-5)
@@ -455,10 +455,10 @@ def test_unusable_inputs_are_refused_before_training(vlm_folder, dataset, tmp_pa
         make_trainer(folder, tmp_path / "file", dataset)
 
 
-def test_corrupt_picture_in_a_dataset_names_its_row(vlm_folder, tmp_path):
-    """The row of a dataset is named although its pictures are decoded late, in the collator."""
+def test_corrupt_image_in_a_dataset_names_its_row(vlm_folder, tmp_path):
+    """The row of a dataset is named although its images are decoded late, in the collator."""
     good = {"bytes": None, "path": str(tmp_path / "good.png")}
-    random_picture(0).save(good["path"])
+    random_image(0).save(good["path"])
     features = datasets.Features(prompt=datasets.Value("string"), chosen=datasets.Image(), rejected=datasets.Image())
     rows = [
         {"prompt": "p", "chosen": good, "rejected": {"bytes": b"broken", "path": None} if i == 1 else good}
@@ -466,7 +466,7 @@ def test_corrupt_picture_in_a_dataset_names_its_row(vlm_folder, tmp_path):
     ]
     dataset = datasets.Dataset.from_list(rows, features=features)
     trainer = make_trainer(vlm_folder("internvl"), tmp_path / "out", dataset)
-    with pytest.raises(ValueError, match=r"`rejected of train_dataset\[1\]` cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"`rejected of train_dataset\[1\]` cannot be read as an image"):
         trainer.train()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 _DESCRIPTION = """
 Order consistency is the share of pairs about which a judge says the same, right or wrong, when the two samples change
-places. A judge that looks at positions rather than pictures shows here and in `second_place_rate`, and can still have a
+places. A judge that looks at positions rather than images shows here and in `second_place_rate`, and can still have a
 high accuracy where the better sample always comes at the same place.
 """
 

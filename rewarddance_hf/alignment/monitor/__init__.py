@@ -1,0 +1,1 @@
+"""Reward dynamics: statistics of rewards in training, and warnings."""

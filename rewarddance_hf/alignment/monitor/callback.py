@@ -1,0 +1,342 @@
+"""The monitor of reward hacking inside of [`ReFLTrainer`]: held-out evaluations, early stop, roll-back, plot and log."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
+
+from ...import_utils import require_extra
+
+
+require_extra("train", "accelerate", "datasets")
+
+from accelerate.utils import gather_object  # noqa: E402
+
+from ..refl.rewards import RewardFunctions  # noqa: E402
+from ..refl.rows import PromptRows, collate_rows, seed_of  # noqa: E402
+from .dynamics import RewardDynamics, sample_diversity  # noqa: E402
+
+
+if TYPE_CHECKING:
+    from ..refl.trainer import ReFLTrainer
+
+
+logger = logging.get_logger(__name__)
+
+LOG_FILE = "reward_dynamics.jsonl"
+PLOT_FILE = "reward_dynamics.png"
+BEST_FILE = "reward_dynamics_best.pt"
+LOGGED = ("held_out", "held_out_change", "gap", "diversity", "reward_mean", "reward_std")
+
+
+class RewardDynamicsCallback(TrainerCallback, ExportableState):
+    r"""
+    Watch a [`ReFLTrainer`] for reward hacking.
+
+    Each update's rewards go into a [`RewardDynamics`]. Before the first update, every `eval_steps` updates and after the
+    last one, the held-out prompts are sampled, always from the same seeds, and scored by the held-out reward, and by the
+    tuned reward if it is not pairwise or all rows have references. What is seen is logged as a warning, and the run may stop
+    or end with the weights of the best evaluation.
+
+    `output_dir` gets `reward_dynamics.jsonl`, the history with one record in each line, and `reward_dynamics.png`, the
+    plot. Evaluations are also logged by the trainer as `dynamics/...`. Random states of the training are left alone, and a
+    run that is resumed goes on with the history of its checkpoint.
+
+    Args:
+        held_out (`Callable`, *optional*):
+            Reward that is not tuned: another judge, or an oracle. Called like the rewards of the trainer, with images as
+            float tensors; needs no gradient. If None, only diversity is measured on the held-out prompts.
+        held_out_dataset (`list[str]` or `datasets.Dataset`, *optional*):
+            Prompts that are not trained on, or rows with `prompt` and what the rewards take, such as `references`. Some
+            hundred prompts can show falls of a few points. If None, nothing is sampled, and only rewards are watched.
+        eval_steps (`int`, *optional*, defaults to `25`):
+            Number of updates between two evaluations.
+        num_samples (`int`, *optional*, defaults to `2`):
+            Number of samples of each held-out prompt. Diversity needs 2.
+        features (`Callable`, *optional*):
+            Features that diversity is measured in, as in [`sample_diversity`]. Defaults to pixels.
+        stop (`bool`, *optional*, defaults to `False`):
+            Whether the first warning stops the run.
+        restore_best (`bool`, *optional*, defaults to `False`):
+            Whether the run ends with the weights of the best evaluation of the held-out reward, which may be those of the
+            start. A copy of the trained weights is kept on the CPU for it. Checkpoints keep the weights of their step.
+        dynamics ([`RewardDynamics`], *optional*):
+            Monitor with thresholds of its own. Defaults to one whose window is a tenth of the run, at most the paper's 1000
+            steps and at least 10.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the held-out samples.
+        plot (`bool`, *optional*, defaults to `True`):
+            Whether to draw the plot, which needs matplotlib.
+
+    Raises:
+        `ValueError`: If an argument is out of range, or a held-out reward comes without prompts.
+
+    Example:
+
+    ```python
+    monitor = RewardDynamicsCallback(other_judge, held_out_prompts, eval_steps=25, stop=True, restore_best=True)
+    trainer = ReFLTrainer(pipeline, reward=scorer, args=args, train_dataset=references, callbacks=[monitor])
+    trainer.train()
+    print(monitor.dynamics.verdict)
+    ```
+    """
+
+    def __init__(
+        self,
+        held_out: Callable[..., torch.Tensor] | None = None,
+        held_out_dataset: Any = None,
+        eval_steps: int = 25,
+        num_samples: int = 2,
+        features: Callable[[list[Any]], torch.Tensor] | None = None,
+        stop: bool = False,
+        restore_best: bool = False,
+        dynamics: RewardDynamics | None = None,
+        seed: int = 0,
+        plot: bool = True,
+    ) -> None:
+        for name, value in (("eval_steps", eval_steps), ("num_samples", num_samples)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` is {value!r}, but must be a positive integer. Pass 1 or more.")
+        if held_out is not None and held_out_dataset is None:
+            raise ValueError("`held_out` was given without `held_out_dataset`, but needs prompts to be evaluated on.")
+        if held_out_dataset is not None and held_out is None and num_samples == 1:
+            raise ValueError(
+                "`held_out_dataset` was given, but there is nothing to measure on it. Pass `held_out`, or `num_samples=2` for "
+                "diversity."
+            )
+        if restore_best and held_out is None:
+            raise ValueError("`restore_best` is True without `held_out`, which tells what is best. Pass both.")
+        if plot:
+            require_extra("demo", "matplotlib")
+        self.trainer: ReFLTrainer | None = None  # set by the trainer
+        self.held_out = None if held_out is None else RewardFunctions({"held_out": held_out})
+        self.rows: PromptRows | None = None
+        if held_out_dataset is not None:
+            if isinstance(held_out_dataset, (list, tuple)) and all(isinstance(row, str) for row in held_out_dataset):
+                held_out_dataset = [{"prompt": prompt} for prompt in held_out_dataset]
+            needs_references = self.held_out is not None and self.held_out.is_pairwise
+            self.rows = PromptRows(held_out_dataset, "held_out_dataset", needs_references)
+            if len(self.rows) < 2:
+                raise ValueError(
+                    "`held_out_dataset` has 1 row, but noise can only be told from 2 or more. Add prompts."
+                )
+        self.eval_steps = eval_steps
+        self.num_samples = num_samples
+        self.features = features
+        self.stop = stop
+        self.restore_best = restore_best
+        self.seed = seed
+        self.plot = plot
+        self.has_own_window = dynamics is None
+        self.dynamics = dynamics or RewardDynamics()
+        self._empty = self.dynamics.state_dict()
+        self._best_weights: dict[str, Any] | None = None
+        self._evaluated_step: int | None = None
+        self._tuned_can_judge = False
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint remembers; see [`~transformers.trainer_callback.ExportableState`]."""
+        return {
+            "args": {},
+            "attributes": {"dynamics": self.dynamics.state_dict(), "evaluated_step": self._evaluated_step},
+        }
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._trainer.args.restore_callback_states_from_checkpoint:
+            raise ValueError(
+                "`restore_callback_states_from_checkpoint` is True, but would put a callback without held-out reward in the "
+                "place of this one, which restores itself. Set it to False."
+            )
+        if self.has_own_window:
+            self.dynamics = RewardDynamics(window=min(1000, max(10, state.max_steps // 10)))
+        self.dynamics.load_state_dict(self._empty)
+        self._evaluated_step, self._best_weights = None, None
+        self._tuned_can_judge = self.rows is not None and (
+            not self._trainer.rewards.is_pairwise
+            or all(self.rows[index].get("references") for index in range(len(self.rows)))
+        )
+        if state.global_step > 0:
+            self._resume(args, state)
+        if state.is_world_process_zero:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            self._write_log(args, "w", self.dynamics.history)
+        is_due = not self.dynamics.history or state.global_step % self.eval_steps == 0
+        if is_due and self._evaluated_step != state.global_step:
+            self._evaluate(args, state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self._trainer
+        new = self.dynamics.update(state.global_step, trainer.last_rewards, trainer.last_prompts)
+        self._tell(args, state, control, new)
+        if state.global_step % self.eval_steps == 0:
+            self._evaluate(args, state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._best_weights is not None and args.should_save and checkpoint.is_dir():
+            _save(self._best_weights, checkpoint / BEST_FILE)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._evaluated_step != state.global_step:
+            self._evaluate(args, state, control)
+        if self.restore_best and self.dynamics.best_step != state.global_step:
+            self._restore_best()
+        self._draw(args, state)
+
+    # ---- evaluation ----
+
+    @property
+    def _trainer(self) -> "ReFLTrainer":
+        if self.trainer is None:
+            raise ValueError(
+                "`RewardDynamicsCallback.trainer` is None, but it needs a trainer that samples. Pass it to `ReFLTrainer` in "
+                "`callbacks`."
+            )
+        return self.trainer
+
+    def _evaluate(self, args: Any, state: Any, control: Any) -> None:
+        """Sample the held-out prompts and judge them; each process has its share."""
+        if self.rows is None:
+            return
+        mine = range(args.process_index, len(self.rows), args.world_size)
+        with _random_states_kept():
+            results = self._evaluate_rows(self.rows, mine)
+        if args.world_size > 1:
+            results = gather_object(results)
+        results.sort(key=lambda result: result["row"])
+        held_out, tuned, diversity = (
+            torch.tensor([result[name] for result in results]) if name in results[0] else None
+            for name in ("held_out", "tuned", "diversity")
+        )
+        new = self.dynamics.update(state.global_step, held_out=held_out, tuned=tuned, diversity=diversity)
+        self._evaluated_step = state.global_step
+        self._tell(args, state, control, new)
+        if self.restore_best and self.dynamics.is_best:
+            self._keep_best(args, state)
+        record = self.dynamics.history[-1]
+        self._trainer.log({f"dynamics/{name}": record[name] for name in LOGGED if name in record})
+
+    def _evaluate_rows(self, all_rows: PromptRows, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Held-out reward and diversity of the samples of each row, `eval_batch_size` samples at a time."""
+        per_batch = max(1, self._trainer.args.eval_batch_size // self.num_samples)
+        results = []
+        for start in range(0, len(indices), per_batch):
+            part = indices[start : start + per_batch]
+            rows = [all_rows[index] for index in part]
+            columns = collate_rows([row for row in rows for _ in range(self.num_samples)])
+            seeds = [seed_of(self.seed, "held out", index, i) for index in part for i in range(self.num_samples)]
+            images = self._trainer.sample(columns["prompt"], seeds, output_type="pt").float()
+            values: dict[str, list[Any]] = {}
+            if self.held_out is not None:
+                judges = {"held_out": self.held_out}
+                if self._tuned_can_judge:
+                    judges["tuned"] = self._trainer.rewards
+                for name, judge in judges.items():
+                    with torch.no_grad():
+                        rewards = judge(images, columns)["reward"]
+                    values[name] = rewards.reshape(len(part), self.num_samples).tolist()
+            if self.num_samples > 1:
+                groups = list(images.split(self.num_samples))
+                values["diversity"] = sample_diversity(groups, self.features).tolist()
+            for i, index in enumerate(part):
+                results.append({"row": index, **{name: value[i] for name, value in values.items()}})
+        return results
+
+    def _tell(self, args: Any, state: Any, control: Any, new: list[Any]) -> None:
+        """Write down the last record, and act upon its warnings."""
+        if state.is_world_process_zero:
+            self._write_log(args, "a", self.dynamics.history[-1:])
+        for warning in new:
+            logger.warning(f"Reward hacking? Step {warning.step}: {warning.message}")
+        if new:
+            self._draw(args, state)
+            if self.stop:
+                control.should_training_stop = True
+
+    # ---- weights of the best evaluation ----
+
+    def _keep_best(self, args: Any, state: Any) -> None:
+        trainer = self._trainer
+        self._best_weights = {
+            "step": state.global_step,
+            "weights": [parameter.detach().to("cpu", copy=True) for parameter in trainer.trained_parameters],
+            "ema": None if trainer.ema is None else _copied(trainer.ema.state_dict()),
+        }
+        if args.should_save:
+            _save(self._best_weights, Path(args.output_dir) / BEST_FILE)
+
+    def _restore_best(self) -> None:
+        trainer, best = self._trainer, self._best_weights
+        if best is None:
+            logger.warning(
+                f"The weights of step {self.dynamics.best_step}, the best one, are not there any more. The run ends with those "
+                "of its last step."
+            )
+            return
+        with torch.no_grad():
+            for parameter, weights in zip(trainer.trained_parameters, best["weights"], strict=True):
+                parameter.copy_(weights)
+        if trainer.ema is not None:
+            trainer.ema.load_state_dict(best["ema"])
+            trainer.ema.to(trainer.args.device)
+        logger.warning(f"The run ends with the weights of step {best['step']}, where the held-out reward was best.")
+
+    def _resume(self, args: Any, state: Any) -> None:
+        known = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if known is None:
+            logger.warning(
+                "The checkpoint was made without this monitor, which therefore takes its step for the start of the run."
+            )
+            return
+        self.dynamics.load_state_dict(known["attributes"]["dynamics"])
+        self._evaluated_step = known["attributes"]["evaluated_step"]
+        if not self.restore_best:
+            return
+        for folder in (Path(args.output_dir) / f"checkpoint-{state.global_step}", Path(args.output_dir)):
+            if (folder / BEST_FILE).is_file():
+                best = torch.load(folder / BEST_FILE, map_location="cpu", weights_only=True)
+                if best["step"] == self.dynamics.best_step:
+                    self._best_weights = best
+                    return
+        logger.warning(f"The weights of step {self.dynamics.best_step}, the best one, are not in {args.output_dir}.")
+
+    # ---- files ----
+
+    def _write_log(self, args: Any, mode: str, records: Sequence[dict[str, Any]]) -> None:
+        with open(Path(args.output_dir) / LOG_FILE, mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def _draw(self, args: Any, state: Any) -> None:
+        if self.plot and state.is_world_process_zero and self.dynamics.history:
+            self.dynamics.plot().savefig(Path(args.output_dir) / PLOT_FILE, dpi=120)
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """State of an average of weights, on the CPU."""
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.detach().to("cpu", copy=True)
+        return [copy(entry) for entry in value] if isinstance(value, list) else value
+
+    return {name: copy(value) for name, value in state.items()}
+
+
+def _save(weights: dict[str, Any], file: Path) -> None:
+    part = file.with_suffix(".part")
+    torch.save(weights, part)
+    os.replace(part, file)

@@ -1,0 +1,1 @@
+"""Diffusers pipelines as they run: noise levels, clean predictions, staged runs, loading."""

@@ -1,0 +1,1 @@
+"""ReFL: a generator is tuned by the gradient of a reward."""

@@ -1,0 +1,85 @@
+"""Grids of samples that show how a generator changes while it is tuned."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, WandbCallback
+
+from ...import_utils import require_extra
+
+
+require_extra("diffusers", "diffusers")
+
+from diffusers.utils import make_image_grid  # noqa: E402
+
+
+FRAMES_SHOWN = 8  # of a clip, spread over its length
+
+
+class SampleGridCallback(TrainerCallback):
+    """
+    Draw the same prompts from the same noise every few updates, before the first one too.
+
+    Grids are written to `output_dir/samples/step-000100.png`, and to TensorBoard and Weights & Biases if these are among
+    the reporters of the run. A clip is a row of its frames.
+
+    Args:
+        prompts (`list[str]`):
+            Prompts of the grid.
+    """
+
+    def __init__(self, prompts: list[str]) -> None:
+        self.prompts = prompts
+        self.trainer: Any = None  # set by the trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._draw(args, state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % args.sample_steps == 0:
+            self._draw(args, state)
+
+    def _draw(self, args: Any, state: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        grid = sample_grid(self.trainer.sample(self.prompts))
+        folder = Path(args.output_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        grid.save(folder / f"step-{state.global_step:06d}.png")
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback):
+                if callback.tb_writer is None:
+                    callback._init_summary_writer(args)
+                callback.tb_writer.add_image("samples", np.asarray(grid), state.global_step, dataformats="HWC")
+            elif isinstance(callback, WandbCallback):
+                image = callback._wandb.Image(grid, caption="; ".join(self.prompts))
+                callback._wandb.log({"samples": image, "train/global_step": state.global_step})
+
+
+def sample_grid(samples: list[Any]) -> Image.Image:
+    """
+    Lay samples out in one image.
+
+    Args:
+        samples (`list[PIL.Image.Image]` or `list[list[PIL.Image.Image]]`):
+            Images, which are laid out in a near-square grid, or clips, whose frames make a row each.
+
+    Returns:
+        `PIL.Image.Image`
+    """
+    if isinstance(samples[0], list):
+        rows = [[clip[i] for i in _spread_indices(len(clip))] for clip in samples]
+        return make_image_grid([frame for row in rows for frame in row], rows=len(rows), cols=len(rows[0]))
+    columns = int(np.ceil(np.sqrt(len(samples))))
+    count = int(np.ceil(len(samples) / columns))
+    blank = Image.new("RGB", samples[0].size, "white")
+    padded = [*samples, *[blank] * (count * columns - len(samples))]
+    return make_image_grid(padded, rows=count, cols=columns)
+
+
+def _spread_indices(count: int) -> list[int]:
+    return np.linspace(0, count - 1, min(count, FRAMES_SHOWN)).round().astype(int).tolist()

@@ -1,0 +1,685 @@
+"""Trainer of generators: reward fine-tuning of any diffusers pipeline on `transformers.Trainer`."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, set_seed
+from transformers.utils import logging
+
+from ...import_utils import require_extra
+
+
+require_extra("train", "accelerate", "datasets")
+require_extra("diffusers", "diffusers", "peft")
+
+from accelerate.utils import AutocastKwargs, broadcast, gather_object  # noqa: E402
+from diffusers.training_utils import EMAModel  # noqa: E402
+
+from ..gradient import RewardGradientCallback  # noqa: E402
+from .arguments import ReFLTrainingArguments  # noqa: E402
+from .card import generator_card  # noqa: E402
+from .regularizer import BaseDistance  # noqa: E402
+from .rewards import RewardFunctions  # noqa: E402
+from .rows import DrawSampler, PromptRows, collate_rows, seed_of  # noqa: E402
+from .samples import SampleGridCallback  # noqa: E402
+from .weights import (  # noqa: E402
+    LORA_FILE,
+    denoiser_name,
+    is_complete,
+    last_checkpoint,
+    load_denoiser,
+    make_trainable,
+    save_denoiser,
+)
+
+
+logger = logging.get_logger(__name__)
+
+EMA_FILE = "ema.pt"
+EPS = 1e-6  # probabilities are kept this far from 0 and 1 before logarithms
+CHECKPOINTING_ARGUMENTS = ("activation_checkpointing", "gradient_checkpointing")  # new name, old name
+
+
+class ReFLTrainer(Trainer):
+    r"""
+    Tune the denoiser of a diffusers pipeline by the gradient of a reward (Section 3.3.1 of the
+    [RewardDance paper](https://huggingface.co/papers/2509.08826)).
+
+    Each batch of prompts is sampled by the pipeline itself, under [`RewardGradientCallback`]. The loss is minus the mean
+    reward, which is the mean over its references for a prompt that has several. The reward model stays as it is and may be
+    on another device than the pipeline.
+
+    The noise of a sample follows from `seed` and the number of its draw, the drawn step from `seed` and the number of the
+    update. Any number of processes and accumulation steps therefore makes the same updates, and a resumed run the same as
+    one that was not interrupted. Gradients are averaged over processes by the trainer: FSDP and DeepSpeed are not
+    supported.
+
+    After an error in an update, the state before that update is saved as a checkpoint before the error is raised.
+
+    A `TrainerCallback` that has an attribute `trainer` set to None gets the trainer there, and is told of every update in
+    `on_log`, also of those that `logging_steps` leaves out. `on_log` gets `reward` (mean), `reward_std`,
+    `reward_saturated` (share from `saturation_level` on), `rewards/{name}` (mean of each reward), `step_index` (first step
+    with gradient) and, with `beta`, `base_distance`, all of the latest update. `kwargs["model"]` is the denoiser.
+
+    Args:
+        pipeline ([`~diffusers.DiffusionPipeline`]):
+            Pipeline to tune, changed in place: its `transformer` or `unet` is trained, everything else is frozen. Moved to
+            the device of the run.
+        reward (`Callable`, `list[Callable]` or `dict[str, Callable]`):
+            Functions `reward(images, prompts, **context) -> Tensor (n,)`, e.g. a [`RewardDanceScorer`]. `images` are
+            floats in `[0, 1]` of shape `(n, 3, height, width)` or `(n, frames, 3, height, width)`; `context` are those
+            further columns of the rows that the function takes, see [`RewardFunctions`].
+        args ([`ReFLTrainingArguments`], *optional*):
+            Arguments of the run. Defaults to those with `output_dir="refl_output"`.
+        train_dataset (`datasets.Dataset`, `list[dict]` or `torch.utils.data.Dataset`, *optional*):
+            Rows with `prompt` and what the rewards need, such as `references`; see [`PromptRows`].
+        eval_dataset (the same, or a `dict` of them by name, *optional*):
+            Held-out rows. Each is sampled from one fixed noise, without gradient.
+        callbacks (`list`, *optional*):
+            Callbacks beside the default ones.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler.
+        peft_config (`peft.LoraConfig`, *optional*):
+            Adapter to train in place of the whole denoiser.
+
+    Attributes:
+        last_rewards (`torch.Tensor` of shape `(samples,)`):
+            Rewards of the latest update over all processes, as float32 on the CPU, before clip and transform.
+        last_prompts (`list[str]`):
+            Their prompts.
+
+    Raises:
+        `ValueError`: If pipeline, rewards, rows and arguments do not fit together.
+        `TypeError`: If one of them is of the wrong type.
+        `NotImplementedError`: If the run is sharded or the pipeline has two denoisers.
+
+    Example:
+
+    ```python
+    from diffusers import DiffusionPipeline
+    from peft import LoraConfig
+    from rewarddance_hf import ReFLTrainer, ReFLTrainingArguments, RewardDanceScorer
+
+    trainer = ReFLTrainer(
+        pipeline=DiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-3.5-medium", torch_dtype="bfloat16"),
+        reward=RewardDanceScorer.from_pretrained("org/my-judge", device_map="cuda:0"),
+        args=ReFLTrainingArguments("my-generator", num_inference_steps=20, max_steps=200),
+        train_dataset=references,  # rows with `prompt` and `references`
+        peft_config=LoraConfig(r=16, lora_alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"]),
+    )
+    trainer.train()
+    trainer.save_model()
+    ```
+    """
+
+    _tag_names = ["rewarddance", "refl", "reward-fine-tuning"]
+
+    def __init__(
+        self,
+        pipeline: Any,
+        reward: Any,
+        args: ReFLTrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args or ReFLTrainingArguments(output_dir="refl_output")
+        if args.fsdp or args.deepspeed:
+            raise NotImplementedError(
+                "FSDP or DeepSpeed was asked for, but the pipeline calls its denoiser outside of such wrappers. Train a LoRA "
+                "adapter on one GPU or with plain data parallelism, e.g. `accelerate launch --multi_gpu`."
+            )
+        self.rewards = RewardFunctions(reward, args.reward_weights)
+        train_dataset = self._rows(train_dataset, "train_dataset")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: self._rows(dataset, f"eval_dataset[{name!r}]") for name, dataset in eval_dataset.items()
+            }
+        else:
+            eval_dataset = self._rows(eval_dataset, "eval_dataset")
+
+        self.pipeline = pipeline
+        self.denoiser_name = denoiser_name(pipeline)
+        self.peft_config = peft_config
+        denoiser = getattr(pipeline, self.denoiser_name)
+        if not (args.bf16 or args.fp16) and peft_config is None and denoiser.dtype != torch.float32:
+            raise ValueError(
+                f"`pipeline.{self.denoiser_name}` has the type {denoiser.dtype}, but all of it is trained, in float32. Set "
+                "`bf16=True` so that the pipeline still runs in mixed precision, or pass a `peft_config`."
+            )
+        # A full copy, made before anything is trained
+        base = _frozen_copy(denoiser) if args.beta and peft_config is None else None
+        set_seed(args.seed)  # of the adapter
+        make_trainable(pipeline, self.denoiser_name, peft_config)
+        self._set_checkpointing(denoiser, args)
+        _complete_config(denoiser)
+        args._n_gpu = min(args.n_gpu, 1)  # `nn.DataParallel` would not be called by the pipeline
+        args.accelerator_config.dispatch_batches = False
+
+        super().__init__(
+            model=denoiser,
+            args=args,
+            data_collator=collate_rows,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **kwargs,
+        )
+        if pipeline.device != args.device:
+            pipeline.to(args.device)
+        pipeline.set_progress_bar_config(disable=True)
+        self.label_names = []
+        # `compute_loss` gives means over rows, which have to be divided by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = False
+
+        self.trained_parameters = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+        if args.world_size > 1:
+            for parameter in self.trained_parameters:
+                parameter.data.copy_(broadcast(parameter.data.clone()))
+        self.ema = EMAModel(self.trained_parameters, decay=args.ema_decay) if args.use_ema else None
+        self.base_distance = None
+        if args.beta:
+            self.base_distance = BaseDistance(denoiser, base.to(args.device) if base is not None else None)
+        self.gradient_callback = RewardGradientCallback(
+            method=args.method,
+            step_index_range=_pair(args.step_index_range),
+            step_ratio_range=_pair(args.step_ratio_range),
+            num_gradient_steps=args.num_gradient_steps,
+            vae_checkpointing=args.vae_checkpointing,
+            vae_slicing=args.vae_slicing,
+            vae_scale=args.vae_scale,
+        )
+
+        self.last_rewards = torch.zeros(0)
+        self.last_prompts: list[str] = []
+        self.output_fields: tuple[str, ...] = ()
+        self._update_logs: dict[str, float] = {}
+        self._records: list[dict[str, Any]] = []
+        self._sampler: DrawSampler | None = None
+        self._saves_checkpoint = False
+        self._failed_together = False
+        self._told_step = 0
+        self.add_callback(_UpdateCallback(self))
+        if args.sample_steps:
+            prompts = args.sample_prompts
+            if prompts is None and train_dataset is not None:
+                prompts = [train_dataset[index]["prompt"] for index in range(min(8, len(train_dataset)))]
+            if not prompts:
+                raise ValueError(
+                    f"`sample_steps` is {args.sample_steps}, but there is no prompt to sample. Pass `sample_prompts`."
+                )
+            self.add_callback(SampleGridCallback(prompts))
+        self._introduce_callbacks()
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """
+        Train. See [`~transformers.Trainer.train`].
+
+        The first rows are sampled, scored and differentiated once before anything is changed, so that a reward that does
+        not fit is known at once. `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
+        """
+        if self.train_dataset is None:
+            raise ValueError(
+                "`train_dataset` is None, but `train` needs rows with a `prompt`. Pass some to the trainer."
+            )
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(last_checkpoint(Path(self.args.output_dir)))
+        self._check_first_rows()
+        self._failed_together = False
+        self._told_step = 0
+        try:
+            # The denoiser has its own switch, which is set already.
+            with _changed(self.args, dict.fromkeys(CHECKPOINTING_ARGUMENTS, False)):
+                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except (Exception, KeyboardInterrupt):
+            self._save_after_error()
+            raise
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: list[str], seeds: list[int] | None = None, output_type: str = "pil", **pipeline_kwargs: Any
+    ) -> Any:
+        """
+        Generate from the current weights, or from their average with `use_ema`.
+
+        Args:
+            prompts (`list[str]`):
+                Prompts.
+            seeds (`list[int]`, *optional*):
+                Seed of the noise of each. Defaults to fixed ones, so that samples can be compared over time.
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"`, or `"pt"` for a tensor.
+            pipeline_kwargs:
+                Arguments of the pipeline in place of those of `args`.
+
+        Returns:
+            `list[PIL.Image.Image]`, a `list` of those for each clip, or a `torch.Tensor`.
+        """
+        if seeds is None:
+            seeds = [seed_of(self.args.seed, "sample", index) for index in range(len(prompts))]
+        if len(seeds) != len(prompts):
+            raise ValueError(
+                f"`seeds` has {len(seeds)} entries, but there are {len(prompts)} prompts. Give one for each."
+            )
+        was_training, size = self.model.training, self.args.eval_batch_size
+        batches = []
+        with self._averaged_weights():
+            self.model.eval()
+            try:
+                for start in range(0, len(prompts), size):
+                    part = slice(start, start + size)
+                    batches.append(self._generate(prompts[part], seeds[part], output_type, **pipeline_kwargs))
+            finally:
+                self.model.train(was_training)
+        return torch.cat(batches) if output_type == "pt" else [sample for batch in batches for sample in batch]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, list[Any]],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        error: BaseException | None = None
+        try:
+            loss, record = self._loss(inputs)
+        except Exception as caught:
+            error = caught
+        self._raise_together(error)
+        self._records.append(record)
+        return (loss, record) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._average_gradients()
+            self._finish_update()
+        return loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """
+        Measure the rewards of held-out prompts, each sampled from one fixed noise.
+
+        Returns:
+            `dict[str, float]`: `eval_reward`, `eval_reward_std`, `eval_reward_saturated` and `eval_rewards/{name}`.
+        """
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, dict):
+            parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in rows.items()]
+            return {key: value for part in parts for key, value in part.items()}
+        rows = self._rows(rows, "eval_dataset")
+        if rows is None:
+            raise ValueError("`eval_dataset` is None, but `evaluate` needs rows with a `prompt`. Pass some.")
+        records = []
+        indices = list(range(self.args.process_index, len(rows), self.args.world_size))
+        for start in range(0, len(indices), self.args.eval_batch_size):
+            part = indices[start : start + self.args.eval_batch_size]
+            columns = collate_rows([rows[index] for index in part])
+            images = self.sample(
+                columns["prompt"], [seed_of(self.args.seed, "eval", index) for index in part], output_type="pt"
+            )
+            with torch.no_grad():
+                records.append(_record(columns["prompt"], self.rewards(images.float(), columns)))
+        metrics = self._summary(self._gathered(records))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._update_logs)
+        super().log(logs, start_time)
+
+    def add_callback(self, callback: Any) -> None:
+        super().add_callback(callback)
+        self._introduce_callbacks()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        # Wrappers of the denoiser, for data parallelism and autocast, would not be called by the pipeline.
+        self.accelerator.prepare_model = lambda model, *args, **kwargs: model
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write a model card, filled from this run, into `args.output_dir`."""
+        if self.is_world_process_zero():
+            name = kwargs.get("model_name") or self.hub_model_id or Path(self.args.output_dir).name
+            card = generator_card(self, model_name=name, tags=self._tag_names)
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+
+    # What one batch costs and gives
+
+    def _loss(self, columns: dict[str, list[Any]]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Loss of a batch, and what is logged of it."""
+        prompts = columns["prompt"]
+        seeds = [seed_of(self.args.seed, "latents", draw) for draw in columns["draw"]]
+        self.gradient_callback.generator.manual_seed(seed_of(self.args.seed, "step", self.state.global_step))
+        distance = self.base_distance.measured() if self.base_distance is not None else nullcontext()
+        with self.gradient_callback.attach(self.pipeline), distance:
+            images = self._generate(prompts, seeds, "pt")
+        values = self.rewards(images.float(), columns)
+        loss = -self._objective(values["reward"]).mean()
+        record = _record(prompts, values)
+        if self.base_distance is not None:
+            base_distance = self.base_distance.mean()
+            loss = loss + self.args.beta * base_distance
+            record["base_distance"] = base_distance.item()
+        return loss, record
+
+    def _generate(self, prompts: list[str], seeds: list[int], output_type: str, **pipeline_kwargs: Any) -> Any:
+        """Samples of the pipeline, each from its own noise."""
+        settings = dict(self.args.pipeline_kwargs or {})
+        for name in ("num_inference_steps", "guidance_scale"):
+            if getattr(self.args, name) is not None:
+                settings[name] = getattr(self.args, name)
+        # Casts of trained weights, cached in steps without gradient, would be used again in those that need it.
+        autocast = self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
+        with autocast:
+            output = self.pipeline(
+                prompt=prompts,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type=output_type,
+                **{**settings, **pipeline_kwargs},
+            )
+        self.output_fields = tuple(output)
+        return output[0]
+
+    def _objective(self, rewards: torch.Tensor) -> torch.Tensor:
+        """What is maximised."""
+        if self.args.reward_clip is not None:
+            rewards = rewards.clamp(max=self.args.reward_clip)
+        if self.args.reward_transform == "none":
+            return rewards
+        if rewards.min() < 0.0 or rewards.max() > 1.0:
+            raise ValueError(
+                f"`reward_transform` is {self.args.reward_transform!r}, but rewards reach from {rewards.min().item():.3g} to "
+                f"{rewards.max().item():.3g}: it requires probabilities. Set it to 'none', or scale `reward_weights`."
+            )
+        if self.args.reward_transform == "log":
+            return rewards.clamp(min=EPS).log()
+        return torch.logit(rewards, eps=EPS)
+
+    def _average_gradients(self) -> None:
+        """Average the gradient over processes, and make sure that it is finite."""
+        gradients = [parameter.grad for parameter in self.trained_parameters if parameter.grad is not None]
+        if self.args.world_size > 1:
+            for gradient in gradients:
+                gradient.copy_(self.accelerator.reduce(gradient, reduction="mean"))
+        if self.accelerator.scaler is None:  # which skips such updates by itself
+            if not torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+                self._failed_together = True
+                raise ValueError(
+                    f"The gradient of update {self.state.global_step + 1} is NaN or infinite, while the rewards are finite. "
+                    "Resume with a smaller `learning_rate`, with `reward_transform='none'`, or in float32 if this was fp16."
+                )
+
+    def _finish_update(self) -> None:
+        """Gather what is known of the samples of an update."""
+        records = self._gathered(self._records)
+        self._records = []
+        self.last_prompts = [prompt for record in records for prompt in record["prompts"]]
+        self.last_rewards = torch.tensor([value for record in records for value in record["rewards"]["reward"]])
+        self._update_logs = {**self._summary(records), "step_index": float(self.gradient_callback.last_step or 0)}
+
+    def _gathered(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return gather_object(records) if self.args.world_size > 1 else records
+
+    def _summary(self, records: list[dict[str, Any]]) -> dict[str, float]:
+        """Mean, spread and saturation of rewards."""
+        columns = {
+            name: torch.tensor([value for record in records for value in record["rewards"][name]])
+            for name in records[0]["rewards"]
+        }
+        reward = columns.pop("reward")
+        summary = {
+            "reward": reward.mean().item(),
+            "reward_std": reward.std(correction=0).item(),
+            "reward_saturated": (reward >= self.args.saturation_level).float().mean().item(),
+        }
+        summary.update({f"rewards/{name}": values.mean().item() for name, values in columns.items()})
+        if "base_distance" in records[0]:
+            summary["base_distance"] = sum(record["base_distance"] for record in records) / len(records)
+        return summary
+
+    # Errors
+
+    def _check_first_rows(self) -> None:
+        """Sample, score and differentiate the first rows, without any effect on the run."""
+        count = min(self.args.train_batch_size, 2)
+        rows = [self.train_dataset[(index % len(self.train_dataset), index)] for index in range(count)]
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            was_training = self.model.training
+            self.model.train()
+            loss = self.compute_loss(self.model, self._prepare_inputs(collate_rows(rows)))
+            self.model.train(was_training)
+            self._records = []
+            error = None
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss, self.trained_parameters, allow_unused=True)
+                reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+            if not loss.requires_grad or not reached:
+                error = ValueError(
+                    f"No gradient of the reward reaches `pipeline.{self.denoiser_name}` on the first rows. The reward may be "
+                    "constant there, all pixels may be clamped to 0 or 1, or `reward_clip` may be too low."
+                )
+        self._raise_together(error)
+
+    def _raise_together(self, error: BaseException | None) -> None:
+        """Raise the error of one process in all of them, so that none waits for the others."""
+        if self.args.world_size > 1:
+            errors = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
+            failed = [(rank, message) for rank, message in enumerate(errors) if message is not None]
+            if failed and error is None:
+                error = RuntimeError(f"Process {failed[0][0]} failed: {failed[0][1]}")
+        if error is not None:
+            self._failed_together = True
+            raise error
+
+    def _save_after_error(self) -> None:
+        """Save the state before the update that failed, unless it is saved already."""
+        step = self.state.global_step
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if step == 0 or is_complete(checkpoint):
+            return
+        if self.args.world_size > 1 and not self._failed_together:
+            logger.warning("One process failed alone, so that no checkpoint could be saved: resume from the last one.")
+            return
+        self.model.zero_grad()
+        try:
+            self._save_checkpoint(self.model, trial=None)
+        except Exception:
+            logger.exception(f"The state after update {step} could not be saved.")
+        else:
+            logger.warning(f"Training stopped by an error. The state after update {step} was saved to {checkpoint}.")
+
+    # Weights
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Put the average of the weights into the denoiser for a while, if there is one."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.trained_parameters)
+        self.ema.copy_to(self.trained_parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.trained_parameters)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._saves_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saves_checkpoint = False
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        # A checkpoint goes on from the trained weights.
+        with nullcontext() if self._saves_checkpoint else self._averaged_weights():
+            save_denoiser(self.pipeline, self.denoiser_name, folder)
+        if self._saves_checkpoint and self.ema is not None:
+            torch.save(self.ema.state_dict(), folder / EMA_FILE)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_denoiser(self.pipeline, self.denoiser_name, folder)
+        if self.ema is not None:
+            if not (folder / EMA_FILE).is_file():
+                raise ValueError(
+                    f"`use_ema` is True, but {folder} has no file {EMA_FILE}. Resume from a checkpoint that was made with it, "
+                    "or set `use_ema=False`."
+                )
+            self.ema.load_state_dict(torch.load(folder / EMA_FILE, map_location=self.args.device, weights_only=True))
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():  # the base class knows the files of transformers and PEFT only
+            source, target = Path(checkpoint_folder), Path(self.args.output_dir)
+            if (source / LORA_FILE).is_file():
+                shutil.copy(source / LORA_FILE, target / LORA_FILE)
+            else:
+                shutil.copytree(source / self.denoiser_name, target / self.denoiser_name, dirs_exist_ok=True)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    # Data and callbacks
+
+    def _rows(self, dataset: Any, name: str) -> PromptRows | None:
+        if dataset is None or isinstance(dataset, PromptRows):
+            return dataset
+        return PromptRows(dataset, name, needs_references=self.rewards.is_pairwise)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> DrawSampler:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self._sampler = DrawSampler(len(rows), batch_size, self.args.seed)
+        return self._sampler
+
+    def _introduce_callbacks(self) -> None:
+        """Give the trainer to the callbacks that want to know it."""
+        for callback in self.callback_handler.callbacks:
+            if getattr(callback, "trainer", self) is None:
+                callback.trainer = self
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()  # replaces callbacks
+        self._introduce_callbacks()
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        step = self.state.global_step
+        if step > self._told_step and not self.control.should_log:
+            for callback in self.callback_handler.callbacks:
+                if getattr(callback, "trainer", None) is self:
+                    logs = dict(self._update_logs)
+                    callback.on_log(self.args, self.state, self.control, logs=logs, model=self.model)
+        self._told_step = step
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _set_checkpointing(self, denoiser: Any, args: ReFLTrainingArguments) -> None:
+        if not any(getattr(args, name, None) for name in CHECKPOINTING_ARGUMENTS):
+            return
+        if getattr(denoiser, "_supports_gradient_checkpointing", False):
+            denoiser.enable_gradient_checkpointing()
+        else:
+            logger.warning(
+                f"`{type(denoiser).__name__}` does not support gradient checkpointing and is trained without. Pass "
+                "`gradient_checkpointing=False` to silence this warning."
+            )
+
+
+class _UpdateCallback(TrainerCallback):
+    """
+    Tell the sampler which epoch begins, and move the average of the weights.
+
+    The data loader's own `set_epoch` does not reach a sampler when there are several processes.
+
+    Args:
+        trainer ([`ReFLTrainer`]):
+            Trainer that this callback is part of.
+    """
+
+    def __init__(self, trainer: ReFLTrainer) -> None:
+        self.refl_trainer = trainer
+        self.next_epoch = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.next_epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.refl_trainer._sampler is not None:
+            self.refl_trainer._sampler.epoch = self.next_epoch
+        self.next_epoch += 1
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.refl_trainer.ema is not None and not self.refl_trainer.accelerator.optimizer_step_was_skipped:
+            self.refl_trainer.ema.step(self.refl_trainer.trained_parameters)
+
+
+def _record(prompts: list[str], values: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Prompts and rewards of a batch as plain values."""
+    return {"prompts": list(prompts), "rewards": {name: value.detach().tolist() for name, value in values.items()}}
+
+
+def _frozen_copy(denoiser: Any) -> Any:
+    """A second copy of the weights, by way of the configuration: hooks and adapters stay behind."""
+    copy = type(denoiser).from_config(denoiser.config)
+    copy.load_state_dict(denoiser.state_dict())
+    return copy.to(device=denoiser.device, dtype=denoiser.dtype).eval().requires_grad_(False)
+
+
+def _complete_config(denoiser: Any) -> None:
+    """Give a denoiser's configuration the methods that reporters such as TensorBoard call on those of transformers."""
+    config = denoiser.config
+    object.__setattr__(config, "to_json_string", denoiser.to_json_string)
+    object.__setattr__(config, "to_dict", lambda: dict(config))
+
+
+def _pair(values: Any) -> tuple[Any, Any] | None:
+    """Range from the command line or a YAML file."""
+    if values is None:
+        return None
+    if len(values) != 2:
+        raise ValueError(
+            f"A range of steps is {list(values)}, but must have two entries: first step, step after the last."
+        )
+    return values[0], values[1]
+
+
+@contextmanager
+def _changed(owner: Any, values: dict[str, Any]) -> Iterator[None]:
+    """Set attributes that exist for a while."""
+    before = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
+    with ExitStack() as stack:
+        for name, value in before.items():
+            stack.callback(setattr, owner, name, value)
+            setattr(owner, name, values[name])
+        yield

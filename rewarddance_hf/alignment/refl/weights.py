@@ -1,0 +1,227 @@
+"""Weights of a tuned denoiser on disk, in the layouts that diffusers loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...import_utils import require_extra
+
+
+require_extra("diffusers", "diffusers", "peft")
+
+from diffusers.training_utils import cast_training_params  # noqa: E402
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers.trainer_callback import TrainerState  # noqa: E402
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR  # noqa: E402
+
+
+ADAPTER_NAME = "default"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def denoiser_name(pipeline: Any) -> str:
+    """
+    Name of the component that a pipeline denoises with.
+
+    Args:
+        pipeline ([`~diffusers.DiffusionPipeline`]):
+            Pipeline.
+
+    Returns:
+        `str`: `"transformer"` or `"unet"`.
+
+    Raises:
+        `ValueError`: If it has neither.
+        `NotImplementedError`: If it has two denoisers.
+    """
+    if getattr(pipeline, "transformer_2", None) is not None:
+        raise NotImplementedError(
+            f"`{type(pipeline).__name__}` has two denoisers, `transformer` and `transformer_2`, but only pipelines with one "
+            "can be tuned. Use a model with one, e.g. Wan 2.1."
+        )
+    for name in ("transformer", "unet"):
+        if getattr(pipeline, name, None) is not None:
+            return name
+    raise ValueError(
+        f"`{type(pipeline).__name__}` has neither `transformer` nor `unet` ({sorted(pipeline.components)}), but one of them "
+        "is what is tuned. Pass a text-to-image or text-to-video pipeline."
+    )
+
+
+def make_trainable(pipeline: Any, name: str, peft_config: Any = None) -> None:
+    """
+    Freeze a pipeline except for what is trained: a new adapter of its denoiser, or all of the denoiser.
+
+    Trained weights are kept in float32, whatever the type of the others.
+
+    Args:
+        pipeline ([`~diffusers.DiffusionPipeline`]):
+            Pipeline, changed in place.
+        name (`str`):
+            Name of its denoiser.
+        peft_config (`peft.LoraConfig`, *optional*):
+            Adapter. If None, the whole denoiser is trained.
+
+    Raises:
+        `TypeError`: If `peft_config` is no LoRA.
+        `ValueError`: If the denoiser has an adapter already or cannot take this one.
+    """
+    denoiser = getattr(pipeline, name)
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False).eval()
+    if getattr(denoiser, "peft_config", None):
+        raise ValueError(
+            f"`pipeline.{name}` has the adapters {sorted(denoiser.peft_config)} already, but would be tuned with a new one "
+            "alone or in full. Merge them first: `pipeline.fuse_lora(); pipeline.unload_lora_weights()`."
+        )
+    if peft_config is None:
+        denoiser.requires_grad_(True)
+    else:
+        _add_adapter(pipeline, name, denoiser, peft_config)
+    cast_training_params(denoiser)
+
+
+def _add_adapter(pipeline: Any, name: str, denoiser: Any, peft_config: Any) -> None:
+    if not isinstance(peft_config, LoraConfig) or peft_config.modules_to_save:
+        raise TypeError(
+            f"`peft_config` is a `{type(peft_config).__name__}`"
+            f"{' with `modules_to_save`' if isinstance(peft_config, LoraConfig) else ''}, but must be a plain `LoraConfig`: "
+            "`pipeline.load_lora_weights` loads nothing else. Pass one, or None to train the whole denoiser."
+        )
+    missing = [
+        method
+        for owner, method in ((denoiser, "add_adapter"), (type(pipeline), "save_lora_weights"))
+        if not hasattr(owner, method)
+    ]
+    if missing:
+        raise ValueError(
+            f"`peft_config` was given, but `{type(pipeline).__name__}` with `{type(denoiser).__name__}` does not support LoRA "
+            f"(no `{missing[0]}`). Leave `peft_config` out to train the whole denoiser, or take another pipeline."
+        )
+    try:
+        denoiser.add_adapter(peft_config, adapter_name=ADAPTER_NAME)
+    except ValueError as error:  # no module of that name, or not of a kind that LoRA knows
+        linear = {
+            module.rpartition(".")[2] for module, kind in denoiser.named_modules() if "Linear" in type(kind).__name__
+        }
+        raise ValueError(
+            f"The adapter does not fit `{type(denoiser).__name__}`: {error} Name some of its linear layers in "
+            f"`target_modules`, e.g. out of {sorted(linear)[:20]}."
+        ) from error
+
+
+def save_denoiser(pipeline: Any, name: str, folder: Path) -> None:
+    """
+    Save what was trained: `pipeline.load_lora_weights(folder)` loads an adapter, with its `lora_alpha`;
+    `from_pretrained(folder, subfolder=name)` of the denoiser's class loads a whole denoiser.
+
+    Args:
+        pipeline ([`~diffusers.DiffusionPipeline`]):
+            Pipeline that was tuned.
+        name (`str`):
+            Name of its denoiser.
+        folder (`Path`):
+            Folder to write to.
+    """
+    denoiser = getattr(pipeline, name)
+    if not getattr(denoiser, "peft_config", None):
+        denoiser.save_pretrained(folder / name)
+        return
+    pipeline.save_lora_weights(
+        folder,
+        **{
+            f"{name}_lora_layers": get_peft_model_state_dict(denoiser, adapter_name=ADAPTER_NAME),
+            f"{name}_lora_adapter_metadata": denoiser.peft_config[ADAPTER_NAME].to_dict(),
+        },
+    )
+
+
+def load_denoiser(pipeline: Any, name: str, folder: Path) -> None:
+    """
+    Load weights that [`save_denoiser`] wrote into a pipeline that is set up for training.
+
+    Args:
+        pipeline ([`~diffusers.DiffusionPipeline`]):
+            Pipeline, changed in place.
+        name (`str`):
+            Name of its denoiser.
+        folder (`Path`):
+            Folder to read from.
+
+    Raises:
+        `ValueError`: If the folder holds no such weights, or those of another adapter.
+    """
+    denoiser = getattr(pipeline, name)
+    if not getattr(denoiser, "peft_config", None):
+        if not (folder / name).is_dir():
+            raise ValueError(
+                f"{folder} has no folder `{name}`, but the whole denoiser is trained. Resume from a checkpoint of full "
+                "tuning, or pass the `peft_config` that this one was made with."
+            )
+        loaded = type(denoiser).from_pretrained(folder, subfolder=name)
+        denoiser.load_state_dict(loaded.state_dict())
+        return
+    if not (folder / LORA_FILE).is_file():
+        raise ValueError(
+            f"{folder} has no file {LORA_FILE}, but an adapter is trained. Resume from a checkpoint of the same adapter, or "
+            "leave `peft_config` out."
+        )
+    weights = {key.removeprefix(f"{name}."): value for key, value in load_file(folder / LORA_FILE).items()}
+    current = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER_NAME)
+    shapes, wanted = ({key: value.shape for key, value in tensors.items()} for tensors in (weights, current))
+    if shapes != wanted:
+        differing = sorted(key for key in {*shapes, *wanted} if shapes.get(key) != wanted.get(key))
+        raise ValueError(
+            f"The adapter in {folder} differs from the one that is trained in {len(differing)} weights (first: "
+            f"{differing[:3]}). Resume with the `peft_config` that it was made with."
+        )
+    set_peft_model_state_dict(denoiser, weights, adapter_name=ADAPTER_NAME)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """
+    Whether a checkpoint was written to its end: the state of the trainer comes last.
+
+    Args:
+        checkpoint (`Path`):
+            Folder.
+
+    Returns:
+        `bool`
+    """
+    try:
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    except (OSError, json.JSONDecodeError, TypeError):
+        return False
+    return True
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """
+    Newest checkpoint that was written to its end. A killed run may leave a newer one that was not.
+
+    Args:
+        folder (`Path`):
+            Output folder of a run.
+
+    Returns:
+        `Path`
+
+    Raises:
+        `ValueError`: If there is none.
+    """
+    found = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.rpartition("-")[2].isdigit() and is_complete(path)
+    ]
+    if not found:
+        raise ValueError(
+            f"{folder} has no complete checkpoint to resume from. Start without `resume_from_checkpoint`, or pass the path "
+            "of one."
+        )
+    return max(found)[1]

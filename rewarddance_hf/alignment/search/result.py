@@ -1,0 +1,163 @@
+"""What a search returns: images, rewards, the tree of its paths with their seeds, and what it cost."""
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+
+@dataclass(eq=False)
+class PathNode:
+    """
+    One stage of one path: some steps of the denoising loop.
+
+    Args:
+        index (`int`):
+            Position in [`SearchResult.nodes`].
+        parent (`int`, *optional*):
+            Node that it goes on from: from its end, or from its initial noise if `noise` is `"mixed"`. None at a root.
+        noise (`str`):
+            Where its noise comes from: `"fresh"` for pure noise that the pipeline draws; `"renoised"` for noise added to the
+            parent's latents; `"mixed"` for pure noise near the parent's; `"none"` if it goes on as it is.
+        seed (`int`, *optional*):
+            Seed of that noise, and of all random numbers until the next seed. None if `noise` is `"none"`.
+        start_step (`int`):
+            First step.
+        stop_step (`int`):
+            Step after the last one.
+        strength (`float`, *optional*):
+            Share of fresh noise if `noise` is `"mixed"`.
+        reward (`float`, *optional*):
+            Reward of the clean prediction at the end, or of the image. None if it was not asked for or could not be had.
+        survived (`bool`):
+            Whether the search went on from here; at the end, whether the image is one of the result's.
+        lost (`bool`):
+            Whether the reward function failed.
+        preview (`PIL.Image.Image`, *optional*):
+            Small image of what was judged; of a clip, its middle frame.
+    """
+
+    index: int
+    parent: int | None
+    noise: str
+    seed: int | None
+    start_step: int
+    stop_step: int
+    strength: float | None = None
+    reward: float | None = None
+    survived: bool = False
+    lost: bool = False
+    preview: Image.Image | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the preview, for JSON."""
+        return {name: value for name, value in vars(self).items() if name != "preview"}
+
+
+@dataclass(eq=False)
+class SearchResult:
+    """
+    What a search found for one prompt.
+
+    Args:
+        method (`str`):
+            `"best-of-n"`, `"zero-order"` or `"paths"`.
+        prompt (`str`):
+            The prompt.
+        images (`list`):
+            Best images or clips, best first, in the `output_type` of the call. Empty if all paths were lost.
+        rewards (`list[float]`):
+            Reward of each. For a pairwise judge the mean over all that it was compared with; NaN if there was no other.
+        nodes (`list[PathNode]`):
+            Tree of paths.
+        winners (`list[int]`):
+            Node of each image.
+        denoiser_evaluations (`int`):
+            Number of denoiser evaluations: one for each path and step. The passes that guidance takes at one step (with and
+            without prompt) are one evaluation.
+        forward_passes (`int`):
+            Number of samples that went through the denoiser, guidance included.
+        verifier_calls (`int`):
+            Number of judgements: images that were given to the reward function, or ordered pairs that a pairwise judge
+            compared. What is asked again after a failure counts again.
+    """
+
+    method: str
+    prompt: str
+    images: list[Any]
+    rewards: list[float]
+    nodes: list[PathNode]
+    winners: list[int]
+    denoiser_evaluations: int
+    forward_passes: int
+    verifier_calls: int
+
+    def lineage(self, place: int = 0) -> list[PathNode]:
+        """
+        Trace an image back to pure noise.
+
+        Args:
+            place (`int`, *optional*, defaults to `0`):
+                Place of the image; 0 is the best.
+
+        Returns:
+            `list[PathNode]`: Stages of its path, the first one first. This is what
+            [`~rewarddance_hf.alignment.search.search.replay`] makes the image from.
+        """
+        nodes = [self.nodes[self.winners[place]]]
+        while nodes[0].parent is not None:
+            nodes.insert(0, self.nodes[nodes[0].parent])
+        return nodes
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Everything but images, for JSON.
+
+        Returns:
+            `dict`: The fields, and as `lineages` the seeds and steps that each image can be made from again.
+        """
+        names = ("method", "prompt", "winners", "denoiser_evaluations", "forward_passes", "verifier_calls")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "rewards": [None if math.isnan(reward) else reward for reward in self.rewards],
+            "lineages": [[node.to_dict() for node in self.lineage(i)] for i in range(len(self.winners))],
+            "nodes": [node.to_dict() for node in self.nodes],
+        }
+
+    def save(self, folder: str | os.PathLike) -> list[str]:
+        """
+        Write the images, `search.json` with seeds and rewards, and `tree.png` with the tree of paths.
+
+        Args:
+            folder (`str` or `os.PathLike`):
+                Folder, made if it is missing. Clips become animated WebP files.
+
+        Returns:
+            `list[str]`: Files of the images, best first.
+
+        Raises:
+            `ValueError`: If the images are not PIL images.
+        """
+        from .drawing import draw_tree
+
+        clips = [image if isinstance(image, list) else [image] for image in self.images]
+        if not all(isinstance(frame, Image.Image) for clip in clips for frame in clip):
+            raise ValueError(
+                "`images` are not PIL images, but `save` requires those. Leave `output_type` of the search at 'pil'."
+            )
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "search.json"), "w", encoding="utf-8") as file:
+            file.write(json.dumps(self.to_dict(), indent=2) + "\n")
+        draw_tree(self).save(os.path.join(folder, "tree.png"))
+        paths = []
+        for place, frames in enumerate(clips):
+            path = os.path.join(folder, f"image_{place}.{'webp' if len(frames) > 1 else 'png'}")
+            if len(frames) > 1:
+                frames[0].save(path, save_all=True, append_images=frames[1:], duration=125, loop=0, lossless=True)
+            else:
+                frames[0].save(path)
+            paths.append(path)
+        return paths

@@ -1,0 +1,213 @@
+"""Preference rows out of what public datasets record: votes, labels, rankings."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import datasets
+
+
+# Vote shares beyond this count as this much: the margin of a unanimous vote is finite, log(0.99 / 0.01) = 4.6.
+LARGEST_SHARE = 0.99
+ROWS_PER_SHARD = 1000
+# Images of so many rows are in memory at once.
+MAP_BATCH_SIZE = 32
+
+# Editing has no task of its own: its source image takes the place of the given first frame.
+EDIT_CRITERIA = (
+    "the given first frame is the image to be edited, and the generation prompt is the instruction: how exactly it is carried "
+    "out, then how well everything else of the image is kept, then visual quality"
+)
+
+FEATURES = datasets.Features(
+    {
+        "prompt": datasets.Value("string"),
+        "chosen": datasets.Image(),
+        "rejected": datasets.Image(),
+        "task": datasets.Value("string"),
+        "condition": datasets.Image(),
+        "margin": datasets.Value("float32"),
+        "tie": datasets.Value("bool"),
+        "criteria": datasets.Value("string"),
+        "category": datasets.Value("string"),
+    }
+)
+
+
+def vote_margin(share: float) -> float:
+    """
+    Turn the share of votes for the chosen sample into a margin: its log-odds, `log(share / (1 - share))`, with shares
+    clipped to `[0.5, 0.99]`. The sigmoid of a margin is the (clipped) share again.
+
+    Args:
+        share (`float`):
+            Share in `[0, 1]`.
+
+    Returns:
+        `float`: Margin in `[0, 4.6]`; 0 where votes are equal, or most are against the label.
+
+    Raises:
+        `ValueError`: If the share is out of range.
+
+    Example:
+    ```python
+    >>> round(vote_margin(0.75), 3), vote_margin(0.5), round(vote_margin(1.0), 3)
+    (1.099, 0.0, 4.595)
+    ```
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"`share` is {share}, but must be in `[0, 1]`. Divide the votes by their sum.")
+    share = min(max(share, 0.5), LARGEST_SHARE)
+    return math.log(share / (1 - share))
+
+
+def make_row(
+    prompt: str, first: Any, second: Any, preference: float, is_soft: bool = False, **context: Any
+) -> dict[str, Any]:
+    """
+    Make a preference row of two samples.
+
+    Args:
+        prompt (`str`):
+            Prompt.
+        first (`Any`):
+            First sample.
+        second (`Any`):
+            Second sample.
+        preference (`float`):
+            Share of votes for the first one: above 0.5 it is chosen, below 0.5 the second one is, 0.5 is a tie.
+        is_soft (`bool`, *optional*, defaults to `False`):
+            Whether the share is more than a label, and becomes a margin.
+        context (`Any`):
+            Other columns: `task`, `condition`, `margin`, `criteria`, `category`.
+
+    Returns:
+        `dict[str, Any]`: Row with all columns. A tie keeps the order of its samples.
+    """
+    chosen, rejected = (first, second) if preference >= 0.5 else (second, first)
+    row = dict.fromkeys(FEATURES) | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    row |= {"task": "text-to-image", "tie": preference == 0.5}
+    if is_soft:
+        row["margin"] = vote_margin(max(preference, 1 - preference))
+    return row | context
+
+
+def share_of_votes(first: float | None, second: float | None, name: str) -> float:
+    """
+    Share of votes for the first of two samples.
+
+    Args:
+        first (`float`):
+            Votes, or weighted votes, for the first sample.
+        second (`float`):
+            Votes for the second sample.
+        name (`str`):
+            Name of the row in error messages.
+
+    Returns:
+        `float`: Share in `[0, 1]`; 0.5 without any votes.
+
+    Raises:
+        `ValueError`: If votes are missing or negative.
+    """
+    if first is None or second is None or not min(first, second) >= 0:  # NaN fails too
+        raise ValueError(f"Votes of {name} are {first} and {second}, but must be numbers from 0 on. Drop the row.")
+    return 0.5 if first + second == 0 else first / (first + second)
+
+
+def check_schema(found: Iterable[str] | None, wanted: Sequence[str], name: str) -> None:
+    """
+    Make sure that a dataset still has the columns that its adapter reads.
+
+    Args:
+        found (`Iterable[str]`):
+            Columns that it has.
+        wanted (`Sequence[str]`):
+            Columns that are read.
+        name (`str`):
+            Name of the dataset and file in error messages.
+
+    Raises:
+        `ValueError`: If a column is missing.
+    """
+    found = sorted(found or ())
+    missing = [column for column in wanted if column not in found]
+    if missing:
+        raise ValueError(
+            f"{name} lacks the columns {missing}; it has {found}, and {list(wanted)} are read. Its schema has moved, or it is "
+            "another dataset of that name. Pass `revision=` of an older version, or rename columns yourself."
+        )
+
+
+def rows_from_table(
+    table: Any,
+    convert: Callable[[Mapping[str, Any]], list[dict[str, Any]]],
+    features: datasets.Features = FEATURES,
+) -> Any:
+    """
+    Convert a table, row by row.
+
+    Args:
+        table (`datasets.Dataset` or `datasets.IterableDataset`):
+            Table whose images are not decoded.
+        convert (`Callable`):
+            Function that gives preference rows, or none, for one row of the table.
+        features (`datasets.Features`, *optional*):
+            Features of the rows.
+
+    Returns:
+        Preference rows, of the same kind as the table.
+    """
+    arguments = {"batched": True, "batch_size": MAP_BATCH_SIZE, "fn_kwargs": {"convert": convert}}
+    if isinstance(table, datasets.IterableDataset):
+        # Given to `map`, the features would be taken for applied, and images never be decoded.
+        return table.map(_convert_batch, remove_columns=table.column_names, **arguments).cast(features)
+    return table.map(_convert_batch, remove_columns=table.column_names, features=features, **arguments)
+
+
+def _convert_batch(batch: Mapping[str, list[Any]], convert: Callable[..., Any]) -> dict[str, list[Any]]:
+    names = list(batch)
+    rows = [
+        row
+        for values in zip(*(batch[name] for name in names), strict=True)
+        for row in convert(dict(zip(names, values, strict=True)))
+    ]
+    return {column: [row[column] for row in rows] for column in FEATURES}
+
+
+def rows_from_records(
+    records: Sequence[Any],
+    convert: Callable[[Any], Iterable[dict[str, Any]]],
+    streaming: bool,
+    features: datasets.Features = FEATURES,
+) -> Any:
+    """
+    Convert records of a JSON or CSV file.
+
+    Args:
+        records (`Sequence`):
+            Records.
+        convert (`Callable`):
+            Function that gives preference rows for one record.
+        streaming (`bool`):
+            Whether to convert a record when it is read, and not before.
+        features (`datasets.Features`, *optional*):
+            Features of the rows.
+
+    Returns:
+        `datasets.IterableDataset` if `streaming`, else `datasets.Dataset`.
+    """
+    if not streaming:
+        rows = [row for record in records for row in convert(record)]
+        return datasets.Dataset.from_list(rows, features=features)
+    # A list among the arguments makes shards, which workers of a data loader share.
+    shards = [tuple(records[i : i + ROWS_PER_SHARD]) for i in range(0, len(records), ROWS_PER_SHARD)]
+    return datasets.IterableDataset.from_generator(
+        _convert_shards, features=features, gen_kwargs={"shards": shards, "convert": convert}
+    )
+
+
+def _convert_shards(shards: list[tuple[Any, ...]], convert: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+    for shard in shards:
+        for record in shard:
+            yield from convert(record)

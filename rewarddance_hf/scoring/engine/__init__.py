@@ -1,0 +1,1 @@
+"""Engine behind the scorer: vision features once per image, key/value states once per shared prefix."""

@@ -1,0 +1,357 @@
+"""
+Engine behind the scorer: vision features once per image, key/value states once per shared prefix.
+
+Judgements of one call are a tree: those with the same first tokens and images share a branch, which is computed once,
+and whose key/value states are expanded over all that follow. Nothing is approximated: in a causal language model the
+states of a token depend on what goes before it only. Models in which this is not known to hold are scored plainly.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import DynamicCache
+from transformers.utils import logging
+
+from ...models import RewardDanceForYesScoring, RewardDanceProcessor
+from ...models.modeling_rewarddance import CACHE_NAME
+from ..results import Judgement
+from .media_desk import ImageDesk, needs_graph
+from .memory import BatchLimit
+from .session import EngineSession
+from .states import PrefixesNotShareableError, expand_states, take_states
+from .tree import Node, Question, QuestionWriter, build_tree
+from .vision import VisionEncoder
+
+
+logger = logging.get_logger(__name__)
+
+# Model types whose scores were found equal to those of the plain path, with images, clips, and gradient.
+EXACT_MODEL_TYPES = (
+    "gemma3",
+    "glm4v",
+    "idefics3",
+    "internvl",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "smolvlm",
+)
+# Attention functions that take a mask over cached and new tokens as it is.
+EXACT_ATTENTION = ("eager", "sdpa")
+
+WINDOW = 256  # judgements that are planned together, while the images of the next ones are prepared
+MIN_SAVING = 64  # tokens that a shared part must save to be computed apart
+
+
+class ScoringEngine:
+    r"""
+    Compute judgements with as little work as gives the same scores.
+
+    Args:
+        model ([`RewardDanceForYesScoring`]):
+            Judge in evaluation mode.
+        processor ([`RewardDanceProcessor`]):
+            Processor of the judge.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Largest number of judgements per forward pass.
+        max_batch_tokens (`int`, *optional*, defaults to `32768`):
+            Largest number of tokens per forward pass, cached ones and padding included. Halved whenever memory runs out.
+        num_workers (`int`, *optional*, defaults to `2`):
+            Number of threads that decode and preprocess images beside the model. With 0 this is done in turn.
+        share_prefixes (`bool`, *optional*, defaults to `True`):
+            Whether to compute shared prefixes once. Without it only vision features are.
+        pad_to_multiple_of (`int`, *optional*):
+            Multiple that lengths are padded to, with numbers of rows padded to powers of 2, so that few shapes occur: for
+            compiled models and CUDA graphs. Defaults to 64 with `compile_model`, else to no padding.
+        compile_model (`bool` or `dict`, *optional*, defaults to `False`):
+            Whether to compile the language model in place, or arguments of `torch.compile` to do it with.
+    """
+
+    def __init__(
+        self,
+        model: RewardDanceForYesScoring,
+        processor: RewardDanceProcessor,
+        batch_size: int = 8,
+        max_batch_tokens: int = 32768,
+        num_workers: int = 2,
+        share_prefixes: bool = True,
+        pad_to_multiple_of: int | None = None,
+        compile_model: bool | dict[str, Any] = False,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.batch_size = batch_size
+        self.max_batch_tokens = max_batch_tokens
+        self.num_workers = num_workers
+        self.share_prefixes = share_prefixes
+        self.is_compiled = compile_model is not False
+        self.pad_to_multiple_of = 64 if self.is_compiled and pad_to_multiple_of is None else pad_to_multiple_of
+        if self.is_compiled:
+            arguments = {"dynamic": False, **(compile_model if isinstance(compile_model, dict) else {})}
+            base_model: Any = model.vlm.base_model
+            text_model = getattr(base_model, "language_model", None) or base_model.text_model
+            text_model.compile(**arguments)
+        self._limit = BatchLimit(batch_size)
+        self.vision = VisionEncoder(model, self._limit)
+        text_config = model.config.get_text_config()
+        # A sliding window would count padding between prefix and rest as if it were text.
+        self._has_window = getattr(text_config, "sliding_window", None) is not None
+        self._takes_token_types = "token_type_ids" in inspect.signature(model.vlm.forward).parameters
+        self._answers = [model.config.yes_token_id, model.config.no_token_id]
+
+    @staticmethod
+    def unsupported_reason(model: RewardDanceForYesScoring) -> str | None:
+        """
+        Say why a model cannot be scored by the engine.
+
+        Args:
+            model ([`RewardDanceForYesScoring`]):
+                Judge.
+
+        Returns:
+            `str`: Reason, or None if the scores are known to be those of the plain path.
+        """
+        model_type = model.config.vlm_config.model_type
+        if model_type not in EXACT_MODEL_TYPES:
+            return f"model type {model_type!r} is not among {EXACT_MODEL_TYPES}"
+        adapters = getattr(model, "peft_config", None) or {}
+        if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters.values()):
+            return "an adapter adds virtual tokens to the prompt"
+        # Of FSDP 2 and tensor parallelism, FSDP 1, and DeepSpeed.
+        marks = ("device_mesh", "_is_flat_param", "ds_id")
+        if any(hasattr(parameter, mark) for parameter in model.parameters() for mark in marks):
+            return "its weights are sharded over devices"
+        return None
+
+    @contextmanager
+    def session(self) -> Iterator[EngineSession]:
+        """Open a session, in which images are prepared and seen once. Weights must not change until its end."""
+        executor = ThreadPoolExecutor(self.num_workers) if self.num_workers else None
+        try:
+            desk = ImageDesk(self.processor, executor)
+            yield EngineSession(desk, QuestionWriter(self.model, self.processor))
+        finally:
+            if executor is not None:
+                executor.shutdown(wait=True, cancel_futures=True)
+
+    def judge(
+        self,
+        judgements: Iterable[Judgement],
+        session: EngineSession,
+        on_progress: Callable[[int], Any] = lambda count: None,
+        window: int | None = None,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """
+        Compute log-odds and scores of judgements.
+
+        Args:
+            judgements (`Iterable[Judgement]`):
+                What is asked. Taken a window at a time.
+            session ([`EngineSession`]):
+                Session that the call belongs to.
+            on_progress (`Callable`, *optional*):
+                Function that is told how many more judgements are done.
+            window (`int`, *optional*, defaults to `256`):
+                Number of judgements that are planned together, and given back together.
+
+        Yields:
+            `tuple`: `logits` and `scores` of the model for the next judgements, each of shape `(n,)`, as float32.
+        """
+        rest = iter(judgements)
+        size = window or WINDOW
+        start, planned = 0, session.desk.open(list(islice(rest, size)))
+        futures = session.desk.take(planned)
+        while planned:
+            images = self.vision.encode(futures, session)
+            self.vision.forget(session, images)
+            following = session.desk.open(list(islice(rest, size)), start + len(planned))
+            # Prepared while the language model works.
+            futures = session.desk.take(following, start + len(planned))
+            questions = [session.writer.write(*pair) for pair in zip(planned, images, strict=True)]
+            answers = self._answer(questions, session, on_progress)
+            session.statistics.num_judgements += len(planned)
+            session.statistics.num_images = session.desk.num_preprocessed
+            yield answers
+            start, planned = start + len(planned), following
+
+    def _answer(
+        self, questions: list[Question], session: EngineSession, on_progress: Callable[[int], Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        roots, minimum = build_tree(questions, MIN_SAVING if self._may_share() else 1 << 62)
+        session.statistics.minimum_tokens += minimum
+        session.statistics.plain_tokens += sum(len(question.token_ids) for question in questions)
+        rows: list[int] = []
+        answers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def collect(leaves: list[Node], logits: torch.Tensor, scores: torch.Tensor) -> None:
+            counts = [len(leaf.rows) for leaf in leaves]
+            rows.extend(row for leaf in leaves for row in leaf.rows)
+            index = torch.arange(len(leaves)).repeat_interleave(torch.tensor(counts)).to(logits.device)
+            answers.append((logits[index], scores[index]))
+            on_progress(sum(counts))
+
+        try:
+            self._descend(roots, session, collect)
+        except PrefixesNotShareableError as error:
+            logger.warning(f"Prefixes are not shared: {error}. Scores are the same, but take longer.")
+            self.share_prefixes = False
+            rows.clear()
+            answers.clear()
+            self._descend(build_tree(questions, 1 << 62)[0], session, collect)
+        logits, scores = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        order = torch.tensor(rows).argsort().to(logits.device)
+        return logits[order], scores[order]
+
+    def _may_share(self) -> bool:
+        implementation = self.model.config.get_text_config()._attn_implementation
+        return self.share_prefixes and implementation in EXACT_ATTENTION
+
+    def _descend(self, nodes: list[Node], session: EngineSession, collect: Callable[..., None]) -> None:
+        """Compute parts whose parents have been computed, and all below them."""
+        leaves = [node for node in nodes if not node.children]
+        for batch in self._batches(leaves):
+            self._limit.run_in_halves(batch, lambda part: collect(part, *self._judge_leaves(part, session)))
+        # The states of so many branches are in memory at a time.
+        inner = [node for node in nodes if node.children]
+        for chunk in self._chunks(inner):
+            for batch in self._batches(chunk):
+                self._limit.run_in_halves(batch, lambda part: self._compute_states(part, session))
+            self._descend([child for node in chunk for child in node.children], session, collect)
+            for node in chunk:
+                node.states = None
+
+    def _chunks(self, nodes: list[Node]) -> Iterator[list[Node]]:
+        chunk: list[Node] = []
+        tokens = 0
+        for node in nodes:
+            if chunk and tokens + node.end > 2 * self.max_batch_tokens:
+                yield chunk
+                chunk, tokens = [], 0
+            chunk.append(node)
+            tokens += node.end
+        if chunk:
+            yield chunk
+
+    def _batches(self, nodes: list[Node]) -> Iterator[list[Node]]:
+        """Batches of parts of like length. Padding between prefix and rest is kept below an eighth of the batch."""
+        if not nodes:
+            return
+        flagged = [(needs_graph(self.model, node.requires_grad), node) for node in nodes]
+        flagged.sort(key=lambda item: (item[0], item[1].end - item[1].start, item[1].start), reverse=True)
+        batch: list[Node] = []
+        flag, longest, past = flagged[0][0], 0, 0
+        for own_flag, node in flagged:
+            length = node.end - node.start
+            count = len(batch) + 1
+            total = max(past, node.start) + max(longest, length)
+            padding = max(longest, length) * count - sum(other.end - other.start for other in [*batch, node])
+            if batch and (
+                own_flag != flag
+                or count > self._limit.max_rows
+                or count * total > self.max_batch_tokens
+                or padding * 8 > max(longest, length) * count
+                or (self._has_window and length != longest)
+            ):
+                yield batch
+                batch, longest, past = [], 0, 0
+            flag = own_flag
+            batch.append(node)
+            longest, past = max(longest, length), max(past, node.start)
+        yield batch
+
+    def _judge_leaves(self, nodes: list[Node], session: EngineSession) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds and scores of the questions that end in some parts, each `(len(nodes),)`."""
+        inputs = self._inputs(nodes, session)
+        config = self.model.config
+        with torch.set_grad_enabled(needs_graph(self.model, any(node.requires_grad for node in nodes))):
+            head = self._answer_head()
+            if head is None:
+                output = self.model(**inputs)
+                return output.logits[: len(nodes), 0].float(), output.scores[: len(nodes)].float()
+            hidden = self.model.vlm.base_model(**inputs).last_hidden_state[: len(nodes), -1]
+            answers = nn.functional.linear(hidden, *head).float() / config.score_temperature
+            logits = answers[:, 0] - answers[:, 1]
+            return logits, logits.sigmoid()
+
+    def _answer_head(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Weights of the two answers alone, if the scores need no other logits and the head is a plain product."""
+        if self.model.config.paradigm == "regressive" or self.model.config.score_normalization != "yes_no":
+            return None
+        head = self.model.get_output_embeddings()
+        changes = (getattr(self.model.config.get_text_config(), name, None) for name in ("final_logit_softcapping",))
+        if type(head) is not nn.Linear or head.weight.device.type == "meta" or any(changes):
+            return None
+        return head.weight[self._answers], None if head.bias is None else head.bias[self._answers]
+
+    def _compute_states(self, nodes: list[Node], session: EngineSession) -> None:
+        """Key/value states at the ends of some parts."""
+        inputs = self._inputs(nodes, session)
+        inputs.setdefault(CACHE_NAME, DynamicCache())
+        inputs["use_cache"] = True
+        with torch.set_grad_enabled(needs_graph(self.model, any(node.requires_grad for node in nodes))):
+            cache = self.model.vlm.base_model(**inputs)[CACHE_NAME]
+        longest = inputs["input_ids"].shape[1]
+        past = inputs["attention_mask"].shape[1] - longest
+        parts = [(node.start, node.end) for node in nodes]
+        # A CUDA graph writes its next results to the same place.
+        states = take_states(cache, parts, past, longest, copy=self.is_compiled)
+        for node, of_node in zip(nodes, states, strict=True):
+            node.states = of_node
+
+    def _inputs(self, nodes: list[Node], session: EngineSession) -> dict[str, Any]:
+        """Inputs of the model for a batch of parts: `[padding, prefix, padding, part]` in each row."""
+        multiple = self.pad_to_multiple_of
+        past = _round_up(max(node.start for node in nodes), multiple)
+        longest = max(node.end - node.start for node in nodes)
+        if not (past and self._has_window):
+            longest = _round_up(longest, multiple)
+        num_rows = len(nodes) if multiple is None else min(_power_of_2(len(nodes)), self.batch_size)
+        padded = [*nodes, *[nodes[0]] * (num_rows - len(nodes))]
+        dimensions = nodes[0].question.positions.shape[0]
+        ids = np.full((num_rows, longest), self.processor.tokenizer.pad_token_id)
+        mask = np.zeros((num_rows, past + longest), dtype=np.int64)
+        positions = np.zeros((dimensions, num_rows, longest), dtype=np.int64)
+        is_image = np.zeros((num_rows, past + longest), dtype=np.int64)
+        for row, node in enumerate(padded):
+            question, length = node.question, node.end - node.start
+            ids[row, longest - length :] = question.token_ids[node.start : node.end]
+            positions[:, row, longest - length :] = question.positions[:, node.start : node.end]
+            mask[row, past - node.start : past] = 1
+            mask[row, past + longest - length :] = 1
+            kinds = question.token_ids == session.writer.image_token_id
+            is_image[row, past - node.start : past] = kinds[: node.start]
+            is_image[row, past + longest - length :] = kinds[node.start : node.end]
+        device = self.model.device
+        position_ids = torch.from_numpy(positions).to(device)
+        inputs: dict[str, Any] = {
+            "input_ids": torch.from_numpy(ids).to(device),
+            "attention_mask": torch.from_numpy(mask).to(device),
+            "position_ids": position_ids[0] if dimensions == 1 else position_ids,
+            "use_cache": past > 0,
+        }
+        if self._takes_token_types:  # tokens of an image see each other both ways
+            inputs["token_type_ids"] = torch.from_numpy(is_image).to(device)
+        images = [image for node in padded for image in node.images]
+        if images:
+            features = [session.features[image.number] for image in images]
+            inputs["mm_encoder_outputs"] = {"image": self.vision.output_of(features)}
+        if past:
+            inputs[CACHE_NAME] = expand_states([node.parent.states for node in padded], past)  # type: ignore[union-attr]
+        session.statistics.num_forward_passes += 1
+        session.statistics.tokens += ids.size
+        return inputs
+
+
+def _round_up(count: int, multiple: int | None) -> int:
+    return count if multiple is None else -(-count // multiple) * multiple
+
+
+def _power_of_2(count: int) -> int:
+    return 1 << (count - 1).bit_length()

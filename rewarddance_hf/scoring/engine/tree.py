@@ -1,0 +1,241 @@
+"""Questions as sequences of tokens, and the tree of what they share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...models import RewardDanceForYesScoring, RewardDanceProcessor
+from ...models.video_rewarddance import ClipReader
+from ..results import Judgement
+from .media_desk import PreparedImage
+
+
+# Symbols of image tokens begin above all token IDs; each image has room for so many tokens.
+FIRST_SYMBOL = 1 << 32
+TOKENS_OF_IMAGE = 1 << 24
+MAX_TEXTS = 4096  # questions whose tokens are kept for the next ones
+
+
+@dataclass(eq=False)
+class Question:
+    """
+    Question as tokens. Two questions have the same states up to where their symbols and positions differ first.
+
+    Args:
+        token_ids (`numpy.ndarray` of shape `(length,)`):
+            Token IDs.
+        symbols (`numpy.ndarray` of shape `(length,)`):
+            Token IDs, in which each token of an image has a number of its own.
+        positions (`numpy.ndarray` of shape `(dimensions, length)`):
+            Positions: one dimension, or three of models with multimodal rotary embeddings.
+        images (`list[PreparedImage]`):
+            Images in their order.
+        starts (`list[int]`):
+            Index of the first token of each image.
+    """
+
+    token_ids: np.ndarray
+    symbols: np.ndarray
+    positions: np.ndarray
+    images: list[PreparedImage]
+    starts: list[int]
+
+    def images_between(self, start: int, end: int) -> list[PreparedImage]:
+        """Images whose tokens are in a part of the question."""
+        return [image for image, first in zip(self.images, self.starts, strict=True) if start <= first < end]
+
+
+@dataclass(eq=False)
+class Node:
+    """
+    Part of one or more questions that is computed once.
+
+    Args:
+        question ([`Question`]):
+            One of the questions.
+        start (`int`):
+            Index of the first token of the part. All before are parts of `parent` and its parents.
+        end (`int`):
+            Index after its last token.
+        parent ([`Node`], *optional*):
+            Part that goes before.
+        children (`list[Node]`):
+            Parts that follow; none if the questions end here.
+        rows (`list[int]`):
+            Indices of questions that end here.
+        states (`Any`, *optional*):
+            Key/value states up to `end`, while they are needed.
+    """
+
+    question: Question
+    start: int
+    end: int
+    parent: "Node | None" = None
+    children: list["Node"] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    states: Any = None
+
+    @property
+    def images(self) -> list[PreparedImage]:
+        """Images of this part."""
+        return self.question.images_between(self.start, self.end)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether this part or one before carries a gradient."""
+        return any(image.requires_grad for image in self.question.images_between(0, self.end))
+
+
+class QuestionWriter:
+    """
+    Turn judgements into sequences of tokens without running the image processor: it has seen each image before.
+
+    Args:
+        model ([`RewardDanceForYesScoring`]):
+            Judge.
+        processor ([`RewardDanceProcessor`]):
+            Processor of the judge.
+    """
+
+    def __init__(self, model: RewardDanceForYesScoring, processor: RewardDanceProcessor) -> None:
+        self.model = model
+        self.processor = processor
+        self.image_token_id: int = model.config.vlm_config.image_token_id
+        vlm_processor: Any = processor.vlm_processor
+        self._placeholder = str(vlm_processor.image_token)
+        self._texts: dict[Any, str] = {}
+        self._tokens: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+        self._counts: dict[str, int] = {}
+
+    def write(self, judgement: Judgement, images: list[PreparedImage]) -> Question:
+        """
+        Write one question.
+
+        Args:
+            judgement ([`Judgement`]):
+                What is asked, with opened clips.
+            images (`list[PreparedImage]`):
+                Its images in their order.
+
+        Returns:
+            [`Question`]
+        """
+        has_condition = judgement.condition is not None
+        references = () if judgement.reference is None else _marks(judgement.reference)
+        samples = _marks(judgement.sample)
+        asked = (judgement.prompt, references, samples, has_condition, judgement.task, judgement.criteria)
+        key = (asked, tuple((example.question, example.verdict) for example in judgement.examples))
+        if len(self._tokens) > MAX_TEXTS:
+            self._texts, self._tokens, self._counts = {}, {}, {}
+        text = self._texts.get(key)
+        if text is None:
+            text = self._texts[key] = self.processor.write_question(*asked, examples=judgement.examples)
+        expansions, grids = tuple(p.expansion for p in images), tuple(p.grid for p in images)
+        tokens = self._tokens.get((text, expansions, grids))
+        if tokens is None:
+            tokens = self._tokens[text, expansions, grids] = self._tokenize(text, expansions, grids)
+        token_ids, positions = tokens
+
+        symbols = token_ids.astype(np.int64)
+        (where,) = np.nonzero(token_ids == self.image_token_id)
+        counts = [self.num_tokens(image) for image in images]
+        if sum(counts) != len(where):
+            raise RuntimeError(
+                f'A question has {len(where)} image tokens, but its images need {counts}. Use `engine="plain"`, and '
+                "report this model."
+            )
+        starts, used = [], 0
+        for image, count in zip(images, counts, strict=True):
+            own = where[used : used + count]
+            symbols[own] = FIRST_SYMBOL + image.number * TOKENS_OF_IMAGE + np.arange(count)
+            starts.append(int(own[0]))
+            used += count
+        return Question(token_ids, symbols, positions, images, starts)
+
+    def num_tokens(self, image: PreparedImage) -> int:
+        """Number of tokens that stand for an image."""
+        count = self._counts.get(image.expansion)
+        if count is None:
+            ids = self.processor.tokenizer(image.expansion, add_special_tokens=False)["input_ids"]
+            count = self._counts[image.expansion] = ids.count(self.image_token_id)
+        return count
+
+    def _tokenize(
+        self, text: str, expansions: tuple[str, ...], grids: tuple[Any, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Token IDs and positions of a question."""
+        first, *rest = text.split(self._placeholder)
+        if len(rest) != len(expansions):
+            raise RuntimeError(
+                f'A question has {len(rest)} placeholders for {len(expansions)} images. Use `engine="plain"`, and report '
+                "this model."
+            )
+        expanded = first + "".join(part for pair in zip(expansions, rest, strict=True) for part in pair)
+        special = self.processor.vlm_arguments(text).get("add_special_tokens", True)
+        token_ids = np.array(self.processor.tokenizer(expanded, add_special_tokens=special)["input_ids"])
+        base_model = self.model.vlm.base_model
+        if not hasattr(base_model, "get_rope_index"):
+            return token_ids, np.arange(len(token_ids))[None]
+        ids = torch.from_numpy(token_ids)[None]
+        positions, _ = base_model.get_rope_index(
+            input_ids=ids,
+            mm_token_type_ids=(ids == self.image_token_id).int(),
+            image_grid_thw=torch.tensor(grids),
+            attention_mask=torch.ones_like(ids),
+        )
+        return token_ids, positions[:, 0].numpy()
+
+
+def build_tree(questions: Sequence[Question], min_saving: int) -> tuple[list[Node], int]:
+    """
+    Find what questions share.
+
+    Args:
+        questions (`list[Question]`):
+            Questions; equal ones become one.
+        min_saving (`int`):
+            Number of tokens that a shared part must save to be computed apart, as each part costs a forward pass.
+
+    Returns:
+        `tuple`: Roots of the tree, and the least number of tokens with which all questions can be computed.
+    """
+    rows: dict[tuple[bytes, bytes], list[int]] = {}
+    for row, question in enumerate(questions):
+        key = (question.symbols.astype(">i8").tobytes(), question.positions.tobytes())
+        rows.setdefault(key, []).append(row)
+    same = sorted(rows.items())  # those that share more stand closer
+    ordered = [questions[members[0]] for _, members in same]
+    shared = [_num_shared(*pair) for pair in zip(ordered, ordered[1:], strict=False)]  # by each with the next one
+    minimum = sum(len(question.token_ids) for question in ordered) - sum(shared)
+    roots: list[Node] = []
+    # Groups of neighbors that share all tokens before `start`, which are parts of `parent`.
+    stack: list[tuple[int, int, int, Node | None]] = [(0, len(ordered), 0, None)]
+    while stack:
+        first, last, start, parent = stack.pop()
+        if last - first == 1:
+            node = Node(ordered[first], start, len(ordered[first].token_ids), parent, rows=same[first][1])
+            (roots if parent is None else parent.children).append(node)
+            continue
+        end = min(shared[first : last - 1])
+        cuts = [i + 1 for i in range(first, last - 1) if shared[i] == end]
+        if (end - start) * len(cuts) >= min_saving:
+            node = Node(ordered[first], start, end, parent)
+            (roots if parent is None else parent.children).append(node)
+            start, parent = end, node
+        stack += [(*group, start, parent) for group in zip([first, *cuts], [*cuts, last], strict=True)]
+    return roots, minimum
+
+
+def _num_shared(a: Question, b: Question) -> int:
+    """Number of first tokens that two questions share. The last one of each is its own: its output is the answer."""
+    length = min(len(a.token_ids), len(b.token_ids)) - 1
+    differs = (a.symbols[:length] != b.symbols[:length]) | (a.positions[:, :length] != b.positions[:, :length]).any(0)
+    return int(differs.argmax()) if differs.any() else length
+
+
+def _marks(media: Any) -> tuple[tuple[int, float | None], ...]:
+    """Number and time of each frame."""
+    return media.marks if isinstance(media, ClipReader) else ((1, None),)

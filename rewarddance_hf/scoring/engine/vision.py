@@ -1,0 +1,114 @@
+"""Vision features: once per image, in batches, kept as long as there is room."""
+
+from typing import Any
+
+import torch
+
+from ...models import RewardDanceForYesScoring
+from .media_desk import PreparedImage, needs_graph
+from .memory import BatchLimit
+from .session import EngineSession, Features
+
+
+MAX_FEATURE_TOKENS = 1 << 16  # image tokens whose features are kept from window to window
+
+
+class VisionEncoder:
+    """
+    Part of the engine that looks at images.
+
+    Args:
+        model ([`RewardDanceForYesScoring`]):
+            Judge.
+        limit ([`BatchLimit`]):
+            Limit of rows in a batch.
+    """
+
+    def __init__(self, model: RewardDanceForYesScoring, limit: BatchLimit) -> None:
+        self.model = model
+        self.limit = limit
+
+    def encode(self, futures: list[list[Any]], session: EngineSession) -> list[list[PreparedImage]]:
+        """Features of images that have none yet, in batches of those that are ready first."""
+        rows, batch = [], {}
+        for row in futures:
+            rows.append([future.result() for future in row])
+            for image in rows[-1]:
+                if image.number < 0:
+                    image.number = session.num_images
+                    session.num_images += 1
+                if image.number not in session.features and image.number not in batch:
+                    batch[image.number] = image
+            if len(batch) >= self.limit.max_rows:
+                self._encode_batch(list(batch.values()), session)
+                batch = {}
+        if batch:
+            self._encode_batch(list(batch.values()), session)
+        return rows
+
+    def _encode_batch(self, images: list[PreparedImage], session: EngineSession) -> None:
+        groups: dict[Any, list[PreparedImage]] = {}
+        for image in images:
+            shapes = tuple((name, tuple(value.shape[1:])) for name, value in sorted(image.inputs.items()))
+            groups.setdefault((image.requires_grad, shapes), []).append(image)
+        for group in groups.values():
+            for start in range(0, len(group), self.limit.max_rows):
+                self.limit.run_in_halves(
+                    group[start : start + self.limit.max_rows], lambda part: self._see(part, session)
+                )
+
+    def _see(self, images: list[PreparedImage], session: EngineSession) -> None:
+        inputs = {
+            name: torch.cat([torch.as_tensor(image.inputs[name]) for image in images]).to(self.model.device)
+            for name in images[0].inputs
+        }
+        with torch.set_grad_enabled(needs_graph(self.model, images[0].requires_grad)):
+            output = self.model.vlm.get_image_features(**inputs, return_dict=True)
+        counts = [session.writer.num_tokens(image) for image in images]
+        self._template = output.pooler_output
+        pooled = _flatten(output.pooler_output).split(counts)
+        deepstack = [_flatten(layer).split(counts) for layer in getattr(output, "deepstack_features", None) or []]
+        for i, image in enumerate(images):
+            session.features[image.number] = Features(pooled[i], [layer[i] for layer in deepstack])
+            image.inputs = {}
+        session.statistics.num_encoded += len(images)
+        self._feature_class = type(output)
+
+    def forget(self, session: EngineSession, images: list[list[PreparedImage]]) -> None:
+        """Drop the oldest features beyond what may be kept, but none of the window that is scored next."""
+        recent = {image.number for row in images for image in row}
+        count = sum(len(features.pooled) for features in session.features.values())
+        dropped = set()
+        for number in list(session.features):
+            if count <= MAX_FEATURE_TOKENS:
+                break
+            if number not in recent:
+                count -= len(session.features.pop(number).pooled)
+                dropped.add(number)
+        session.desk.forget(dropped)
+
+    def drop_gradients(self, session: EngineSession) -> None:
+        """Forget images that carry a gradient, and with them the graph of their features."""
+        numbers = {number for number, features in session.features.items() if features.pooled.requires_grad}
+        for number in numbers:
+            del session.features[number]
+        session.desk.forget(numbers)
+
+    def output_of(self, features: list[Features]) -> Any:
+        """Features of several images in the form in which the vision encoder gives them."""
+        pooled = torch.cat([item.pooled for item in features])
+        is_list = isinstance(self._template, (list, tuple))
+        arguments: dict[str, Any] = {
+            "pooler_output": [pooled] if is_list else pooled.view(-1, *self._template.shape[1:])
+        }
+        if features[0].deepstack:
+            layers = zip(*(item.deepstack for item in features), strict=True)
+            arguments["deepstack_features"] = [[torch.cat(layer)] for layer in layers]
+        return self._feature_class(**arguments)
+
+
+def _flatten(features: Any) -> torch.Tensor:
+    """Features `(tokens, hidden_size)` of all images in a row."""
+    if isinstance(features, (list, tuple)):
+        return torch.cat([_flatten(part) for part in features])
+    return features.reshape(-1, features.shape[-1])
