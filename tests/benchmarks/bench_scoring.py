@@ -54,9 +54,8 @@ def make_judge(num_tokens: int, layout: str, proportions: str = "1b"):
 
     cuda = torch.cuda.is_available()
     # A tokenizer that knows the words of the question, as those of released models do.
-    with mock.patch.object(
-        tiny_vlms, "CORPUS", [*CRITERIA.values(), *PROMPT_TEXTS.values(), PROMPT, *tiny_vlms.CORPUS]
-    ):
+    words = [*CRITERIA.values(), *PROMPT_TEXTS.values(), PROMPT, *tiny_vlms.CORPUS, "yes", "no"]
+    with mock.patch.object(tiny_vlms, "CORPUS", words):
         _, tiny = tiny_vlms.internvl()
     side = round(num_tokens**0.5) * 28
     vision = CUDA_VISION if cuda else {**VISION, "num_hidden_layers": VISION_LAYERS[proportions]}
@@ -84,7 +83,10 @@ def make_judge(num_tokens: int, layout: str, proportions: str = "1b"):
         prompt_layout=layout,
     )
     config = RewardDanceConfig(
-        vlm_config=vlm_config, yes_token_id=processor.yes_token_id, no_token_id=processor.no_token_id
+        vlm_config=vlm_config,
+        yes_token_id=processor.yes_token_id,
+        no_token_id=processor.no_token_id,
+        score_normalization="yes_no",
     )
     torch.manual_seed(0)
     model = RewardDanceForYesScoring(config).requires_grad_(False).eval()
@@ -143,30 +145,29 @@ def round_robin(num_images: int, num_tokens: int, layout: str, proportions: str 
     from tiny_vlms import random_image
 
     from rewarddance_hf import RewardDanceScorer
-    from rewarddance_hf.scoring.results import Judgement
-
     model, processor = make_judge(num_tokens, layout, proportions)
     batch_size = 32 if torch.cuda.is_available() else 8
     engine = RewardDanceScorer(model, processor, batch_size)
     batched = RewardDanceScorer(model, processor, batch_size, engine="plain")
     naive = RewardDanceScorer(model, processor, 1, engine="plain")
     images = [random_image(i, 512, 512) for i in range(num_images)]
-    pairs = [Judgement(images[j], PROMPT, images[i]) for i, j in itertools.permutations(range(num_images), 2)]
+    pairs = [(images[j], images[i]) for i, j in itertools.permutations(range(num_images), 2)]
     some = pairs[:: max(1, len(pairs) // batch_size)][:batch_size]
     few = some[: batch_size // 2]
-    ready = processor([p.sample for p in some], [PROMPT] * len(some), [p.reference for p in some]).to(model.device)
+    samples, references = (list(column) for column in zip(*some, strict=True))
+    ready = processor(samples, [PROMPT] * len(some), references).to(model.device)
 
     plan = [
-        ("engine", engine._judge, (pairs,), len(pairs)),
-        ("batched", batched._judge, (some,), len(some)),
+        ("engine", score_pairs, (engine, pairs), len(pairs)),
+        ("batched", score_pairs, (batched, some), len(some)),
         ("batched_forward", lambda: model(**ready), (), len(some)),
-        ("naive", naive._judge, (few,), len(few)),
+        ("naive", score_pairs, (naive, few), len(few)),
     ]
     cross_encoder = make_cross_encoder(model, processor)
     if cross_encoder is None:
         sys.stderr.write("sentence-transformers is not installed: no comparison with its `CrossEncoder`.\n")
     else:
-        couples = [(pair.reference, pair.sample) for pair in some]
+        couples = [(reference, sample) for sample, reference in some]
         plan.append(("cross_encoder", lambda: cross_encoder.predict(couples, batch_size=batch_size), (), len(some)))
     seconds: dict[str, list[tuple[float, float]]] = {}
     for _ in range(repeats):
@@ -177,8 +178,8 @@ def round_robin(num_images: int, num_tokens: int, layout: str, proportions: str 
                 got, counted = result, engine.statistics
             elif name == "batched":
                 want = result
-            elif name == "cross_encoder":  # its scores are the sigmoid of the log-odds
-                torch.testing.assert_close(torch.tensor(result), want[0].sigmoid().float().cpu(), rtol=2e-2, atol=1e-2)
+            elif name == "cross_encoder":
+                torch.testing.assert_close(torch.tensor(result), want.float().cpu(), rtol=2e-2, atol=1e-2)
     wall, cpu = ({name: statistics.median(v[i] for v in values) for name, values in seconds.items()} for i in (0, 1))
     index = [pairs.index(pair) for pair in some]
     peak = matrix_product_peak(model)
@@ -199,14 +200,20 @@ def round_robin(num_images: int, num_tokens: int, layout: str, proportions: str 
         "tokens_saved": counted.plain_tokens / counted.tokens,
         "tokens_per_question": counted.plain_tokens / len(pairs),
         "encodings_per_image": counted.num_encoded / num_images,
-        "largest_difference": float((got[0][index] - want[0]).abs().max()),
+        "largest_difference": float((got[index].logit() - want.logit()).abs().max()),
     }
 
 
-def flops(scorer, judgements) -> int:
+def score_pairs(scorer, pairs) -> torch.Tensor:
+    """Scores of pairs of a sample and a reference."""
+    samples, references = (list(column) for column in zip(*pairs, strict=True))
+    return scorer.score(samples, PROMPT, references)
+
+
+def flops(scorer, pairs) -> int:
     """Floating-point operations of products and attention."""
     with FlopCounterMode(display=False) as counter:
-        scorer._judge(judgements)
+        score_pairs(scorer, pairs)
     return counter.get_total_flops()
 
 
