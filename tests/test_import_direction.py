@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "rewarddance_hf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A folder may import the folders that stand before it, and itself.
-ORDER = ["models", "rewards", "data", "scoring", "trainer", "evaluation", "alignment", "hub", "shapes", "cli"]
+ORDER = ["models", "cards", "rewards", "data", "scoring", "trainer", "evaluation", "alignment", "hub", "shapes", "cli"]
 SIBLINGS = {
     ("trainer", "evaluation"),
     ("evaluation", "trainer"),
@@ -43,7 +43,7 @@ def imports(path: Path):
 
 
 def folder_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0]
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from huggingface_hub import DatasetCardData, EvalResult, ModelCard, ModelCardData, SpaceCardData
 
+from ..cards import render_card
 from .licenses import TrainingData
 
 
@@ -145,26 +145,6 @@ class DatasetFacts:
     tags: Sequence[str] = field(default_factory=tuple)
 
 
-def templates_folder() -> Path:
-    """
-    Find the templates: inside of an installed package, or at the top of a checkout.
-
-    Returns:
-        `Path`: Folder with `model_card.md`, `dataset_card.md`, `metric_card.md` and `space/`.
-
-    Raises:
-        `FileNotFoundError`: If they are in neither place.
-    """
-    package = Path(__file__).parents[1]
-    for folder in (package / "hub_cards", package.parent / "hub_cards"):
-        if (folder / "model_card.md").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"The card templates are neither in {package} nor beside it. Install rewarddance_hf again, from its wheel or in a "
-        "complete checkout."
-    )
-
-
 def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
     """
     Read results as `rewarddance evaluate --output` writes them.
@@ -228,9 +208,9 @@ def model_card(facts: ModelFacts) -> str:
             0,
             f"In up to {100 * (1 - worst):.1f} % of the pairs above the verdict changes with the order of the samples.",
         )
-    return _render(
+    return render_card(
         "model_card.md",
-        card_data=card_data.to_yaml(),
+        card_data,
         name=name,
         repo_id=facts.repo_id,
         revision=facts.revision,
@@ -276,9 +256,9 @@ def dataset_card(facts: DatasetFacts) -> str:
         ],
         **_marker("dataset"),
     )
-    return _render(
+    return render_card(
         "dataset_card.md",
-        card_data=card_data.to_yaml(),
+        card_data,
         name=facts.repo_id.rpartition("/")[2],
         **{
             name: getattr(facts, name) for name in DatasetFacts.__dataclass_fields__ if name not in ("license", "tags")
@@ -286,7 +266,7 @@ def dataset_card(facts: DatasetFacts) -> str:
     )
 
 
-def generator_card(
+def pipeline_card(
     repo_id: str,
     revision: str,
     kind: str,
@@ -337,9 +317,9 @@ def generator_card(
         tags=["rewarddance"],
         **_marker(kind),
     )
-    return _render(
-        "generator_card.md",
-        card_data=card_data.to_yaml(),
+    return render_card(
+        "pipeline_card.md",
+        card_data,
         name=repo_id.rpartition("/")[2],
         repo_id=repo_id,
         revision=revision,
@@ -373,9 +353,9 @@ def metric_card(module: str | Path) -> str:
         and node.targets[0].id.startswith("_")
     }
     arguments, _, example = texts["_KWARGS_DESCRIPTION"].partition("Examples:\n")
-    return _render(
+    return render_card(
         "metric_card.md",
-        card_data=_space_data(module.stem.replace("_", " ").capitalize(), ["evaluate", "metric"], "metric"),
+        _space_data(module.stem.replace("_", " ").capitalize(), ["evaluate", "metric"], "metric"),
         name=module.stem,
         description=texts["_DESCRIPTION"],
         example=re.sub(r"^ {4}", "", example, flags=re.MULTILINE).strip(),
@@ -404,7 +384,7 @@ def space_card(title: str, text: str, models: Sequence[str] = (), datasets: Sequ
     card_data = _space_data(
         title, ["rewarddance"], "space", models=list(models) or None, datasets=list(datasets) or None
     )
-    return f"---\n{card_data}\n---\n\n# {title}\n\n{text.strip()}\n"
+    return f"---\n{card_data.to_yaml()}\n---\n\n# {title}\n\n{text.strip()}\n"
 
 
 def model_index(measurement: Measurement) -> list[EvalResult]:
@@ -479,7 +459,7 @@ def _marker(kind: str) -> dict[str, Any]:
     return {RELEASE_KEY: {"kind": kind, "tool": "rewarddance_hf"}}
 
 
-def _space_data(title: str, tags: list[str], kind: str, **fields: Any) -> str:
+def _space_data(title: str, tags: list[str], kind: str, **fields: Any) -> SpaceCardData:
     return SpaceCardData(
         title=title,
         emoji="⚖️",
@@ -493,7 +473,7 @@ def _space_data(title: str, tags: list[str], kind: str, **fields: Any) -> str:
         tags=tags,
         **_marker(kind),
         **fields,
-    ).to_yaml()
+    )
 
 
 def _table_rows(measurement: Measurement) -> list[dict[str, str]]:
@@ -536,15 +516,3 @@ def _rounded(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g}{unit}"
     return str(count)
-
-
-def _render(template: str, **values: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates_folder()),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML
-    )
-    return environment.get_template(template).render(**values)

@@ -15,8 +15,9 @@ from typing import Any
 import datasets
 
 from ..alignment.refl.weights import LORA_FILE
+from ..cards import templates_folder
 from ..evaluation import statistics
-from ..hub.cards import DatasetFacts, dataset_card, generator_card, metric_card, space_card, templates_folder
+from ..hub.cards import DatasetFacts, dataset_card, metric_card, pipeline_card, space_card
 from ..hub.licenses import TrainingData
 from ..hub.release import build_model_release
 from ..hub.verification import verify_release
@@ -289,7 +290,7 @@ def _write_results(metrics: dict[str, float], name: str, namespace: str, folder:
 def _build_generator(folder: Path, namespace: str, tag: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(BASE_GENERATOR, folder)
-    card = generator_card(
+    card = pipeline_card(
         f"{namespace}/{GENERATOR}",
         tag,
         "pipeline",
@@ -309,7 +310,7 @@ def _build_generator(folder: Path, namespace: str, tag: str) -> Path:
 def _build_adapter(file: Path, folder: Path, namespace: str, tag: str) -> Path:
     _make_empty(folder)
     shutil.copy(file, folder / file.name)
-    card = generator_card(
+    card = pipeline_card(
         f"{namespace}/{ADAPTER}",
         tag,
         "adapter",

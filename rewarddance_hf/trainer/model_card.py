@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from torch.utils.data import ConcatDataset, Subset
 
 from .. import __version__
+from ..cards import render_card
 from ..data.rows import PreferenceRows
 from .training_args import RewardDanceTrainingArguments
 
@@ -16,19 +17,6 @@ from .training_args import RewardDanceTrainingArguments
 # Key of the card's metadata under which a release finds what the trainer knows.
 FACTS_KEY = "rewarddance_training"
 DATASET_URL = "https://huggingface.co/datasets/"
-
-TEXT = """---
-{card_data}
----
-
-# {model_name}
-
-A [RewardDance](https://huggingface.co/papers/2509.08826) judge of generated images and video ({paradigm} paradigm),
-fine-tuned from {base_model}. The reward is the probability of the token "yes".
-
-This is a draft that was written at the end of training. `rewarddance release` writes the full card.
-
-{metrics}"""
 
 
 def training_card(
@@ -74,7 +62,6 @@ def training_card(
         },
         "data": recorded_data(train_dataset),
     }
-    extra: dict[str, Any] = {FACTS_KEY: facts}
     card_data = ModelCardData(
         base_model=base_model,
         library_name="transformers",
@@ -84,18 +71,16 @@ def training_card(
             EvalResult("visual-preference", name, name, "accuracy", value, metric_name="accuracy, ties left out")
             for name, value in metrics.items()
         ],
-        **extra,
+        **{FACTS_KEY: facts},  # type: ignore[arg-type]
     )
-    rows = "".join(f"| {name} | {100 * value:.1f} |\n" for name, value in metrics.items())
-    table = f"| held-out rows | accuracy % (ties left out) |\n|---|---|\n{rows}" if rows else ""
-    text = TEXT.format(
-        card_data=card_data.to_yaml(),
-        model_name=model_name,
+    return render_card(
+        "training_card.md",
+        card_data,
+        name=model_name,
         paradigm=args.paradigm,
         base_model=base_model,
-        metrics=table,
+        metrics=metrics,
     )
-    return str(ModelCard(text))
 
 
 def recorded_data(dataset: Any) -> list[dict[str, str]]:

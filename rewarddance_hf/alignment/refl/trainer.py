@@ -22,7 +22,7 @@ from diffusers.training_utils import EMAModel  # noqa: E402
 
 from ..gradient import RewardGradientCallback  # noqa: E402
 from .arguments import ReFLTrainingArguments  # noqa: E402
-from .card import generator_card  # noqa: E402
+from .card import tuned_generator_card  # noqa: E402
 from .regularizer import BaseDistance  # noqa: E402
 from .rewards import RewardFunctions  # noqa: E402
 from .rows import DrawSampler, PromptRows, collate_rows, seed_of  # noqa: E402
@@ -363,7 +363,7 @@ class ReFLTrainer(Trainer):
         """Write a model card, filled from this run, into `args.output_dir`."""
         if self.is_world_process_zero():
             name = kwargs.get("model_name") or self.hub_model_id or Path(self.args.output_dir).name
-            card = generator_card(self, model_name=name, tags=self._tag_names)
+            card = tuned_generator_card(self, model_name=name, tags=self._tag_names)
             folder = Path(self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "README.md").write_text(card, encoding="utf-8")
