@@ -145,6 +145,7 @@ def round_robin(num_images: int, num_tokens: int, layout: str, proportions: str 
     from tiny_vlms import random_image
 
     from rewarddance_hf import RewardDanceScorer
+
     model, processor = make_judge(num_tokens, layout, proportions)
     batch_size = 32 if torch.cuda.is_available() else 8
     engine = RewardDanceScorer(model, processor, batch_size)
