@@ -132,9 +132,9 @@ def test_score_by_dimensions(capsys, judge, images):
 
 
 def test_rank_by_a_tournament(capsys, judge, images):
-    """`--method` reaches the library: a Swiss tournament leaves pairs out that a round robin compares."""
+    """`--ranking-method` reaches the library: a Swiss tournament leaves pairs out that a round robin compares."""
     code, out, _ = run(
-        capsys, "rank", "--model", judge, "--prompt", "a circle", *images, *images, "--json", "--method", "swiss"
+        capsys, "rank", "--model", judge, "--prompt", "a circle", *images, *images, "--json", "--ranking-method", "swiss"
     )
     assert code == 0
     want = RewardDanceScorer.from_pretrained(judge).rank([*images, *images], "a circle", method="swiss")
@@ -388,6 +388,19 @@ def test_traceback_on_request(capsys, judge, images):
         run(capsys, "score", "--model", judge, "--image", images[0], "--prompt", "a", "--traceback")
 
 
+@pytest.mark.parametrize("separator", ["-", "_"])
+def test_flags_with_dashes_or_underscores(capsys, judge, images, separator):
+    """`--batch_size` is `--batch-size`, also with its value behind "="; values and what follows "--" stay as they are."""
+    flags = [flag.replace("-", separator) for flag in ("top-k", "batch-size=2", "ranking-method")]
+    arguments = ["--model", judge, f"--{flags[0]}", "1", f"--{flags[1]}", f"--{flags[2]}", "round_robin"]
+    code, out, _ = run(capsys, "rank", *arguments, "--prompt", "a_circle", "--json", "--", *images[:3])
+    assert (code, len(json.loads(out)["order"])) == (0, 1)
+    code, _, err = run(capsys, "rank", *arguments, "--prompt", "a", "--", images[0], "--un_known")
+    assert code == 1
+    assert "--un_known" in err
+    assert run(capsys, "rank", *arguments, "--prompt", "a", images[0], "--un_known")[0] == 2
+
+
 def test_version_and_help(capsys):
     """Version and help are no errors."""
     assert run(capsys, "--version")[:2] == (0, f"rewarddance {__version__}\n")
@@ -400,7 +413,7 @@ def test_runs_as_a_module_without_heavy_imports():
     """`python -m` works, and help needs no torch."""
     code = (
         "import runpy, sys; sys.argv = ['rewarddance', '--help']\n"
-        "try: runpy.run_module('rewarddance_hf.cli', run_name='__main__')\n"
+        "try: runpy.run_module('rewarddance_hf', run_name='__main__')\n"
         "except SystemExit as exit: sys.exit(exit.code or ('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

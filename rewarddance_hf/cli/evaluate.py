@@ -1,0 +1,153 @@
+"""`rewarddance evaluate`: accuracy on preference rows, or on a public benchmark beside other judges."""
+
+import argparse
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from ..import_utils import require_extra
+from .shared import (
+    JUDGE_OPTIONS,
+    Commands,
+    check_file,
+    check_folder,
+    find_device,
+    load_scorer,
+    positive_integer,
+    write,
+)
+
+
+SHAPES_PREFIX = "shapes:"
+DEFAULT_SHAPES_ROWS = 1000
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser("evaluate", parents=[JUDGE_OPTIONS], help="accuracy on preference rows")
+    rows = parser.add_mutually_exclusive_group(required=True)
+    help = (
+        "repository ID or folder, a folder written by `save_to_disk`, or shapes:id, shapes:ood, shapes:train, of clips "
+        "shapes:video-id, shapes:t2v-id, shapes:i2v-id, ..."
+    )
+    rows.add_argument("--dataset", help=help)
+    help = "public benchmark, e.g. genai-bench-image (a wrong name lists all)"
+    rows.add_argument("--benchmark", metavar="NAME", help=help)
+    parser.add_argument("--split", help="split, e.g. test or test[:100] (default: the only one, or the benchmark's)")
+    parser.add_argument("--config", help="configuration of the dataset")
+    parser.add_argument("--data-files", nargs="+", help="files of the dataset, e.g. with --dataset parquet")
+    help = f"number of rows (default: all; {DEFAULT_SHAPES_ROWS} of shapes)"
+    parser.add_argument("--limit", type=positive_integer, help=help)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of shapes (default: 0)")
+    parser.add_argument("--output", help="JSON file for the metrics")
+    help = "fit a temperature on these rows and save the calibrated judge there"
+    parser.add_argument("--calibrate", metavar="FOLDER", help=help)
+    help = (
+        "with --benchmark: other judges on the same rows: clipscore, pickscore (or clipscore:ID), module:function, or the "
+        "ID of a judge or of an untrained vision-language model"
+    )
+    parser.add_argument("--compare", nargs="+", metavar="JUDGE", default=[], help=help)
+    help = "with --benchmark: model card (or new file) that gets the results as metadata"
+    parser.add_argument("--model-index", metavar="FILE", help=help)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    for option in ("config", "data_files", "calibrate"):
+        if args.benchmark and getattr(args, option):
+            raise argparse.ArgumentTypeError(f"argument --{option.replace('_', '-')}: not allowed with --benchmark")
+    if args.dataset and (args.compare or args.model_index):
+        raise argparse.ArgumentTypeError("arguments --compare and --model-index: need --benchmark")
+    for path in filter(None, (args.output, args.model_index)):
+        check_file(path)
+    if args.calibrate:
+        if (
+            os.path.exists(args.calibrate)
+            and os.path.exists(args.model)
+            and os.path.samefile(args.calibrate, args.model)
+        ):
+            raise ValueError(
+                f"`--calibrate` is the folder of `--model`, {args.model!r}, whose weights are in use. Choose another."
+            )
+        check_folder(args.calibrate)
+    (_evaluate_benchmark if args.benchmark else _evaluate_rows)(args)
+
+
+def _evaluate_rows(args: argparse.Namespace) -> None:
+    from ..evaluation.evaluator import RewardDanceEvaluator
+
+    dataset = _load_rows(args)
+    scorer = load_scorer(args)
+    fingerprint = _fingerprint(scorer)  # before a calibration changes it
+    evaluator = RewardDanceEvaluator(dataset, seed=args.seed, show_progress=True)
+    metrics = evaluator(scorer)
+    if args.calibrate:
+        metrics |= evaluator.calibrate(scorer, results=evaluator.results)
+    document = {name: getattr(args, name) for name in ("model", "dataset", "config", "split", "limit")}
+    width = max(map(len, metrics))
+    lines = (f"{name:{width}}  {value:.6g}" for name, value in metrics.items())
+    _report(args, {**document, **fingerprint, "metrics": metrics}, lines)
+    if args.calibrate:
+        scorer.save_pretrained(args.calibrate)
+
+
+def _evaluate_benchmark(args: argparse.Namespace) -> None:
+    require_extra("train", "datasets")
+    from ..evaluation.baselines import load_baseline
+    from ..evaluation.benchmarks import BenchmarkRun, write_model_index
+
+    run = BenchmarkRun(
+        args.benchmark, args.split, args.limit, batch_size=args.batch_size, seed=args.seed, show_progress=True
+    )
+    fingerprint = {}
+    try:
+        scorer = load_scorer(args)
+        fingerprint = _fingerprint(scorer)
+        run(args.model, scorer)
+        for name in args.compare:
+            run(name, load_baseline(name, find_device(args), args.dtype) or load_scorer(args, name))
+    finally:  # a judge that fails does not cost the results of those before it
+        if run.results:
+            document = {"model": args.model, **run.document(), **fingerprint, "metrics": run.results[args.model]}
+            _report(args, document, [run.table()])
+            if args.model_index:
+                write_model_index(args.model_index, args.model, run.eval_results(args.model))
+
+
+def _fingerprint(judge: Any) -> dict[str, Any]:
+    return {"judge_fingerprint": judge.fingerprint()} if hasattr(judge, "fingerprint") else {}
+
+
+def _report(args: argparse.Namespace, document: dict[str, Any], lines: Iterable[str]) -> None:
+    """Show the result, then save it: a full disk must not cost the result of hours."""
+    write(args, document, lines)
+    if args.output:
+        with open(args.output, "w", encoding="utf-8") as file:
+            file.write(json.dumps(document, indent=2) + "\n")
+
+
+def _load_rows(args: argparse.Namespace) -> Any:
+    """Preference rows of `--dataset`."""
+    if args.dataset.startswith(SHAPES_PREFIX):
+        from ..shapes.clips import load_shapes
+
+        split = args.dataset.removeprefix(SHAPES_PREFIX)
+        return load_shapes(split, args.limit or DEFAULT_SHAPES_ROWS, seed=args.seed)
+    import datasets
+
+    is_saved = any(os.path.isfile(os.path.join(args.dataset, file)) for file in ("state.json", "dataset_dict.json"))
+    try:
+        if is_saved:  # by `save_to_disk`
+            dataset = datasets.load_from_disk(args.dataset)
+        else:
+            dataset = datasets.load_dataset(args.dataset, args.config, split=args.split, data_files=args.data_files)
+    except datasets.exceptions.DatasetsError as error:
+        raise ValueError(f"`--dataset` {args.dataset!r} cannot be loaded: {error}") from error
+    if isinstance(dataset, dict):
+        split = args.split or next(iter(dataset), None)
+        if split not in dataset or (len(dataset) > 1 and not args.split):
+            raise ValueError(
+                f"`--split` is {args.split!r}, but {args.dataset!r} has {sorted(dataset)}. Choose one of them."
+            )
+        dataset = dataset[split]
+    return dataset if args.limit is None else dataset.select(range(min(args.limit, len(dataset))))
