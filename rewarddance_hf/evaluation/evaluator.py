@@ -13,7 +13,8 @@ from transformers.utils import logging
 from ..data.preference import check_columns, check_row
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.processing_rewarddance import load_image
-from ..scoring.results import Judgement, NonFiniteScoreError
+from ..rewards import NonFiniteScoreError
+from ..scoring.results import Judgement
 from ..scoring.scorer import RewardDanceScorer
 from . import statistics
 

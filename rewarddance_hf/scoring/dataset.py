@@ -9,7 +9,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..models.examples_rewarddance import Example
-from .results import Judgement, NonFiniteScoreError
+from ..rewards import NonFiniteScoreError
+from .results import Judgement
 
 
 def score_into_file(

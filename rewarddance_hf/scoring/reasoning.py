@@ -11,7 +11,8 @@ from transformers.utils import logging
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.processing_rewarddance import load_image
-from .results import Judgement, NonFiniteScoreError
+from ..rewards import NonFiniteScoreError
+from .results import Judgement
 
 
 logger = logging.get_logger(__name__)

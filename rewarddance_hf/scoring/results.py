@@ -92,22 +92,3 @@ class Ranking:
     wins: torch.Tensor
     scores: torch.Tensor
     matrix: torch.Tensor
-
-
-class NonFiniteScoreError(ValueError):
-    """
-    A judge gave NaN or infinity.
-
-    Args:
-        message (`str`):
-            Which rows, why and what to do.
-        rows (`list[int]`):
-            Indices of judgements without a finite score.
-        scores (`torch.Tensor`):
-            Scores until the end of the batch of these rows, or of the judgements that were planned together.
-    """
-
-    def __init__(self, message: str, rows: list[int], scores: torch.Tensor) -> None:
-        super().__init__(message)
-        self.rows = rows
-        self.scores = scores

@@ -14,13 +14,14 @@ from tqdm.auto import tqdm
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.examples_rewarddance import Example
 from ..models.processing_rewarddance import load_image
+from ..rewards import NonFiniteScoreError, frozen
 from .dataset import score_into_file
 from .engine.engine import ScoringEngine
 from .engine.session import EngineSession, ScoringStatistics
 from .loading import load_judge
 from .ranking import METHODS, halving, swiss
 from .reasoning import ReasonedScores, generate_texts, score_with_reasons
-from .results import Comparison, Judgement, NonFiniteScoreError, Ranking
+from .results import Comparison, Judgement, Ranking
 
 
 ENGINES = ("auto", "features", "plain")
@@ -180,9 +181,19 @@ class RewardDanceScorer:
         """Whether a sample is judged relative to a reference."""
         return self.model.config.paradigm == "pairwise"
 
-    def __call__(self, images: Any, prompts: str | Sequence[str], **context: Any) -> torch.Tensor:
+    def __call__(
+        self,
+        images: Any,
+        prompts: str | Sequence[str],
+        references: Any = None,
+        conditions: Sequence[Any] | None = None,
+        task: str | Sequence[str] = "text-to-image",
+        criteria: str | Sequence[str | None] | None = None,
+        dimensions: Sequence[str] | None = None,
+        examples: Examples = None,
+    ) -> torch.Tensor:
         """Same as [`~RewardDanceScorer.score`]."""
-        return self.score(images, prompts, **context)
+        return self.score(images, prompts, references, conditions, task, criteria, dimensions, examples)
 
     def score(
         self,
@@ -240,7 +251,7 @@ class RewardDanceScorer:
             by_row = [self._by_dimension(judgement, dimensions) for judgement in judgements]
             judgements = [judgement for row in by_row for judgement in row]
         media = [(judgement.sample, judgement.reference, judgement.condition) for judgement in judgements]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _requires_grad(media)), _frozen(self.model):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _requires_grad(media)), frozen(self.model):
             if dimensions is None:
                 return self._judge(judgements, show_progress)[1]
             width = len(dimensions)
@@ -770,19 +781,6 @@ def _requires_grad(media: Any) -> bool:
     if isinstance(media, (list, tuple)):
         return any(_requires_grad(frame) for frame in media)
     return isinstance(media, torch.Tensor) and media.requires_grad
-
-
-@contextmanager
-def _frozen(model: torch.nn.Module) -> Iterator[None]:
-    """Keep weights out of the autograd graph, without changing them for others that may train the same model."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 def _spread(values: Any, count: int, name: str) -> list[Any]:

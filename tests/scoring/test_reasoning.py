@@ -9,8 +9,8 @@ from rewarddance_hf import (
     RewardDanceProcessor,
     RewardDanceScorer,
 )
+from rewarddance_hf.rewards import NonFiniteScoreError
 from rewarddance_hf.scoring.reasoning import NoAnswerError
-from rewarddance_hf.scoring.results import NonFiniteScoreError
 
 
 PROMPTS = ["a red circle", "two green triangles left of a blue square", "yes"]

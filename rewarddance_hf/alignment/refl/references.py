@@ -24,9 +24,9 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ...models.processing_rewarddance import load_image
+from ...rewards import NonFiniteScoreError
 from ...scoring.engine.memory import BatchLimit
 from ...scoring.ranking import METHODS as RANK_METHODS
-from ...scoring.results import NonFiniteScoreError
 from ...scoring.scorer import RewardDanceScorer
 
 

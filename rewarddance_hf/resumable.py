@@ -1,0 +1,315 @@
+"""
+Rows on disk that survive a kill at any moment: each is there as a whole or not at all, exactly once, and belongs to what made it.
+
+[`RowFolder`] keeps one file for each row (images, tables), [`RowFile`] one line of JSON. Both refuse to go on with results of
+another judge, generator or input, which a fingerprint beside them tells.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .parallel import Processes
+
+
+SAMPLED_ENTRIES = 8  # of each tensor, that tell weights from others
+
+
+def write_atomically(file: str | os.PathLike, content: bytes) -> None:
+    """
+    Write a file so that it is there as a whole or not at all, also after a kill or a power cut.
+
+    Args:
+        file (`str` or `os.PathLike`):
+            File, replaced if it exists.
+        content (`bytes`):
+            What is in it.
+    """
+    path = Path(file)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with open(part, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, path)
+
+
+def describe_weights(module: torch.nn.Module) -> str:
+    """
+    Tell weights from others by their names, shapes, types and some entries of each.
+
+    Args:
+        module (`torch.nn.Module`):
+            Any model. Parameters on the meta device (of offloaded models) count by shape only.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if not parameter.is_meta:
+            entries = parameter.detach().flatten()[:: max(1, parameter.numel() // SAMPLED_ENTRIES)]
+            digest.update(repr(entries.double().tolist()).encode())
+    return digest.hexdigest()[:16]
+
+
+def digest_of(*values: Any) -> str:
+    """
+    Tell values from others: images by their pixels, all else by its text.
+
+    Args:
+        values:
+            Images, lists or dicts of them, strings, numbers, None.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Image.Image):
+            digest.update(f"image {value.mode} {value.size} ".encode() + value.tobytes())
+        elif isinstance(value, Mapping):
+            add([part for pair in sorted(value.items()) for part in pair])
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"list {len(value)} ".encode())
+            for part in value:
+                add(part)
+        elif isinstance(value, torch.Tensor):
+            digest.update(f"tensor {value.dtype} {tuple(value.shape)} {value.tolist()!r} ".encode())
+        else:
+            digest.update(f"{type(value).__name__} {value!r} ".encode())
+
+    add(values)
+    return digest.hexdigest()[:16]
+
+
+def check_fingerprint(file: str | os.PathLike, fingerprint: Mapping[str, Any], name: str) -> None:
+    """
+    Make sure that results on disk were made by the same judge or generator with the same arguments, or note down by which.
+
+    Args:
+        file (`str` or `os.PathLike`):
+            JSON file of the fingerprint, written if it is missing.
+        fingerprint (`dict`):
+            All that results depend on; values that JSON can hold.
+        name (`str`):
+            What the user knows the results by, in error messages, e.g. "`output_dir` 'references/'".
+
+    Raises:
+        `ValueError`: If the results were made by something else; names the keys that differ.
+    """
+    path, wanted = Path(file), json.loads(json.dumps(fingerprint))
+    if not path.exists():
+        write_atomically(path, json.dumps(wanted, indent=2).encode())
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))
+    different = sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
+    if different:
+        raise ValueError(
+            f"{name} belongs to a run in which {different} were others, but results of both would be mixed. Repeat the call "
+            "with the same ones, or choose another place."
+        )
+
+
+class RowFolder:
+    """
+    Results of rows, one file each. Several processes may write to it at once, each its own rows.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Folder, made if it is missing. Files of rows are in `rows/`, the fingerprint in `arguments.json`.
+        fingerprint (`dict`):
+            All that results depend on, beside the row itself.
+        num_rows (`int`):
+            Number of rows.
+        name (`str`):
+            What the user knows the folder by, in error messages.
+        suffix (`str`, *optional*, defaults to `".bin"`):
+            Ending of the files.
+
+    Raises:
+        `ValueError`: If the folder belongs to another run, or holds rows beyond the last one.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        fingerprint: Mapping[str, Any],
+        num_rows: int,
+        name: str = "the folder",
+        suffix: str = ".bin",
+    ) -> None:
+        self.folder = Path(folder) / "rows"
+        self.name = name
+        self.suffix = suffix
+        self.folder.mkdir(parents=True, exist_ok=True)
+        check_fingerprint(self.folder.parent / "arguments.json", fingerprint, name)
+        beyond = sorted(index for index in self._known() if index >= num_rows)
+        if beyond:
+            raise ValueError(
+                f"{name} has results of the rows {beyond[:3]}, but there are {num_rows} rows only. Choose another place for "
+                "other rows."
+            )
+
+    def _known(self) -> dict[int, Path]:
+        return {int(file.name[:8]): file for file in self.folder.glob(f"*{self.suffix}")}
+
+    def is_done(self, index: int, key: Any) -> bool:
+        """
+        Find out whether a row is finished.
+
+        Args:
+            index (`int`):
+                Index of the row.
+            key:
+                What the row is about, as in [`digest_of`].
+
+        Returns:
+            `bool`
+
+        Raises:
+            `ValueError`: If another row was finished in its place.
+        """
+        files = list(self.folder.glob(f"{index:08d}-*{self.suffix}"))
+        if files and files[0] != self._file(index, key):
+            raise ValueError(
+                f"{self.name} has the result of another row in the place of row {index}. Repeat the call with the same rows in "
+                "the same order (new ones at the end), or choose another place."
+            )
+        return bool(files)
+
+    def write(self, index: int, key: Any, content: bytes) -> None:
+        """Keep the result of a row."""
+        write_atomically(self._file(index, key), content)
+
+    def read(self, index: int) -> bytes:
+        """Result of a finished row."""
+        (file,) = self.folder.glob(f"{index:08d}-*{self.suffix}")
+        return file.read_bytes()
+
+    def _file(self, index: int, key: Any) -> Path:
+        return self.folder / f"{index:08d}-{digest_of(key)}{self.suffix}"
+
+
+class RowFile:
+    """
+    Results of rows, one line of JSON each, with the index in `"row"`. One process appends to the file itself; several append to
+    a part each, which [`~RowFile.merge`] joins.
+
+    Args:
+        file (`str` or `os.PathLike`):
+            File of JSON lines. A last line that was cut off is removed. The fingerprint is in `FILE.fingerprint.json`.
+        fingerprint (`dict`):
+            All that results depend on.
+        num_rows (`int`):
+            Number of rows.
+        name (`str`, *optional*, defaults to the file's name):
+            What the user knows the file by, in error messages.
+
+    Attributes:
+        rows (`dict[int, dict]`):
+            Results that are on disk, by row.
+
+    Raises:
+        `ValueError`: If the file belongs to another run or to none that is known, has rows beyond the last one, a row twice, or a
+            line that is no result.
+    """
+
+    def __init__(
+        self, file: str | os.PathLike, fingerprint: Mapping[str, Any], num_rows: int, name: str | None = None
+    ) -> None:
+        self.file = Path(file)
+        self.name = name or f"{os.fspath(file)!r}"
+        self.processes = Processes.current()
+        beside = self.file.with_name(f"{self.file.name}.fingerprint.json")
+        if not beside.exists() and self._files() and any(path.stat().st_size for path in self._files()):
+            raise ValueError(
+                f"{self.name} has results, but `{beside.name}`, which tells what made them, is not beside it. Put it back, or "
+                "choose another file."
+            )
+        check_fingerprint(beside, fingerprint, self.name)
+        self.rows: dict[int, dict[str, Any]] = {}
+        for path in self._files():
+            for row, result in self._read(path).items():
+                if self.rows.setdefault(row, result) != result:
+                    raise ValueError(
+                        f"{self.name} and its parts have two results of row {row}. Remove it, or one part."
+                    )
+        beyond = sorted(row for row in self.rows if not 0 <= row < num_rows)
+        if beyond:
+            raise ValueError(
+                f"{self.name} has results of the rows {beyond[:3]}, but there are {num_rows} rows only. Choose another file for "
+                "other rows."
+            )
+        self.processes.wait()  # all have read before one writes
+
+    def append(self, results: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Write results down; they are on disk when this returns.
+
+        Args:
+            results (`list[dict]`):
+                Results with `"row"`, and values that JSON can hold.
+        """
+        with open(self._own(), "ab") as stream:
+            stream.write("".join(json.dumps(dict(result)) + "\n" for result in results).encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.rows.update({int(result["row"]): dict(result) for result in results})
+
+    def merge(self) -> None:
+        """Join the parts of all processes in the file, in the order of rows. Every process must come here."""
+        self.processes.wait()
+        parts = [path for path in self._files() if path != self.file]
+        if parts and self.processes.is_main:
+            rows = {row: result for path in self._files() for row, result in self._read(path).items()}
+            lines = (json.dumps(result) + "\n" for _, result in sorted(rows.items()))
+            write_atomically(self.file, "".join(lines).encode())
+            for path in parts:
+                path.unlink()
+        self.processes.wait()
+
+    def _own(self) -> Path:
+        if self.processes.count == 1:
+            return self.file
+        return self.file.with_name(f"{self.file.name}.{self.processes.index:05d}-of-{self.processes.count:05d}")
+
+    def _files(self) -> list[Path]:
+        pattern = f"{_literal(self.file.name)}.[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]"
+        return [self.file] * self.file.exists() + sorted(self.file.parent.glob(pattern))
+
+    def _read(self, path: Path) -> dict[int, dict[str, Any]]:
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        results: dict[int, dict[str, Any]] = {}
+        for number, line in enumerate(content[:end].splitlines(), 1):
+            try:
+                result = json.loads(line)
+                row = int(result["row"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"Line {number} of {self.name} is no result of a row ({error}), but all must be. Repair or remove it, or "
+                    "choose another file."
+                ) from error
+            if row in results:
+                raise ValueError(
+                    f"Line {number} of {self.name} is a second result of row {row}, but each has one. Were two runs writing to "
+                    "it? Remove it, or choose another file."
+                )
+            results[row] = result
+        if end < len(content) and path == self._own():
+            os.truncate(path, end)
+        return results
+
+
+def _literal(name: str) -> str:
+    """File name without the meaning that its characters have in patterns."""
+    return "".join(f"[{character}]" if character in "[]*?" else character for character in name)
