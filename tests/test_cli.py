@@ -137,7 +137,7 @@ def test_rank_by_a_tournament(capsys, judge, images):
         capsys, "rank", "--model", judge, "--prompt", "a circle", *images, *images, "--json", "--ranking-method", "swiss"
     )
     assert code == 0
-    want = RewardDanceScorer.from_pretrained(judge).rank([*images, *images], "a circle", method="swiss")
+    want = RewardDanceScorer.from_pretrained(judge).rank([*images, *images], "a circle", ranking_method="swiss")
     assert json.loads(out)["order"] == want.order
 
 

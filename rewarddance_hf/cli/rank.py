@@ -25,7 +25,7 @@ def _run(args: argparse.Namespace) -> None:
         task=args.task,
         criteria=args.criteria,
         show_progress=True,
-        method=args.ranking_method,
+        ranking_method=args.ranking_method,
     )
     wins, scores = ranking.wins.tolist(), ranking.scores.tolist()
     matrix = [[None if math.isnan(value) else value for value in row] for row in ranking.matrix.tolist()]

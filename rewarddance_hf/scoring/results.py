@@ -86,9 +86,15 @@ class Ranking:
             Entry `[i, j]` is the reward of sample `j` with sample `i` as its reference. Without references it is the
             probability that sample `j` is better than sample `i`. The diagonal is NaN, and so are pairs that a tournament
             did not compare.
+        num_questions (`int`):
+            Number of scores that were asked for.
+        error (`Exception`, *optional*):
+            What the reward raised, if samples were left out.
     """
 
     order: list[int]
     wins: torch.Tensor
     scores: torch.Tensor
     matrix: torch.Tensor
+    num_questions: int = 0
+    error: Exception | None = None

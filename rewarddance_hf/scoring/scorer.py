@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
-from itertools import combinations, groupby, islice
+from itertools import groupby, islice
 from typing import Any, TypeAlias
 
 import torch
@@ -19,7 +19,7 @@ from .dataset import score_into_file
 from .engine.engine import ScoringEngine
 from .engine.session import EngineSession, ScoringStatistics
 from .loading import load_judge
-from .ranking import METHODS, halving, swiss
+from .ranking import check_ranking, rank_by_comparisons, rank_by_scores
 from .reasoning import ReasonedScores, generate_texts, score_with_reasons
 from .results import Comparison, Judgement, Ranking
 
@@ -481,7 +481,7 @@ class RewardDanceScorer:
         task: str = "text-to-image",
         criteria: str | None = None,
         show_progress: bool = False,
-        method: str = "round_robin",
+        ranking_method: str = "round_robin",
         num_rounds: int | None = None,
         examples: Examples = None,
     ) -> Ranking:
@@ -508,7 +508,7 @@ class RewardDanceScorer:
                 Criteria in place of those of `task`.
             show_progress (`bool`, *optional*, defaults to `False`):
                 Whether to show a progress bar.
-            method (`str`, *optional*, defaults to `"round_robin"`):
+            ranking_method (`str`, *optional*, defaults to `"round_robin"`):
                 `"round_robin"` compares all with all. `"swiss"` plays `num_rounds` rounds of `n // 2` comparisons, in
                 which neighbors in the standings meet. `"halving"` plays `num_rounds` such rounds, drops the worse half and
                 goes on until `top_k` samples (or one) are left: less than `num_rounds * n` comparisons.
@@ -523,62 +523,27 @@ class RewardDanceScorer:
             [`~rewarddance_hf.scoring.results.Ranking`]
 
         Raises:
-            `ValueError`: If there are fewer than two samples, `top_k`, `method` or `num_rounds` is out of range, an image
+            `ValueError`: If there are fewer than two samples, `top_k`, `ranking_method` or `num_rounds` is out of range, an image
                 cannot be read, or a score is not finite.
         """
         samples = [
             self.processor.load_frames(image, f"images[{i}]", task)
             for i, image in enumerate(_as_list(images, "images"))
         ]
-        count = len(samples)
-        if count < 2:
-            raise ValueError(
-                f"`images` has {count} samples, but a ranking needs at least 2. Use `score` for a single one."
-            )
-        if top_k is not None and not 1 <= top_k <= count:
-            raise ValueError(f"`top_k` is {top_k}, but must be between 1 and the number of images, {count}.")
-        if method not in METHODS:
-            raise ValueError(f"`method` is {method!r}, but must be one of {METHODS}.")
-        if num_rounds is not None and (method == "round_robin" or num_rounds < 1):
-            wanted = "belongs to tournaments" if method == "round_robin" else "must be positive"
-            raise ValueError(f"`num_rounds` is {num_rounds}, but {wanted}. Leave it out, or pass 1 or more to others.")
+        check_ranking(len(samples), self.is_pairwise, top_k, ranking_method, num_rounds)
         shown = self.processor.read_examples(examples, task, self.is_pairwise)
         questions = [Judgement(sample, prompt, None, condition, task, criteria, shown) for sample in samples]
-        if self.is_pairwise:
-            return self._rank_pairwise(questions, top_k, show_progress, method, num_rounds)
-        different = ~torch.eye(count, dtype=torch.bool)
-        logits, scores = (values.cpu() for values in self._judge(questions, show_progress))
-        margins = (logits - logits[:, None]).masked_fill(~different, torch.nan)
-        return _make_ranking(margins, scores, margins.sigmoid(), top_k)
+        if not self.is_pairwise:
+            logits, scores = (values.cpu() for values in self._judge(questions, show_progress))
+            return rank_by_scores(logits, scores, top_k)
 
-    def _rank_pairwise(
-        self, questions: list[Judgement], top_k: int | None, show_progress: bool, method: str, num_rounds: int | None
-    ) -> Ranking:
-        count = len(questions)
-        yes = torch.full((count, count), torch.nan, dtype=torch.float64)
-        matrix = torch.full((count, count), torch.nan)
+        def ask(pairs: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+            asked = [replace(questions[j], reference=questions[i].sample) for i, j in pairs]
+            logits, rewards = self._judge(asked, show_progress, session, RANK_WINDOW)
+            return logits.double().sigmoid(), rewards
 
-        def play(pairs: Sequence[tuple[int, int]]) -> list[float]:
-            # In the order of references, which is that of shared prefixes.
-            orders = sorted([*pairs, *((j, i) for i, j in pairs)])
-            judgements = [replace(questions[j], reference=questions[i].sample) for i, j in orders]
-            answers = self._judge(judgements, show_progress, session, RANK_WINDOW)
-            logits, rewards = (values.cpu() for values in answers)
-            references, samples = torch.tensor(orders).T
-            yes[references, samples] = logits.double().sigmoid()
-            matrix[references, samples] = rewards
-            return [float(yes[i, j] - yes[j, i]) for i, j in pairs]
-
-        order = None
         with self._session() as session:  # each sample is seen once in all rounds
-            if method == "swiss":
-                order = swiss(count, play, num_rounds)
-            elif method == "halving":
-                order = halving(count, play, num_rounds, top_k)
-            else:
-                play(list(combinations(range(count), 2)))
-        # Entry [i, j] of `yes - yes.T`: above 0 if j is better than i.
-        return _make_ranking(yes - yes.T, matrix.nanmean(dim=0), matrix, top_k, order)
+            return rank_by_comparisons(ask, len(samples), top_k, ranking_method, num_rounds)
 
     @contextmanager
     def reuse(self) -> Iterator[None]:
@@ -806,17 +771,3 @@ def _non_finite_error(rows: list[int], scores: torch.Tensor) -> NonFiniteScoreEr
 
 def _winner(margin: float) -> str:
     return "tie" if margin == 0 else "b" if margin > 0 else "a"
-
-
-def _make_ranking(
-    margins: torch.Tensor,
-    scores: torch.Tensor,
-    matrix: torch.Tensor,
-    top_k: int | None,
-    order: list[int] | None = None,
-) -> Ranking:
-    """Ranking by margins, of which entry [i, j] is above 0 if j is better than i, unless a tournament gave an order."""
-    wins = ((margins > 0) + 0.5 * (margins == 0)).sum(dim=0)
-    if order is None:
-        order = sorted(range(len(wins)), key=lambda i: (-float(wins[i]), -float(scores[i]), i))
-    return Ranking(order=order[:top_k], wins=wins, scores=scores, matrix=matrix)

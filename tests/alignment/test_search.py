@@ -168,7 +168,7 @@ class TestBestOfN:
         )
         images = [plain(name, [0], [node.seed])[0] for node in result.nodes]
         # The judge sees 8 bits of each pixel, so that the last digits of a batch do not matter.
-        ranking = scorer.rank(images, "a circle", method="swiss")
+        ranking = scorer.rank(images, "a circle", ranking_method="swiss")
         assert result.winners == ranking.order
         assert result.rewards == pytest.approx([ranking.scores[i].item() for i in ranking.order], abs=1e-4)
         assert result.verifier_calls == 2 * 2 * 2  # two rounds of two comparisons, in both orders

@@ -310,13 +310,19 @@ def _resident(field: str) -> int:
 
 
 def tournaments(num_images: int = 32) -> dict[str, float]:
-    """Judgements of each method, over those of a round robin."""
-    from rewarddance_hf.scoring.ranking import num_comparisons
+    """Questions of each method, over those of a round robin."""
+    from rewarddance_hf.scoring.ranking import rank_samples
 
-    full = num_comparisons("round_robin", num_images)
-    return {
-        f"{method}_over_round_robin": num_comparisons(method, num_images) / full for method in ("swiss", "halving")
-    }
+    def brightness(images, prompts, references):
+        return torch.stack([image.mean() - other.mean() for image, other in zip(images, references, strict=True)])
+
+    brightness.is_pairwise = True
+    images = torch.rand(num_images, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    full, swiss, halving = (
+        rank_samples(brightness, images, "a", ranking_method=method).num_questions
+        for method in ("round_robin", "swiss", "halving")
+    )
+    return {"swiss_over_round_robin": swiss / full, "halving_over_round_robin": halving / full}
 
 
 CASES = {

@@ -522,7 +522,7 @@ def test_examples_are_seen_once_in_a_tournament(make_scorer):
     """All rounds of a ranking share the features of examples."""
     scorer = make_scorer()
     with Meter(scorer.model) as meter:
-        scorer.rank(IMAGES, PROMPT, method="swiss", examples=make_examples())
+        scorer.rank(IMAGES, PROMPT, ranking_method="swiss", examples=make_examples())
     assert meter.features == num_features(scorer, *IMAGES)
 
 

@@ -276,7 +276,9 @@ def _rank(
 
         def rank(chosen: list[int]) -> Any:
             images = [samples[i] for i in chosen]
-            return scorer.rank(images, row["prompt"], keep, method=rank_method, num_rounds=num_rounds, **context)
+            return scorer.rank(
+                images, row["prompt"], keep, ranking_method=rank_method, num_rounds=num_rounds, **context
+            )
 
         try:
             ranking = rank(candidates)

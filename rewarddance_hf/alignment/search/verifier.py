@@ -149,7 +149,7 @@ class Verifier:
             context["condition"] = self.conditions[prompt_index]
         # Samples that need no gradient are given as they are: one tensor for each
         try:
-            ranking = self.reward.rank(list(images), self.prompts[prompt_index], method=method, **context)  # type: ignore[attr-defined]
+            ranking = self.reward.rank(list(images), self.prompts[prompt_index], ranking_method=method, **context)  # type: ignore[attr-defined]
         except Exception as error:
             self.last_error = error
             self.calls[prompt_index] += 2
