@@ -134,7 +134,17 @@ def test_score_by_dimensions(capsys, judge, images):
 def test_rank_by_a_tournament(capsys, judge, images):
     """`--ranking-method` reaches the library: a Swiss tournament leaves pairs out that a round robin compares."""
     code, out, _ = run(
-        capsys, "rank", "--model", judge, "--prompt", "a circle", *images, *images, "--json", "--ranking-method", "swiss"
+        capsys,
+        "rank",
+        "--model",
+        judge,
+        "--prompt",
+        "a circle",
+        *images,
+        *images,
+        "--json",
+        "--ranking-method",
+        "swiss",
     )
     assert code == 0
     want = RewardDanceScorer.from_pretrained(judge).rank([*images, *images], "a circle", ranking_method="swiss")
