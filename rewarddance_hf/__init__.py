@@ -1,37 +1,65 @@
 """Generative reward models for images and video: the reward is the probability of the token "yes"."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 
 __version__ = "0.1.0"
 
-# Public name -> module that defines it. Names are imported on first use, so that `import rewarddance_hf` loads neither
+# Module -> public names that it defines. They are imported on first use, so that `import rewarddance_hf` loads neither
 # torch nor transformers.
 _PUBLIC_NAMES = {
-    "DataCollatorForRewardDance": "data.collator",
-    "ReFLTrainer": "alignment.refl.trainer",
-    "ReFLTrainingArguments": "alignment.refl.arguments",
-    "RewardDanceConfig": "models",
-    "RewardDanceEvaluator": "evaluation.evaluator",
-    "RewardDanceForYesScoring": "models",
-    "RewardDanceOutput": "models",
-    "RewardDanceProcessor": "models",
-    "RewardDanceScorer": "scoring.scorer",
-    "RewardDanceTrainer": "trainer.rewarddance_trainer",
-    "RewardDanceTrainingArguments": "trainer.training_args",
-    "RewardDynamics": "alignment.monitor.dynamics",
-    "RewardDynamicsCallback": "alignment.monitor.callback",
-    "RewardGradientCallback": "alignment.gradient",
-    "best_of_n": "alignment.search.search",
-    "best_of_n_references": "alignment.refl.references",
-    "search_over_paths": "alignment.search.search",
-    "zero_order_search": "alignment.search.search",
+    "alignment.gradient": ["RewardGradientCallback"],
+    "alignment.monitor.callback": ["RewardDynamicsCallback"],
+    "alignment.monitor.dynamics": ["RewardDynamics"],
+    "alignment.refl.arguments": ["ReFLTrainingArguments"],
+    "alignment.refl.references": ["best_of_n_references"],
+    "alignment.refl.trainer": ["ReFLTrainer"],
+    "alignment.search.result": ["SearchResult"],
+    "alignment.search.search": ["best_of_n", "replay", "search_over_paths", "zero_order_search"],
+    "data.collator": ["DataCollatorForRewardDance"],
+    "evaluation.evaluator": ["EvaluationResults", "RewardDanceEvaluator"],
+    "models": ["RewardDanceConfig", "RewardDanceForYesScoring", "RewardDanceOutput", "RewardDanceProcessor"],
+    "models.video_rewarddance": ["Clip", "ClipError"],
+    "scoring.reasoning": ["NoAnswerError", "ReasonedScores"],
+    "scoring.results": ["Comparison", "NonFiniteScoreError", "Ranking"],
+    "scoring.scorer": ["RewardDanceScorer"],
+    "trainer.rewarddance_trainer": ["RewardDanceTrainer"],
+    "trainer.training_args": ["RewardDanceTrainingArguments"],
 }
+_MODULES = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
+
+if TYPE_CHECKING:  # the same for type checkers and editors
+    from .alignment.gradient import RewardGradientCallback
+    from .alignment.monitor.callback import RewardDynamicsCallback
+    from .alignment.monitor.dynamics import RewardDynamics
+    from .alignment.refl.arguments import ReFLTrainingArguments
+    from .alignment.refl.references import best_of_n_references
+    from .alignment.refl.trainer import ReFLTrainer
+    from .alignment.search.result import SearchResult
+    from .alignment.search.search import best_of_n, replay, search_over_paths, zero_order_search
+    from .data.collator import DataCollatorForRewardDance
+    from .evaluation.evaluator import EvaluationResults, RewardDanceEvaluator
+    from .models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
+    from .models.video_rewarddance import Clip, ClipError
+    from .scoring.reasoning import NoAnswerError, ReasonedScores
+    from .scoring.results import Comparison, NonFiniteScoreError, Ranking
+    from .scoring.scorer import RewardDanceScorer
+    from .trainer.rewarddance_trainer import RewardDanceTrainer
+    from .trainer.training_args import RewardDanceTrainingArguments
 
 __all__ = [
+    "Clip",
+    "ClipError",
+    "Comparison",
     "DataCollatorForRewardDance",
+    "EvaluationResults",
+    "NoAnswerError",
+    "NonFiniteScoreError",
+    "Ranking",
     "ReFLTrainer",
     "ReFLTrainingArguments",
+    "ReasonedScores",
     "RewardDanceConfig",
     "RewardDanceEvaluator",
     "RewardDanceForYesScoring",
@@ -43,17 +71,21 @@ __all__ = [
     "RewardDynamics",
     "RewardDynamicsCallback",
     "RewardGradientCallback",
+    "SearchResult",
     "best_of_n",
     "best_of_n_references",
+    "replay",
     "search_over_paths",
     "zero_order_search",
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _PUBLIC_NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PUBLIC_NAMES[name]}"), name)
+if not TYPE_CHECKING:  # which would take any name for defined
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,10 @@
 """The public names, and how little importing them costs."""
 
+import ast
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 from new_process import run_python
@@ -10,11 +13,31 @@ import rewarddance_hf
 
 
 def test_all_names_exist_and_are_sorted():
-    """Every public name can be imported, the list is sorted, and it agrees with the lazy table."""
-    assert rewarddance_hf.__all__ == sorted(rewarddance_hf._PUBLIC_NAMES)
+    """Every public name can be imported, and the list is sorted and agrees with the lazy table."""
+    assert sorted(rewarddance_hf.__all__) == sorted(rewarddance_hf._MODULES)
     for name in rewarddance_hf.__all__:
         assert getattr(rewarddance_hf, name).__name__ == name
     assert set(rewarddance_hf.__all__) <= set(dir(rewarddance_hf))
+
+
+def test_type_checkers_see_the_same_names():
+    """What is imported for type checkers is what the lazy table gives."""
+    tree = ast.parse(Path(rewarddance_hf.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    assert rewarddance_hf._PUBLIC_NAMES == {node.module: [name.name for name in node.names] for node in block.body}
+
+
+def test_wheel(tmp_path):
+    """The wheel holds the mark of types, the criteria, the card templates and the shipped models."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    builder = WheelBuilder(str(Path(__file__).parents[1]))
+    (wheel,) = builder.build(directory=str(tmp_path), versions=["standard"])
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folder = "rewarddance_hf"
+    files = ["py.typed", "__main__.py", "models/criteria/text-to-image.txt", "hub_cards/model_card.md"]
+    assert {f"{folder}/{file}" for file in [*files, "shapes/base_vlm/model.safetensors"]} <= names
+    assert all(name.startswith(folder) for name in names)
 
 
 def test_unknown_name_is_an_attribute_error():
