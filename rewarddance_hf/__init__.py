@@ -18,6 +18,7 @@ _PUBLIC_NAMES = {
     "alignment.search.result": ["SearchResult"],
     "alignment.search.search": ["best_of_n", "replay", "search_over_paths", "zero_order_search"],
     "data.collator": ["DataCollatorForRewardDance"],
+    "data.sources": ["load_preferences"],
     "evaluation.evaluator": ["EvaluationResults", "RewardDanceEvaluator"],
     "models": ["RewardDanceConfig", "RewardDanceForYesScoring", "RewardDanceOutput", "RewardDanceProcessor"],
     "models.video_rewarddance": ["Clip", "ClipError"],
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .alignment.search.result import SearchResult
     from .alignment.search.search import best_of_n, replay, search_over_paths, zero_order_search
     from .data.collator import DataCollatorForRewardDance
+    from .data.sources import load_preferences
     from .evaluation.evaluator import EvaluationResults, RewardDanceEvaluator
     from .models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
     from .models.video_rewarddance import Clip, ClipError
@@ -74,6 +76,7 @@ __all__ = [
     "SearchResult",
     "best_of_n",
     "best_of_n_references",
+    "load_preferences",
     "replay",
     "search_over_paths",
     "zero_order_search",

@@ -7,8 +7,7 @@ figure, and where a source does not state them, that stands there.
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard import metadata_load, metadata_save
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from ..data import sources
 from ..data.rows import keep_images_encoded
-from ..data.sources import editing, genai_bench, images, videos
+from ..data.sources import BENCHMARKS, load_source
 from ..data.sources.repository import DatasetRepository
 from ..scoring.scorer import RewardDanceScorer
 from .baselines import FunctionEvaluator
@@ -31,73 +29,6 @@ from .evaluator import EvaluationResults, RewardDanceEvaluator
 PUBLISHED_FIGURES = Path(__file__).with_name("published_figures.json")
 TASK = "visual-preference"
 TIES_LEFT_OUT = "ties left out"
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """
-    Public benchmark.
-
-    Args:
-        title (`str`):
-            Name for people.
-        load (`Callable`):
-            Function of [`~rewarddance_hf.data.sources`] that loads its rows.
-        repo_id (`str`):
-            Repository of its rows.
-        split (`str`):
-            Split that is measured unless another is asked for.
-        arguments (`dict[str, str]`, *optional*):
-            Further arguments of `load`.
-    """
-
-    title: str
-    load: Callable[..., Any]
-    repo_id: str
-    split: str
-    arguments: dict[str, str] = field(default_factory=dict)
-
-
-def _genai(config: str, title: str) -> Benchmark:
-    return Benchmark(title, sources.load_genai_bench, genai_bench.GENAI_BENCH, "test_v1", {"config": config})
-
-
-def _videogen(dimension: str) -> Benchmark:
-    return Benchmark(
-        f"VideoGen-RewardBench, {dimension}",
-        sources.load_videogen_rewardbench,
-        videos.VIDEOGEN_REWARDBENCH,
-        "eval",
-        {"dimension": dimension},
-    )
-
-
-BENCHMARKS = {
-    "imagereward": Benchmark("ImageRewardDB", sources.load_imagereward_db, images.IMAGEREWARD_DB, "test"),
-    "pickapic": Benchmark("Pick-a-Pic v2", sources.load_pickapic, images.PICKAPIC, "test"),
-    "hpdv2": Benchmark("HPDv2", sources.load_hpdv2, images.HPDV2, "test"),
-    "hpdv3": Benchmark("HPDv3", sources.load_hpdv3, images.HPDV3, "test"),
-    "hpdv3pp-aes": Benchmark("HPDv3++, aesthetics", sources.load_hpdv3_plus_plus, images.HPDV3_PLUS_PLUS, "test_aes"),
-    "hpdv3pp-tf": Benchmark(
-        "HPDv3++, text following", sources.load_hpdv3_plus_plus, images.HPDV3_PLUS_PLUS, "test_tf"
-    ),
-    "mmrb2-t2i": Benchmark(
-        "Multimodal RewardBench 2, T2I", sources.load_mmrb2, editing.MMRB2, "test", {"config": "t2i"}
-    ),
-    "mmrb2-edit": Benchmark(
-        "Multimodal RewardBench 2, Edit", sources.load_mmrb2, editing.MMRB2, "test", {"config": "edit"}
-    ),
-    "editreward-bench": Benchmark(
-        "EditReward-Bench (TIGER-Lab)", sources.load_editreward_bench, editing.EDITREWARD_BENCH, "train"
-    ),
-    "genai-bench-image": _genai("image_generation", "GenAI-Bench (TIGER-Lab), image generation"),
-    "genai-bench-edit": _genai("image_edition", "GenAI-Bench (TIGER-Lab), image editing"),
-    "genai-bench-video": _genai("video_generation", "GenAI-Bench (TIGER-Lab), video generation"),
-    "videogen-rewardbench": _videogen("Overall"),
-    "videogen-rewardbench-vq": _videogen("VQ"),
-    "videogen-rewardbench-mq": _videogen("MQ"),
-    "videogen-rewardbench-ta": _videogen("TA"),
-}
 
 
 @dataclass(frozen=True)
@@ -184,7 +115,7 @@ class BenchmarkRun:
 
     Args:
         name (`str`):
-            Name in `BENCHMARKS`.
+            Name in [`~rewarddance_hf.data.sources`]`.BENCHMARKS`.
         split (`str`, *optional*):
             Split in place of the usual one.
         limit (`int`, *optional*):
@@ -234,21 +165,15 @@ class BenchmarkRun:
         if name not in BENCHMARKS:
             raise ValueError(f"There is no benchmark {name!r}, but {', '.join(BENCHMARKS)}. Choose one of them.")
         self.name = name
-        self.benchmark = BENCHMARKS[name]
+        self.source, self.benchmark = BENCHMARKS[name]
         self.split = split or self.benchmark.split
         self.limit = limit
-        repository = DatasetRepository(repo_id or self.benchmark.repo_id, revision, token)
+        repository = DatasetRepository(repo_id or self.source.repo_id, revision, token)
         self.repo_id = repository.repo_id
         self.revision = repository.revision
-        rows = self.benchmark.load(
-            split=self.split,
-            streaming=limit is not None,
-            revision=repository.revision,
-            token=token,
-            repo_id=repository.repo_id,
-            **self.benchmark.arguments,
-        )
-        rows = keep_images_encoded(rows)
+        self._public_id = self.source.repo_id if repository.is_local else repository.repo_id
+        options = self.benchmark.options
+        rows = keep_images_encoded(load_source(self.source, repository, self.split, limit is not None, **options))
         self.rows = rows if limit is None else list(rows.take(limit))
         self.results: dict[str, dict[str, float]] = {}
         self._settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "show_progress": show_progress}
@@ -325,13 +250,14 @@ class BenchmarkRun:
         Give all results.
 
         Returns:
-            `dict[str, Any]`: Benchmark, repository, configuration, split, revision, limit, tie rule, metrics of each judge,
-            and published figures.
+            `dict[str, Any]`: Benchmark, repository, configuration, dimension, split, revision, limit, tie rule, metrics of each
+            judge, and published figures.
         """
         return {
             "benchmark": self.name,
             "dataset": self.repo_id,
-            "config": self._config,
+            "config": self.benchmark.options.get("config"),
+            "dimension": self.benchmark.options.get("dimension"),
             "split": self.split,
             "revision": self.revision,
             "limit": self.limit,
@@ -352,7 +278,16 @@ class BenchmarkRun:
             `list[EvalResult]`: One for each metric, with split, tie rule and interval.
         """
         metrics = self.results[judge_name]
-        counts = {"pairs": int(metrics["num_rows"]), "ties": int(metrics["num_ties"]), "limit": self.limit}
+        counts: dict[str, Any] = {
+            "pairs": int(metrics["num_rows"]),
+            "ties": int(metrics["num_ties"]),
+            "limit": self.limit,
+        }
+        # A dimension is no configuration of the dataset, though results of several stand under one.
+        dimension = self.benchmark.options.get("dimension")
+        prefix = f"{dimension}: " if dimension else ""
+        if dimension:
+            counts["dimension"] = dimension
         interval = [round(metrics["accuracy_low"], 4), round(metrics["accuracy_high"], 4)]
         shown: dict[str, tuple[str, str, dict[str, Any]]] = {
             "accuracy": ("accuracy", f"accuracy, both orders, {TIES_LEFT_OUT}", counts | {"interval_95": interval}),
@@ -365,13 +300,13 @@ class BenchmarkRun:
         return [
             EvalResult(
                 task_type=TASK,
-                dataset_type=self.repo_id if "/" in self.repo_id else self.benchmark.repo_id,
-                dataset_name=self.benchmark.title,
-                dataset_config=self._config,
+                dataset_type=self._public_id,
+                dataset_name=self.source.title,
+                dataset_config=self.benchmark.options.get("config"),
                 dataset_split=self.split,
                 dataset_revision=self.revision,
                 metric_type=metric_type,
-                metric_name=name,
+                metric_name=prefix + name,
                 metric_value=round(metrics[key], 4),
                 metric_args=arguments,
             )
@@ -379,12 +314,13 @@ class BenchmarkRun:
         ]
 
     @property
-    def _config(self) -> str | None:
-        return next(iter(self.benchmark.arguments.values()), None)
-
-    @property
     def _source(self) -> str:
-        parts = [self.repo_id, self._config, f"split {self.split}", self.revision and f"revision {self.revision}"]
+        parts = [
+            self.repo_id,
+            *self.benchmark.options.values(),
+            f"split {self.split}",
+            self.revision and f"revision {self.revision}",
+        ]
         return ", ".join(part for part in parts if part)
 
 
@@ -422,8 +358,9 @@ def write_model_index(path: str | os.PathLike, model_name: str, eval_results: li
     metadata_save(path, metadata)
 
 
-def _measured_on(result: EvalResult) -> tuple[str, str | None, str | None]:
-    return result.dataset_type, result.dataset_config, result.dataset_split
+def _measured_on(result: EvalResult) -> tuple[str | None, ...]:
+    dimension = (result.metric_args or {}).get("dimension")
+    return result.dataset_type, result.dataset_config, result.dataset_split, dimension
 
 
 def _percent(value: float) -> str:

@@ -13,12 +13,13 @@ import pytest
 from hub_server import LoopbackHub
 from new_process import run_python
 
-from rewarddance_hf.data import sources
+from rewarddance_hf import load_preferences
 from rewarddance_hf.data.preference import check_row
 from rewarddance_hf.data.rows import PreferenceRows
-from rewarddance_hf.data.sources.repository import DatasetRepository, MediaFiles
+from rewarddance_hf.data.sources import SOURCES, terms_of
+from rewarddance_hf.data.sources.media import MediaFiles
+from rewarddance_hf.data.sources.repository import DatasetRepository
 from rewarddance_hf.data.sources.rows import check_schema, make_row, share_of_votes, vote_margin
-from rewarddance_hf.data.sources.terms import terms_of
 
 
 HAS_AV = find_spec("av") is not None
@@ -48,61 +49,61 @@ VIDEO_REPOSITORIES = {
 
 # Function, its arguments -> license, and of each row: chosen, rejected, tie, margin, condition, category.
 CASES = [
-    ("load_pickapic", {"split": "test"}, "mit", [
+    ("pickapic", {"split": "test"}, "mit", [
         (0, 1, False, None, None, None), (3, 2, False, None, None, None), (4, 5, True, None, None, None)]),
-    ("load_hpdv2", {}, "apache-2.0", [
+    ("hpdv2", {}, "apache-2.0", [
         (1, 0, False, LOG3, None, None), (0, 2, False, LOG3, None, None), (1, 2, False, MOST, None, None)]),
-    ("load_hpdv2", {"split": "train"}, "apache-2.0", [
+    ("hpdv2", {"split": "train"}, "apache-2.0", [
         (11, 10, False, None, None, None), (11, 10, False, None, None, None), (11, 12, False, None, None, None),
         (11, 12, True, None, None, None)]),
-    ("load_hpdv3", {}, "mit", [
+    ("hpdv3", {}, "mit", [
         (0, 1, False, LOG3, None, None), (2, 3, False, None, None, None), (1, 3, False, MOST, None, None)]),
-    ("load_hpdv3", {"split": "test", "min_confidence": 0.95}, "mit", [(1, 3, False, MOST, None, None)]),
-    ("load_hpdv3_plus_plus", {"split": "test_tf"}, "apache-2.0", [(0, 1, False, None, None, None)]),
-    ("load_imagereward_db", {}, "unknown", [
+    ("hpdv3", {"split": "test", "min_confidence": 0.95}, "mit", [(1, 3, False, MOST, None, None)]),
+    ("hpdv3pp", {"split": "test_tf"}, "apache-2.0", [(0, 1, False, None, None, None)]),
+    ("imagereward", {}, "unknown", [
         (0, 1, False, None, None, "People"), (0, 2, False, None, None, "People"), (1, 2, True, None, None, "People"),
         (11, 10, False, None, None, "Animals")]),
-    ("load_open_image_preferences", {}, "apache-2.0", [(1, 0, False, None, None, "Anime")]),
-    ("load_rapidata_images",
+    ("open-image-preferences", {}, "apache-2.0", [(1, 0, False, None, None, "Anime")]),
+    ("rapidata-images",
         {"repo_id": "Rapidata/700k_Human_Preference_Dataset_FLUX_SD3_MJ_DALLE3", "split": "train_0001"}, "unknown", [
         (0, 1, False, round(math.log(20 / 6), 3), None, None), (3, 2, False, MOST, None, None),
         (4, 5, True, 0.0, None, None)]),
-    ("load_rapidata_images", {}, "unknown", [(1, 0, False, LOG3, None, None)]),
-    ("load_rapidata_images", {"dimension": "coherence"}, "unknown", [(0, 1, True, 0.0, None, None)]),
-    ("load_genai_bench", {}, "cc-by-4.0", [
+    ("rapidata-images", {}, "unknown", [(1, 0, False, LOG3, None, None)]),
+    ("rapidata-images", {"dimension": "coherence"}, "unknown", [(0, 1, True, 0.0, None, None)]),
+    ("genai-bench", {}, "cc-by-4.0", [
         (0, 1, False, None, None, None), (3, 2, False, None, None, None), (4, 5, True, None, None, None),
         (6, 7, True, None, None, None)]),
-    ("load_genai_bench", {"config": "image_edition", "split": "test", "both_bad": "drop"}, "cc-by-4.0", [
+    ("genai-bench", {"config": "image_edition", "split": "test", "both_bad": "drop"}, "cc-by-4.0", [
         (0, 1, False, None, 100, None), (3, 2, False, None, 101, None), (4, 5, True, None, 102, None)]),
-    ("load_mmrb2", {}, "cc-by-nc-4.0", [(0, 1, False, None, None, "OneIG"), (3, 2, False, None, None, "EvalMuse")]),
-    ("load_mmrb2", {"config": "edit"}, "cc-by-nc-4.0", [
+    ("mmrb2", {}, "cc-by-nc-4.0", [(0, 1, False, None, None, "OneIG"), (3, 2, False, None, None, "EvalMuse")]),
+    ("mmrb2", {"config": "edit"}, "cc-by-nc-4.0", [
         (1, 0, False, None, 100, "OneIG"), (2, 3, False, None, 101, "EvalMuse")]),
-    ("load_editreward_bench", {}, "unknown", [
+    ("editreward-bench", {}, "unknown", [
         (1, 0, False, None, 100, "2pair"), (2, 3, True, None, 100, "2pair"), (5, 4, False, None, 100, "3pair"),
         (7, 6, False, None, 100, "4pair"), (6, 8, True, None, 100, "4pair"), (6, 9, False, None, 100, "4pair"),
         (7, 8, False, None, 100, "4pair"), (7, 9, False, None, 100, "4pair"), (8, 9, False, None, 100, "4pair")]),
-    ("load_editreward_bench", {"subset": "3pair"}, "unknown", [(5, 4, False, None, 100, "3pair")]),
+    ("editreward-bench", {"subset": "3pair"}, "unknown", [(5, 4, False, None, 100, "3pair")]),
 ]  # fmt: skip
 VIDEO_CASES = [
-    ("load_genai_bench", {"config": "video_generation"}, "cc-by-4.0", [
+    ("genai-bench", {"config": "video_generation"}, "cc-by-4.0", [
         (0, 1, False, None, None, None), (3, 2, False, None, None, None), (4, 5, True, None, None, None),
         (6, 7, True, None, None, None)]),
-    ("load_rapidata_videos", {}, "apache-2.0", [(1, 0, False, LOG3, None, None)]),
-    ("load_rapidata_videos",
+    ("rapidata-videos", {}, "apache-2.0", [(1, 0, False, LOG3, None, None)]),
+    ("rapidata-videos",
         {"repo_id": "Rapidata/image-2-video-human-preferences-seedance-1-pro", "dimension": "coherence"}, "unknown", [
         (0, 1, False, round(math.log(9), 3), 100, None)]),
-    ("load_videogen_rewardbench", {}, "apache-2.0", [
+    ("videogen-rewardbench", {}, "apache-2.0", [
         (0, 1, False, None, None, None), (3, 2, False, None, None, None), (1, 3, True, None, None, None)]),
-    ("load_videogen_rewardbench", {"dimension": "VQ"}, "apache-2.0", [
+    ("videogen-rewardbench", {"dimension": "VQ"}, "apache-2.0", [
         (0, 1, False, None, None, None), (3, 2, False, None, None, None), (1, 3, True, None, None, None)]),
-    ("load_videodpo", {}, "unknown", [(4, 5, False, None, None, None), (6, 5, False, None, None, None)]),
+    ("videodpo", {}, "unknown", [(4, 5, False, None, None, None), (6, 5, False, None, None, None)]),
 ]  # fmt: skip
 
 # What a client does with all cases: it loads each, streaming and not, and tells what it found.
 CLIENT = """
 import json, sys
 from dataset_layouts import number_of
-from rewarddance_hf.data import sources
+from rewarddance_hf import load_preferences
 from rewarddance_hf.data.rows import keep_images_encoded
 
 def told(row):
@@ -118,10 +119,9 @@ def error_of(function, **arguments):
 
 found = {"cases": [], "errors": {}}
 for name, arguments in json.loads(sys.argv[1]):
-    load = getattr(sources, name)
     answers = {}
     for streaming in (False, True):
-        rows = load(streaming=streaming, **arguments)
+        rows = load_preferences(name, streaming=streaming, **arguments)
         encoded = next(iter(keep_images_encoded(rows)))
         answers[streaming] = {
             "kind": type(rows).__name__,
@@ -137,13 +137,13 @@ for name, arguments in {
     "missing": {"repo_id": "THUDM/ImageRewardDB-2"},
     "revision": {"revision": "v9"},
 }.items():
-    found["errors"][name] = error_of(sources.load_pickapic, **arguments)
-found["errors"]["split"] = error_of(sources.load_pickapic, split="dev")
-found["errors"]["schema"] = error_of(sources.load_pickapic, repo_id="owner/no-images", split="test")
-found["errors"]["rapidata"] = error_of(sources.load_rapidata_images, repo_id="owner/no-images", split="test")
-found["errors"]["broken"] = error_of(sources.load_hpdv3, repo_id="owner/half-archive")
-found["errors"]["again"] = error_of(sources.load_hpdv3, repo_id="owner/half-archive")
-found["pinned"] = len(sources.load_hpdv3(repo_id="owner/half-archive", revision=sys.argv[2]))
+    found["errors"][name] = error_of(load_preferences, name="pickapic", **arguments)
+found["errors"]["split"] = error_of(load_preferences, name="pickapic", split="dev")
+found["errors"]["schema"] = error_of(load_preferences, name="pickapic", repo_id="owner/no-images", split="test")
+found["errors"]["rapidata"] = error_of(load_preferences, name="rapidata-images", repo_id="owner/no-images", split="test")
+found["errors"]["broken"] = error_of(load_preferences, name="hpdv3", repo_id="owner/half-archive")
+found["errors"]["again"] = error_of(load_preferences, name="hpdv3", repo_id="owner/half-archive")
+found["pinned"] = len(load_preferences("hpdv3", repo_id="owner/half-archive", revision=sys.argv[2]))
 print(json.dumps(found))
 """
 
@@ -196,10 +196,10 @@ def test_rows_from_the_hub(answers, number, case):
 def test_texts(answers):
     """Criteria say what annotators were asked where that is not the overall preference; edits have their own."""
     texts = {f"{n}{a}": c[0]["texts"][0] for (n, a, *_), c in zip(CASES, answers[0]["cases"], strict=False)}
-    assert texts["load_pickapic{'split': 'test'}"] == ["caption 0", "text-to-image", None]
-    assert "alignment" in texts["load_hpdv3_plus_plus{'split': 'test_tf'}"][2]
-    assert "coherence" in texts["load_rapidata_images{'dimension': 'coherence'}"][2]
-    prompt, task, criteria = texts["load_mmrb2{'config': 'edit'}"]
+    assert texts["pickapic{'split': 'test'}"] == ["caption 0", "text-to-image", None]
+    assert "alignment" in texts["hpdv3pp{'split': 'test_tf'}"][2]
+    assert "coherence" in texts["rapidata-images{'dimension': 'coherence'}"][2]
+    prompt, task, criteria = texts["mmrb2{'config': 'edit'}"]
     assert (prompt, task) == ("draw 0", "text-to-image")  # without the placeholder of the prompt's image
     assert "instruction" in criteria
 
@@ -275,18 +275,18 @@ def caches(tmp_path, monkeypatch):
 def test_local_folder_of_the_same_layout(caches, tmp_path):
     """A local copy works offline, with loose files as with archives, and keeps the license of the original."""
     loose = write(tmp_path / "loose", layouts.hpdv2(loose=True))
-    rows = sources.load_hpdv2("test", repo_id=loose)
+    rows = load_preferences("hpdv2", "test", repo_id=loose)
     assert [layouts.number_of(row["chosen"]) for row in rows] == [1, 0, 1]
     assert rows.info.license == "apache-2.0"
     assert not (tmp_path / "assets").exists()
     packed = write(tmp_path / "packed", layouts.mmrb2())
-    assert sources.load_mmrb2(repo_id=packed, streaming=True).info.license == "cc-by-nc-4.0"
+    assert load_preferences("mmrb2", repo_id=packed, streaming=True).info.license == "cc-by-nc-4.0"
 
 
 def test_rows_go_into_training(caches, tmp_path):
     """Rows pass the checks of the trainer, and images are decoded by nobody on the way."""
     folder = write(tmp_path / "bench", layouts.editreward_bench())
-    rows = PreferenceRows(sources.load_editreward_bench(repo_id=folder), "bench")
+    rows = PreferenceRows(load_preferences("editreward-bench", repo_id=folder), "bench")
     assert len(rows) == 9
     for i in range(9):
         check_row(rows[i], f"row {i}")
@@ -298,7 +298,7 @@ def test_rows_go_into_training(caches, tmp_path):
 def test_videos_go_into_training(caches, tmp_path):
     """Videos of map-style rows are paths, whatever view the trainer has of them."""
     folder = write(tmp_path / "videos", layouts.videogen_rewardbench())
-    rows = PreferenceRows(sources.load_videogen_rewardbench(repo_id=folder), "videos")
+    rows = PreferenceRows(load_preferences("videogen-rewardbench", repo_id=folder), "videos")
     assert [layouts.number_of(rows[i]["chosen"]) for i in range(3)] == [0, 3, 1]
     assert isinstance(rows[0]["chosen"], str)
     assert rows[0]["condition"] is None
@@ -309,7 +309,7 @@ def test_name_of_several_videos(caches, tmp_path):
     """A name that fits several videos of a repository is refused, and one that fits none too."""
     files = layouts.rapidata_videos()
     folder = write(tmp_path / "videos", files | {"Videos/other/wan/0.mp4": files["Videos/wan/0.mp4"]})
-    rows = sources.load_rapidata_videos(repo_id=folder, streaming=True)
+    rows = load_preferences("rapidata-videos", repo_id=folder, streaming=True)
     with pytest.raises(
         ValueError, match=r"'wan/0.mp4' may be any of \['Videos/other/wan/0.mp4', 'Videos/wan/0.mp4'\]"
     ):
@@ -317,7 +317,7 @@ def test_name_of_several_videos(caches, tmp_path):
     (folder / "Videos/other/wan/0.mp4").unlink()
     (folder / "Videos/wan/0.mp4").unlink()
     with pytest.raises(ValueError, match="has no file for 'wan/0.mp4'"):
-        next(iter(sources.load_rapidata_videos(repo_id=folder, streaming=True)))
+        next(iter(load_preferences("rapidata-videos", repo_id=folder, streaming=True)))
 
 
 @pytest.mark.parametrize(
@@ -343,40 +343,42 @@ def test_schema_that_has_moved(caches, tmp_path, change, message):
     folder = write(tmp_path / "copy", files | {"test.json": json.dumps(records).encode()})
     (tmp_path / "secret.png").write_bytes(layouts.image(1))
     with pytest.raises(ValueError, match=message):
-        list(sources.load_hpdv2("test", repo_id=folder, streaming=True))
+        list(load_preferences("hpdv2", "test", repo_id=folder, streaming=True))
 
 
 @pytest.mark.parametrize(
-    ("load", "arguments", "message"),
+    ("name", "arguments", "message"),
     [
-        (sources.load_hpdv2, {"split": "dev"}, "`split` is 'dev', but HPDv2 has"),
-        (sources.load_hpdv3_plus_plus, {"split": "test"}, "must be train or test with _aes or _tf"),
-        (sources.load_rapidata_images, {"dimension": "beauty"}, "`dimension` is 'beauty'"),
-        (sources.load_rapidata_videos, {"dimension": "beauty"}, "`dimension` is 'beauty'"),
-        (sources.load_genai_bench, {"config": "images"}, "`config` is 'images'"),
-        (sources.load_genai_bench, {"both_bad": "keep"}, "`both_bad` is 'keep'"),
-        (sources.load_mmrb2, {"config": "interleaved"}, "`config` is 'interleaved'"),
-        (sources.load_videogen_rewardbench, {"dimension": "XQ"}, "`dimension` is 'XQ'"),
-        (sources.load_videogen_rewardbench, {"split": "test"}, "has 'eval' only"),
-        (sources.load_videodpo, {"split": "test"}, "has 'train' only"),
+        ("hpdv2", {"split": "dev"}, "`split` is 'dev', but HPDv2 has"),
+        ("hpdv3pp", {"split": "test"}, r"HPDv3\+\+ has \['train_aes', 'train_tf', 'test_aes', 'test_tf'\]"),
+        ("rapidata-images", {"dimension": "beauty"}, "`dimension` is 'beauty'"),
+        ("rapidata-videos", {"dimension": "beauty"}, "`dimension` is 'beauty'"),
+        ("genai-bench", {"config": "images"}, "`config` is 'images'"),
+        ("genai-bench", {"both_bad": "keep"}, "`both_bad` is 'keep'"),
+        ("mmrb2", {"config": "interleaved"}, "`config` is 'interleaved'"),
+        ("videogen-rewardbench", {"dimension": "XQ"}, "`dimension` is 'XQ'"),
+        ("videogen-rewardbench", {"split": "test"}, r"VideoGen-RewardBench has \['eval'\]"),
+        ("hpdv", {}, "There is no source 'hpdv', but pickapic, hpdv2, hpdv3"),
+        ("hpdv3", {"min_confidenc": 0.9}, r"HPDv3 has no options \['min_confidenc'\], but \['min_confidence'\]"),
+        ("videodpo", {"split": "test"}, r"VideoDPO has \['train'\]"),
     ],
 )
-def test_wrong_arguments(load, arguments, message):
+def test_wrong_arguments(name, arguments, message):
     """Wrong arguments end before anything is looked up."""
     with pytest.raises(ValueError, match=message):
-        load(**arguments)
+        load_preferences(name, **arguments)
 
 
 @pytest.mark.parametrize(
-    ("load", "make", "column", "value", "message"),
+    ("name", "make", "column", "value", "message"),
     [
-        (sources.load_genai_bench, "genai_bench", "vote_type", "draw", "`vote_type` is 'draw'"),
-        (sources.load_mmrb2, "mmrb2", "chosen", "tie", "`chosen` of pair 'pair0' is 'tie'"),
-        (sources.load_editreward_bench, "editreward_bench", "ranking", "B>C>A", "for 2 candidates"),
-        (sources.load_editreward_bench, "editreward_bench", "ranking", "B>B", "must name each once"),
+        ("genai-bench", "genai_bench", "vote_type", "draw", "`vote_type` is 'draw'"),
+        ("mmrb2", "mmrb2", "chosen", "tie", "`chosen` of pair 'pair0' is 'tie'"),
+        ("editreward-bench", "editreward_bench", "ranking", "B>C>A", "for 2 candidates"),
+        ("editreward-bench", "editreward_bench", "ranking", "B>B", "must name each once"),
     ],
 )
-def test_unknown_verdicts(caches, tmp_path, load, make, column, value, message):
+def test_unknown_verdicts(caches, tmp_path, name, make, column, value, message):
     """A verdict that an adapter does not know is an error, and no label."""
     folder = write(
         tmp_path / "copy", getattr(layouts, make)(**({"with_videos": False} if make == "genai_bench" else {}))
@@ -386,7 +388,7 @@ def test_unknown_verdicts(caches, tmp_path, load, make, column, value, message):
         place = table.column_names.index(column)
         pyarrow.parquet.write_table(table.set_column(place, column, [[value] * len(table)]), path)
     with pytest.raises(ValueError, match=message):
-        list(load(repo_id=folder, streaming=True))
+        list(load_preferences(name, repo_id=folder, streaming=True))
 
 
 def test_archive_members_stay_inside(caches, tmp_path):
@@ -435,6 +437,17 @@ def test_row_of_two_samples():
     assert make_row("a", "x", "y", 1.0)["margin"] is None
     with pytest.raises(ValueError, match=r"data lacks the columns \['b'\]; it has \['a'\], and \['a', 'b'\] are read"):
         check_schema(["a"], ["a", "b"], "data")
+
+
+def test_every_source_is_whole():
+    """Each dataset says what it is, and its benchmarks are splits and options that it has."""
+    for name, source in SOURCES.items():
+        assert name == source.name
+        assert source.description.endswith(".")
+        source.complete(source.split, {})
+        for benchmark in source.benchmarks.values():
+            assert benchmark.title.startswith(source.title)
+            source.complete(benchmark.split, benchmark.options)
 
 
 def test_terms():

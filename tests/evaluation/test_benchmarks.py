@@ -1,6 +1,7 @@
 """Public benchmarks: rows, statistics, tables and model-index, in process and over a loopback Hub by repository ID."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import dataset_layouts as layouts
@@ -13,8 +14,8 @@ from new_process import run_python
 from tiny_clip import save_tiny_clip
 
 from rewarddance_hf import RewardDanceEvaluator, RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
+from rewarddance_hf.data.sources import BENCHMARKS
 from rewarddance_hf.evaluation.benchmarks import (
-    BENCHMARKS,
     BenchmarkRun,
     best_accuracy_with_ties,
     published_figures,
@@ -27,15 +28,18 @@ def red(images, prompts, **context):
     return [image.getpixel((0, 0))[0] for image in images]
 
 
-@pytest.fixture
-def genai_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    folder = tmp_path / "genai"
-    for name, content in layouts.genai_bench(with_videos=False).items():
+def write_files(folder, files):
+    for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return folder
+
+
+@pytest.fixture
+def genai_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    return write_files(tmp_path / "genai", layouts.genai_bench(with_videos=False))
 
 
 def test_run_on_a_local_copy(genai_folder, vlm_folder):
@@ -68,9 +72,32 @@ def test_part_of_a_benchmark_says_so(genai_folder):
     assert run.document()["split"] == "test"
 
 
+@pytest.mark.skipif(find_spec("av") is None, reason="needs PyAV")
+def test_a_dimension_is_no_configuration(tmp_path, monkeypatch):
+    """Results of two dimensions of one dataset stand beside each other in a card, and neither is called a configuration."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    folder = write_files(tmp_path / "videogen", layouts.videogen_rewardbench())
+    card = tmp_path / "README.md"
+    for name in ("videogen-rewardbench-vq", "videogen-rewardbench", "videogen-rewardbench-vq"):
+        run = BenchmarkRun(name, repo_id=folder)
+        run("length", lambda images, prompts, **context: [float(len(clip)) for clip in images])
+        write_model_index(card, "org/judge", run.eval_results("length"))
+    assert (run.document()["config"], run.document()["dimension"]) == (None, "VQ")
+    results = ModelCard.load(card).data.eval_results
+    assert {(r.dataset_type, r.dataset_name) for r in results} == {
+        ("KlingTeam/VideoGen-RewardBench", "VideoGen-RewardBench")
+    }
+    assert {r.dataset_config for r in results} == {None}
+    names = [r.metric_name for r in results if "both orders, ties left out" in r.metric_name]
+    assert sorted(name.split(": ")[0] for name in names if name.endswith("ties left out")) == [
+        "Overall", "Overall", "VQ", "VQ",
+    ]  # fmt: skip
+
+
 def test_unknown_benchmark():
     """A wrong name is answered with the right ones."""
-    with pytest.raises(ValueError, match="There is no benchmark 'genai', but imagereward, pickapic"):
+    with pytest.raises(ValueError, match="There is no benchmark 'genai', but pickapic, hpdv2"):
         BenchmarkRun("genai")
 
 

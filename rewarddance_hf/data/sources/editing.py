@@ -1,7 +1,5 @@
-"""Benchmarks of image generation and editing by instruction: Multimodal RewardBench 2, EditReward-Bench."""
+"""Benchmarks that have image editing by instruction in them, and others of their kind: MMRB2, EditReward-Bench, GenAI-Bench."""
 
-import itertools
-import os
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -9,58 +7,28 @@ from typing import Any
 
 from transformers.utils import logging
 
+from .media import VideoFiles
 from .repository import DatasetRepository
-from .rows import EDIT_CRITERIA, make_row, rows_from_table
+from .rows import CLIP_FEATURES, EDIT_CRITERIA, fetch_clips, make_row, ranked_pairs, rows_from_table
+from .source import Benchmark, DatasetTerms, Source
 
 
 logger = logging.get_logger(__name__)
 
-MMRB2 = "rl-research/multimodal-rewardbench-2"
-EDITREWARD_BENCH = "TIGER-Lab/EditReward-Bench"
 IMAGE_PLACEHOLDER = re.compile(r"\s*<image_\d+>\s*")
+GENAI_COLUMNS = {
+    "image_generation": ["prompt", "left_image", "right_image", "vote_type"],
+    "image_edition": ["instruct_prompt", "source_image", "left_output_image", "right_output_image", "vote_type"],
+    "video_generation": ["prompt", "left_video", "right_video", "vote_type"],
+}
+# Share of votes for the left sample.
+GENAI_VOTES = {"leftvote": 1.0, "rightvote": 0.0, "tievote": 0.5, "bothbad_vote": 0.5}
 
 
-def load_mmrb2(
-    split: str = "test",
-    streaming: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    repo_id: str | os.PathLike = MMRB2,
-    config: str = "t2i",
-) -> Any:
-    """
-    Load Multimodal RewardBench 2 ([paper](https://huggingface.co/papers/2512.16899)), for evaluation only (CC BY-NC 4.0).
-
-    Args:
-        split (`str`, *optional*, defaults to `"test"`):
-            Split, of which there is one.
-        streaming (`bool`, *optional*, defaults to `False`):
-            Whether to read rows as they are needed.
-        revision (`str`, *optional*):
-            Branch, tag or commit.
-        token (`str`, *optional*):
-            Token for the Hub.
-        repo_id (`str` or `os.PathLike`, *optional*, defaults to `"rl-research/multimodal-rewardbench-2"`):
-            Mirror, or local folder, of the same layout.
-        config (`str`, *optional*, defaults to `"t2i"`):
-            `"t2i"` or `"edit"`. The others are judged by their text too.
-
-    Returns:
-        `datasets.Dataset` or `datasets.IterableDataset`: Preference rows, with the source of the prompt as category and the
-        image to be edited as `condition`. Rows with several prompt images, or none or several in a response, do not
-        fit into a preference row and are left out; a warning names each.
-
-    Raises:
-        `ValueError`: If the dataset, the split or a column is not found, or a verdict is neither a nor b.
-    """
-    if config not in ("t2i", "edit"):
-        raise ValueError(
-            f"`config` is {config!r}, but must be 't2i' or 'edit': responses of the others are more than an image."
-        )
-    repository = DatasetRepository(repo_id, revision, token)
+def _read_mmrb2(repository: DatasetRepository, split: str, streaming: bool, config: str) -> Any:
     columns = ["pair_id", "prompt_text", "prompt_images", "response_a_images", "response_b_images", "chosen"]
     table = repository.table(config, split, columns, streaming, optional=["prompt_source"])
-    return repository.describe(rows_from_table(table, partial(_mmrb2_rows, config=config)), MMRB2)
+    return rows_from_table(table, partial(_mmrb2_rows, config=config))
 
 
 def _mmrb2_rows(row: Mapping[str, Any], config: str) -> list[dict[str, Any]]:
@@ -89,46 +57,12 @@ def _mmrb2_rows(row: Mapping[str, Any], config: str) -> list[dict[str, Any]]:
     ]
 
 
-def load_editreward_bench(
-    split: str = "train",
-    streaming: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    repo_id: str | os.PathLike = EDITREWARD_BENCH,
-    config: str | None = None,
-    subset: str | None = None,
+def _read_editreward_bench(
+    repository: DatasetRepository, split: str, streaming: bool, config: str | None, subset: str | None
 ) -> Any:
-    """
-    Load EditReward-Bench of TIGER-Lab ([paper](https://huggingface.co/papers/2509.26346)): pairs out of rankings such as
-    "B>A" or "A=B". `EditScore/EditReward-Bench` is another benchmark.
-
-    Args:
-        split (`str`, *optional*, defaults to `"train"`):
-            Split, of which there is one.
-        streaming (`bool`, *optional*, defaults to `False`):
-            Whether to read rows as they are needed.
-        revision (`str`, *optional*):
-            Branch, tag or commit.
-        token (`str`, *optional*):
-            Token for the Hub.
-        repo_id (`str` or `os.PathLike`, *optional*, defaults to `"TIGER-Lab/EditReward-Bench"`):
-            Mirror, or local folder, of the same layout.
-        config (`str`, *optional*):
-            Configuration, where the repository has several.
-        subset (`str`, *optional*):
-            `"2pair"`, `"3pair"` or `"4pair"`, to keep only rows with this value of `dataset`.
-
-    Returns:
-        `datasets.Dataset` or `datasets.IterableDataset`: Preference rows, with the source image as `condition` and the
-        subset as category.
-
-    Raises:
-        `ValueError`: If the dataset, the split or a column is not found, or a ranking does not fit its candidates.
-    """
-    repository = DatasetRepository(repo_id, revision, token)
     columns = ["id", "instruction", "dataset", "ranking", "source_image", "candidate_1", "candidate_2"]
     table = repository.table(config, split, columns, streaming, optional=["candidate_3", "candidate_4"])
-    return repository.describe(rows_from_table(table, partial(_editreward_rows, subset=subset)), EDITREWARD_BENCH)
+    return rows_from_table(table, partial(_editreward_rows, subset=subset))
 
 
 def _editreward_rows(row: Mapping[str, Any], subset: str | None) -> list[dict[str, Any]]:
@@ -144,9 +78,84 @@ def _editreward_rows(row: Mapping[str, Any], subset: str | None) -> list[dict[st
             "in 'B>A' or 'A=B'."
         )
     places = {letter: place for place, tier in enumerate(tiers) for letter in tier}
-    rows = []
-    for (a, first), (b, second) in itertools.combinations(zip(letters, candidates, strict=True), 2):
-        preference = 0.5 if places[a] == places[b] else float(places[a] < places[b])
-        context = {"condition": row["source_image"], "criteria": EDIT_CRITERIA, "category": row["dataset"]}
-        rows.append(make_row(row["instruction"], first, second, preference, **context))
-    return rows
+    context = {"condition": row["source_image"], "criteria": EDIT_CRITERIA, "category": row["dataset"]}
+    pairs = ranked_pairs(candidates, [places[letter] for letter in letters])
+    return [make_row(row["instruction"], *pair, **context) for pair in pairs]
+
+
+def _read_genai_bench(repository: DatasetRepository, split: str, streaming: bool, config: str, both_bad: str) -> Any:
+    table = repository.table(config, split, GENAI_COLUMNS[config], streaming)
+    convert = partial(_genai_rows, config=config, both_bad=both_bad)
+    if config == "video_generation":
+        return fetch_clips(rows_from_table(table, convert, CLIP_FEATURES), VideoFiles(repository, streaming))
+    return rows_from_table(table, convert)
+
+
+def _genai_rows(row: Mapping[str, Any], config: str, both_bad: str) -> list[dict[str, Any]]:
+    vote = row["vote_type"]
+    if vote not in GENAI_VOTES:
+        raise ValueError(f"`vote_type` is {vote!r}, but GenAI-Bench has {sorted(GENAI_VOTES)}. Its schema has moved.")
+    if vote == "bothbad_vote" and both_bad == "drop":
+        return []
+    prompt, *condition, left, right, _ = (row[column] for column in GENAI_COLUMNS[config])
+    context: dict[str, Any] = {}
+    if config == "image_edition":
+        context = {"condition": condition[0], "criteria": EDIT_CRITERIA}
+    elif config == "video_generation":
+        context = {"task": "text-to-video"}
+    return [make_row(prompt, left, right, GENAI_VOTES[vote], **context)]
+
+
+# Terms of datasets that are not read here.
+OTHER_TERMS = {"TIGER-AI-Lab/EditReward-Data": DatasetTerms("cc-by-nc-4.0", False)}
+
+SOURCES = (
+    Source(
+        "mmrb2",
+        "Multimodal RewardBench 2",
+        "rl-research/multimodal-rewardbench-2",
+        "[Paper](https://huggingface.co/papers/2512.16899), for evaluation only. `config` is `t2i` or `edit`, whose rows have "
+        "the image to be edited as `condition`: responses of the others are more than an image. Rows with several prompt "
+        "images, or none or several in a response, are left out with a warning. The source of the prompt is the category.",
+        _read_mmrb2,
+        split="test",
+        terms=DatasetTerms("cc-by-nc-4.0", False, "license of the dataset card: evaluation only"),
+        options={"config": ("t2i", "edit")},
+        benchmarks={
+            "mmrb2-t2i": Benchmark("Multimodal RewardBench 2, T2I", "test", {"config": "t2i"}),
+            "mmrb2-edit": Benchmark("Multimodal RewardBench 2, Edit", "test", {"config": "edit"}),
+        },
+    ),
+    Source(
+        "editreward-bench",
+        "EditReward-Bench (TIGER-Lab)",
+        "TIGER-Lab/EditReward-Bench",
+        "[Paper](https://huggingface.co/papers/2509.26346); `EditScore/EditReward-Bench` is another benchmark. Rankings such as "
+        "'B>A' or 'A=B' become pairs, with the source image as `condition`. `subset` keeps only rows with this value of "
+        "`dataset`, which is the category; `config` is for repositories that have several.",
+        _read_editreward_bench,
+        split="train",
+        options={"config": (), "subset": (None, "2pair", "3pair", "4pair")},
+        benchmarks={"editreward-bench": Benchmark("EditReward-Bench (TIGER-Lab)", "train")},
+    ),
+    Source(
+        "genai-bench",
+        "GenAI-Bench (TIGER-Lab)",
+        "TIGER-Lab/GenAI-Bench",
+        "[Paper](https://huggingface.co/papers/2406.04485); `BaiqiL/GenAI-Bench` is another dataset. Splits `test` and "
+        "`test_v1`. Rows of `config=image_edition` have the source image as `condition`. Votes of 'both bad' become ties, or "
+        "are left out with `both_bad='drop'` (41 % of the edits).",
+        _read_genai_bench,
+        split="test_v1",
+        terms=DatasetTerms("cc-by-4.0", True),
+        options={"config": tuple(GENAI_COLUMNS), "both_bad": ("tie", "drop")},
+        benchmarks={
+            f"genai-bench-{short}": Benchmark(f"GenAI-Bench (TIGER-Lab), {name}", "test_v1", {"config": config})
+            for short, name, config in (
+                ("image", "image generation", "image_generation"),
+                ("edit", "image editing", "image_edition"),
+                ("video", "video generation", "video_generation"),
+            )
+        },
+    ),
+)

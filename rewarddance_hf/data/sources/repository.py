@@ -1,32 +1,37 @@
-"""Files of a dataset repository: on the Hub, under its old or new owner, or in a local folder of the same layout."""
+"""Files and tables of a dataset repository: on the Hub, under its old or new owner, or in a local folder of the same layout."""
 
-import contextlib
-import gzip
-import hashlib
-import io
+import json
 import os
-import re
-import shutil
-import tarfile
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import datasets
-from huggingface_hub import HfApi, HfFileSystem, cached_assets_path, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from ..rows import keep_images_encoded
 from .rows import check_schema
-from .terms import RENAMED_OWNERS, terms_of
 
 
-# "images.tar.gz.aa", "images.tar.part001": a part of "images.tar.gz", "images.tar".
-ARCHIVE = re.compile(r"(?P<whole>.+\.(?:tar\.gz|tgz|tar|zip))(?P<part>[.\-_]\w+)?", re.IGNORECASE)
+# Organizations that were renamed: old name -> new name. Repositories are looked up under both.
+RENAMED_OWNERS = {"THUDM": "zai-org", "KwaiVGI": "KlingTeam", "TIGER-Lab": "TIGER-AI-Lab"}
+
+
+def canonical_name(repo_id: str) -> str:
+    """
+    Name by which two IDs of one repository can be compared.
+
+    Args:
+        repo_id (`str`):
+            Repository ID, or another name.
+
+    Returns:
+        `str`: In lower case, under the new name of its owner.
+    """
+    owner, slash, name = repo_id.lower().partition("/")
+    return {old.lower(): new.lower() for old, new in RENAMED_OWNERS.items()}.get(owner, owner) + slash + name
 
 
 class DatasetRepository:
@@ -52,13 +57,15 @@ class DatasetRepository:
         self.is_local = os.path.isdir(self.repo_id)
         if self.is_local:
             return
-        candidates = _names(self.repo_id)
+        owner, _, name = self.repo_id.partition("/")
+        renamed = [*RENAMED_OWNERS.items(), *((new, old) for old, new in RENAMED_OWNERS.items())]
+        candidates = [self.repo_id, *(f"{other}/{name}" for known, other in renamed if known == owner)]
         for candidate in candidates:
             try:
                 info = HfApi(token=token).dataset_info(candidate, revision=revision)
             except OfflineModeIsEnabled:
                 return  # what is in the cache has to do
-            except (GatedRepoError, RevisionNotFoundError):
+            except GatedRepoError:
                 raise
             except RepositoryNotFoundError:
                 continue
@@ -97,19 +104,42 @@ class DatasetRepository:
             `ValueError`: If there is no such file.
         """
         if name not in self.files:
+            some = [*sorted(self.files)[:10], *(["..."] if len(self.files) > 10 else [])]
             raise ValueError(
-                f"{self.repo_id!r} has no file {name!r}; it has {_some(self.files)}. Its layout has moved: pass `revision=` of "
-                "an older version."
+                f"{self.repo_id!r} has no file {name!r}; it has {some}. Its layout has moved: pass `revision=` of an older "
+                "version."
             )
         if self.is_local:
             return os.path.join(self.repo_id, name)
         return hf_hub_download(self.repo_id, name, repo_type="dataset", revision=self.revision, token=self.token)
 
-    def open(self, name: str) -> Any:
-        """Open a file for reading at any position, without downloading it whole."""
-        if self.is_local:
-            return open(os.path.join(self.repo_id, name), "rb")
-        return HfFileSystem(token=self.token).open(f"datasets/{self.repo_id}@{self.revision}/{name}", "rb")
+    def records(self, name: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """
+        Read the records of a JSON file with one list, or with one record a line.
+
+        Args:
+            name (`str`):
+                Path in the repository.
+            columns (`Sequence[str]`):
+                Columns that every record must have.
+
+        Returns:
+            `list[dict[str, Any]]`
+
+        Raises:
+            `ValueError`: If there is no such file, it is no JSON, or lacks a column.
+        """
+        text = Path(self.path(name)).read_text(encoding="utf-8")
+        lines = [text] if text.lstrip().startswith("[") else [line for line in text.split("\n") if line.strip()]
+        try:
+            parsed = [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} of {self.repo_id!r} is no JSON ({error}). Download it again.") from error
+        records = parsed[0] if parsed and isinstance(parsed[0], list) else parsed
+        for record in records:
+            if not set(columns) <= set(record):
+                check_schema(record, columns, f"{name} of {self.repo_id!r}")
+        return records
 
     def table(
         self,
@@ -144,19 +174,17 @@ class DatasetRepository:
             `ValueError`: If the split or a column is missing, or a file is damaged.
         """
         try:
-            return self._table(config, split, columns, streaming, optional, one_of)
+            table = self._load_split(config, split, streaming)
         except datasets.exceptions.DatasetsError as error:
             raise ValueError(f"The table of {self.repo_id!r}, split {split!r}, cannot be loaded: {error}") from error
+        found = table.column_names or list(next(iter(table), {}))
+        group = next((group for group in one_of if set(group) <= set(found)), one_of[0])
+        check_schema(found, [*columns, *group], f"Split {split!r} of {self.repo_id!r}")
+        return keep_images_encoded(
+            table.select_columns([*columns, *group, *(name for name in optional if name in found)])
+        )
 
-    def _table(
-        self,
-        config: str | None,
-        split: str,
-        columns: Sequence[str],
-        streaming: bool,
-        optional: Sequence[str],
-        one_of: Sequence[Sequence[str]],
-    ) -> Any:
+    def _load_split(self, config: str | None, split: str, streaming: bool) -> Any:
         builder = datasets.load_dataset_builder(self.repo_id, config, revision=self.revision, token=self.token)
         data_files = builder.config.data_files or {}
         if split not in data_files:
@@ -165,7 +193,7 @@ class DatasetRepository:
                 "of one use `.take(n)` on its rows."
             )
         # `load_dataset(repo_id, split=...)` would prepare all splits: 335 GB of Pick-a-Pic for 7 GB of its test split.
-        table = datasets.load_dataset(
+        return datasets.load_dataset(
             builder.name,
             data_files={split: list(data_files[split])},
             split=split,
@@ -173,222 +201,3 @@ class DatasetRepository:
             streaming=streaming,
             token=self.token,
         )
-        found = table.column_names or list(next(iter(table), {}))
-        group = next((group for group in one_of if set(group) <= set(found)), one_of[0])
-        check_schema(found, [*columns, *group], f"Split {split!r} of {self.repo_id!r}")
-        return keep_images_encoded(
-            table.select_columns([*columns, *group, *(name for name in optional if name in found)])
-        )
-
-    def describe(self, dataset: Any, original: str | None) -> Any:
-        """
-        Write where rows are from and under which license into their `info`.
-
-        Args:
-            dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-                Rows.
-            original (`str`, *optional*):
-                Repository ID of the dataset, whose terms hold for mirrors and local copies too. None for adapters of several
-                datasets.
-
-        Returns:
-            The same dataset.
-        """
-        is_known = not self.is_local and terms_of(self.repo_id).license != "unknown"
-        name = self.repo_id if is_known or (original is None and not self.is_local) else original
-        dataset.info.license = terms_of(name or "").license
-        dataset.info.homepage = f"https://huggingface.co/datasets/{name}" if name else ""
-        return dataset
-
-
-class MediaFiles:
-    """
-    Images or clips of a repository by the paths that its annotations have: loose files, or members of archives.
-
-    Tar archives, which may be split in parts, are extracted once into the assets folder of the Hub's cache. Members of a
-    zip archive are read through the network one by one when rows are streamed, else it is extracted too.
-
-    Args:
-        repository ([`DatasetRepository`]):
-            Repository.
-        streaming (`bool`):
-            Whether rows are streamed.
-        folders (`Sequence[str]`, *optional*, defaults to `("",)`):
-            Folders that the paths may be relative to.
-        archives (`str`, *optional*, defaults to `""`):
-            Beginning of the names of the archives to look into.
-    """
-
-    def __init__(
-        self, repository: DatasetRepository, streaming: bool, folders: Sequence[str] = ("",), archives: str = ""
-    ) -> None:
-        self.repository = repository
-        self.streaming = streaming
-        self.folders = tuple(folders)
-        self.archives: dict[str, list[str]] = {}
-        for file in sorted(repository.files):
-            if (match := ARCHIVE.fullmatch(file)) and file.startswith(archives):
-                self.archives.setdefault(match["whole"], []).append(file)
-        self._opened: dict[str, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}}  # open files do not travel to workers of a data loader
-
-    def __call__(self, path: str) -> str | dict[str, Any]:
-        """
-        Find an image or clip.
-
-        Args:
-            path (`str`):
-                Path in the annotations.
-
-        Returns:
-            `str` or `dict`: Local path, or `{"bytes": ..., "path": ...}`.
-
-        Raises:
-            `ValueError`: If there is no such file.
-        """
-        names = [str(PurePosixPath(folder, path)) for folder in self.folders]
-        for name in names:
-            if name in self.repository.files:
-                return self.repository.path(name)
-        # images/train_7.zip holds what annotations call images/train_7/..., and the other archives need not be opened.
-        named = [a for a in self.archives if any(name.startswith(_stem(a) + "/") for name in names)]
-        for archive in named or self.archives:
-            opened = self._open(archive, self.archives[archive])
-            for name in names:
-                for base in (_stem(archive), os.path.dirname(archive)):
-                    member = os.path.relpath(name, base or ".")
-                    if not member.startswith("..") and (found := _member(opened, member)) is not None:
-                        return found
-        raise ValueError(
-            f"{self.repository.repo_id!r} has no file for {path!r}: looked for {names} beside and in the archives "
-            f"{sorted(self.archives)}. Its layout has moved, or an archive is not complete."
-        )
-
-    def _open(self, archive: str, parts: list[str]) -> Any:
-        if archive not in self._opened:
-            if self.streaming and archive.lower().endswith(".zip") and len(parts) == 1:
-                file = self.repository.open(parts[0])
-                try:
-                    self._opened[archive] = zipfile.ZipFile(file)
-                except zipfile.BadZipFile as error:
-                    raise _broken(self.repository, archive, error) from error
-            else:
-                self._opened[archive] = _extract(self.repository, archive, parts)
-        return self._opened[archive]
-
-
-def _member(opened: Any, member: str) -> str | dict[str, Any] | None:
-    """Member of an archive that is open, or of the folder that it was extracted to."""
-    if isinstance(opened, zipfile.ZipFile):
-        try:
-            return {"bytes": opened.read(member), "path": os.path.basename(member)}
-        except KeyError:
-            return None
-    path = os.path.join(opened, member)
-    return path if os.path.isfile(path) else None
-
-
-def _extract(repository: DatasetRepository, archive: str, parts: list[str]) -> str:
-    """Folder with the members of an archive, whole or not there at all."""
-    paths = [repository.path(part) for part in parts]
-    if repository.is_local:
-        state = [(os.path.abspath(path), os.path.getsize(path), os.path.getmtime(path)) for path in paths]
-        version = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
-        parent = cached_assets_path("rewarddance_hf", namespace="local", subfolder=version)
-    else:
-        parent = cached_assets_path("rewarddance_hf", namespace=repository.repo_id, subfolder=str(repository.revision))
-    target = parent / archive.replace("/", "--")
-    if target.is_dir():
-        return str(target)
-    unfinished = tempfile.mkdtemp(dir=parent, prefix="unfinished-")
-    try:
-        with _JoinedFiles(paths) as joined:
-            if archive.lower().endswith(".zip"):
-                with zipfile.ZipFile(joined) as zip_file:
-                    zip_file.extractall(unfinished)
-            else:
-                _extract_tar(joined, unfinished)
-        if not target.is_dir():
-            os.replace(unfinished, target)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
-        raise _broken(repository, archive, error) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return str(target)
-
-
-def _extract_tar(joined: "_JoinedFiles", folder: str) -> None:
-    """Extract a whole tar file: tarfile itself takes one that was cut between two members for a shorter one."""
-    is_compressed = joined.read(2) == b"\x1f\x8b"
-    if not is_compressed:
-        joined.seek(-min(tarfile.BLOCKSIZE, joined.size), os.SEEK_END)
-        if joined.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise EOFError("its end is missing")
-    joined.seek(0)
-    with gzip.GzipFile(fileobj=joined) if is_compressed else contextlib.nullcontext(joined) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as tar_file:
-            tar_file.extractall(folder, filter="data")  # nothing outside of the folder
-        while stream.read(2**20):  # gzip notices at its end whether all was there
-            pass
-
-
-def _broken(repository: DatasetRepository, archive: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"Archive {archive!r} of {repository.repo_id!r} cannot be read ({error}). It may be truncated, or a part may be "
-        "missing, or the disk full: nothing of it was kept. Download it again."
-    )
-
-
-class _JoinedFiles(io.RawIOBase):
-    """Parts of a split file, read as one."""
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._files = [open(path, "rb") for path in paths]
-        sizes = [os.path.getsize(path) for path in paths]
-        self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        self._position = 0
-        self.size = self._starts[-1]
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + (0, self._position, self.size)[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        for file, start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
-            if start <= self._position < end:
-                file.seek(self._position - start)
-                count = file.readinto(memoryview(buffer)[: end - self._position])
-                self._position += count
-                return count
-        return 0
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
-        super().close()
-
-
-def _names(repo_id: str) -> list[str]:
-    """A repository ID under all names of its owner."""
-    owner, _, name = repo_id.partition("/")
-    pairs = [*RENAMED_OWNERS.items(), *((new, old) for old, new in RENAMED_OWNERS.items())]
-    return [repo_id, *(f"{other}/{name}" for known, other in pairs if known == owner)]
-
-
-def _stem(archive: str) -> str:
-    return re.sub(r"\.(tar\.gz|tgz|tar|zip)$", "", archive, flags=re.IGNORECASE)
-
-
-def _some(names: frozenset[str]) -> list[str]:
-    return [*sorted(names)[:10], *(["..."] if len(names) > 10 else [])]

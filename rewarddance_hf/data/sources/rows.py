@@ -1,7 +1,9 @@
 """Preference rows out of what public datasets record: votes, labels, rankings."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -19,6 +21,14 @@ EDIT_CRITERIA = (
     "out, then how well everything else of the image is kept, then visual quality"
 )
 
+# Criteria of what annotators were asked, where that is not the overall preference.
+DIMENSION_CRITERIA = {
+    "preference": None,
+    "coherence": "coherence: which has fewer errors, such as wrong anatomy, broken objects and impossible structure",
+    "alignment": "alignment: which shows the prompt better: every object, attribute, count and relation",
+    "aesthetics": "aesthetics: composition, light, color, detail and finish",
+}
+
 FEATURES = datasets.Features(
     {
         "prompt": datasets.Value("string"),
@@ -31,6 +41,10 @@ FEATURES = datasets.Features(
         "criteria": datasets.Value("string"),
         "category": datasets.Value("string"),
     }
+)
+# A clip is known by the name that the annotations have for it, until it is fetched.
+CLIP_FEATURES = datasets.Features(
+    {**FEATURES, "chosen": datasets.Value("string"), "rejected": datasets.Value("string")}
 )
 
 
@@ -113,6 +127,24 @@ def share_of_votes(first: float | None, second: float | None, name: str) -> floa
     if first is None or second is None or not min(first, second) >= 0:  # NaN fails too
         raise ValueError(f"Votes of {name} are {first} and {second}, but must be numbers from 0 on. Drop the row.")
     return 0.5 if first + second == 0 else first / (first + second)
+
+
+def ranked_pairs(samples: Sequence[Any], ranks: Sequence[int]) -> Iterator[tuple[Any, Any, float]]:
+    """
+    Make all pairs of a ranking.
+
+    Args:
+        samples (`Sequence`):
+            Samples.
+        ranks (`Sequence[int]`):
+            Rank of each; the smallest is the best one.
+
+    Returns:
+        `Iterator[tuple[Any, Any, float]]`: First sample, second one, and preference for the first: 1, 0, or 0.5 where ranks
+        are equal.
+    """
+    for (first, a), (second, b) in itertools.combinations(zip(samples, ranks, strict=True), 2):
+        yield first, second, 0.5 if a == b else float(a < b)
 
 
 def check_schema(found: Iterable[str] | None, wanted: Sequence[str], name: str) -> None:
@@ -211,3 +243,27 @@ def _convert_shards(shards: list[tuple[Any, ...]], convert: Callable[..., Any]) 
     for shard in shards:
         for record in shard:
             yield from convert(record)
+
+
+def fetch_clips(rows: Any, files: Callable[[str], Any]) -> Any:
+    """
+    Let rows have their videos as files on this machine, or as bytes, when they are read.
+
+    Args:
+        rows (`datasets.Dataset` or `datasets.IterableDataset`):
+            Rows whose `chosen` and `rejected` are names of videos.
+        files (`Callable`):
+            Finds a video by its name.
+
+    Returns:
+        Rows of the same kind, with what [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes.
+    """
+    fetch = partial(_fetch_columns, files=files)
+    if isinstance(rows, datasets.IterableDataset):
+        return rows.map(fetch, batched=True, batch_size=1)
+    return rows.with_transform(fetch)
+
+
+def _fetch_columns(batch: dict[str, list[Any]], files: Callable[[str], Any]) -> dict[str, list[Any]]:
+    columns = [column for column in ("chosen", "rejected") if column in batch]
+    return {**batch, **{column: [files(name) for name in batch[column]] for column in columns}}

@@ -1,32 +1,28 @@
 """Text-to-video and image-to-video preference datasets, whose videos are fetched when a row is read."""
 
 import csv
-import os
-from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-import datasets
-from datasets.utils.file_utils import cached_path
-
-from .images import DIMENSION_CRITERIA, read_json
-from .repository import DatasetRepository, MediaFiles
-from .rows import FEATURES, check_schema, make_row, rows_from_records, rows_from_table, share_of_votes
-
-
-RAPIDATA_VIDEOS = "Rapidata/text-2-video-human-preferences"
-VIDEOGEN_REWARDBENCH = "KlingTeam/VideoGen-RewardBench"
-VIDEODPO = "chungimungi/VideoDPO-10k"
-
-# A clip is known by the name that the annotations have for it, until it is fetched.
-CLIP_FEATURES = datasets.Features(
-    {**FEATURES, "chosen": datasets.Value("string"), "rejected": datasets.Value("string")}
+from .media import VideoFiles
+from .repository import DatasetRepository
+from .rows import (
+    CLIP_FEATURES,
+    DIMENSION_CRITERIA,
+    check_schema,
+    fetch_clips,
+    make_row,
+    rows_from_records,
+    rows_from_table,
+    share_of_votes,
 )
+from .source import Benchmark, DatasetTerms, Source
+
 
 # What annotators of VideoGen-RewardBench were asked (VQ, MQ, TA; Overall is all three).
-VIDEO_CRITERIA = {
+VIDEOGEN_CRITERIA = {
     "Overall": None,
     "VQ": "visual quality: clarity, aesthetics and plausible single frames",
     "MQ": "motion quality: stable, plausible and natural motion, and enough of it",
@@ -34,47 +30,12 @@ VIDEO_CRITERIA = {
 }
 
 
-def load_rapidata_videos(
-    split: str = "train",
-    streaming: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    repo_id: str | os.PathLike = RAPIDATA_VIDEOS,
-    dimension: str = "preference",
-) -> Any:
-    """
-    Load a text-to-video or image-to-video comparison of Rapidata. Weighted votes become margins; equal votes are ties.
-
-    Args:
-        split (`str`, *optional*, defaults to `"train"`):
-            Split.
-        streaming (`bool`, *optional*, defaults to `False`):
-            Whether to read rows as they are needed.
-        revision (`str`, *optional*):
-            Branch, tag or commit.
-        token (`str`, *optional*):
-            Token for the Hub.
-        repo_id (`str` or `os.PathLike`, *optional*, defaults to `"Rapidata/text-2-video-human-preferences"`):
-            This one, or one for a generator (`...-pika2.2`, `-veo2`, `-veo3`, `-wan2.1`, `-seedance-1-pro`), or one of
-            `Rapidata/image-2-video-human-preferences-*`, whose rows have their first frame as `condition`.
-        dimension (`str`, *optional*, defaults to `"preference"`):
-            `"preference"`, `"coherence"` or `"alignment"`, what annotators were asked about.
-
-    Returns:
-        `datasets.Dataset` or `datasets.IterableDataset`: Preference rows. Videos are fetched when a row is read.
-
-    Raises:
-        `ValueError`: If the dataset, the split or a column is not found.
-    """
-    if dimension not in ("preference", "coherence", "alignment"):
-        raise ValueError(f"`dimension` is {dimension!r}, but must be 'preference', 'coherence' or 'alignment'.")
-    repository = DatasetRepository(repo_id, revision, token)
+def _read_rapidata(repository: DatasetRepository, split: str, streaming: bool, dimension: str) -> Any:
     votes = [f"weighted_results{i}_{dimension.capitalize()}" for i in (1, 2)]
     columns = ["prompt", "file_name1", "file_name2", *votes]
     table = repository.table(None, split, columns, streaming, optional=["prompt_asset"])
     convert = partial(_rapidata_rows, votes=votes, criteria=DIMENSION_CRITERIA[dimension])
-    rows = rows_from_table(table, convert, CLIP_FEATURES)
-    return repository.describe(fetch_clips(rows, VideoFiles(repository, streaming)), None)
+    return fetch_clips(rows_from_table(table, convert, CLIP_FEATURES), VideoFiles(repository, streaming))
 
 
 def _rapidata_rows(row: Mapping[str, Any], votes: list[str], criteria: str | None) -> list[dict[str, Any]]:
@@ -85,43 +46,7 @@ def _rapidata_rows(row: Mapping[str, Any], votes: list[str], criteria: str | Non
     return [make_row(row["prompt"], row["file_name1"], row["file_name2"], share, is_soft=True, **context)]
 
 
-def load_videogen_rewardbench(
-    split: str = "eval",
-    streaming: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    repo_id: str | os.PathLike = VIDEOGEN_REWARDBENCH,
-    dimension: str = "Overall",
-) -> Any:
-    """
-    Load VideoGen-RewardBench ([paper](https://huggingface.co/papers/2501.13918)). Verdicts of "same" are ties.
-
-    Args:
-        split (`str`, *optional*, defaults to `"eval"`):
-            Split, of which there is one.
-        streaming (`bool`, *optional*, defaults to `False`):
-            Whether to read rows as they are needed. Videos are then read one by one out of the remote archive of 13 GB.
-        revision (`str`, *optional*):
-            Branch, tag or commit.
-        token (`str`, *optional*):
-            Token for the Hub.
-        repo_id (`str` or `os.PathLike`, *optional*, defaults to `"KlingTeam/VideoGen-RewardBench"`):
-            Mirror, or local folder, of the same layout.
-        dimension (`str`, *optional*, defaults to `"Overall"`):
-            `"Overall"`, `"VQ"`, `"MQ"` or `"TA"`: whose verdicts are used. Rows without one are left out.
-
-    Returns:
-        `datasets.Dataset` or `datasets.IterableDataset`: Preference rows, with `criteria` for single dimensions. Videos are
-        fetched when a row is read.
-
-    Raises:
-        `ValueError`: If the dataset, a file or a column is not found, or a verdict is neither A, B nor same.
-    """
-    if dimension not in VIDEO_CRITERIA:
-        raise ValueError(f"`dimension` is {dimension!r}, but must be one of {sorted(VIDEO_CRITERIA)}.")
-    if split != "eval":
-        raise ValueError(f"`split` is {split!r}, but VideoGen-RewardBench has 'eval' only.")
-    repository = DatasetRepository(repo_id, revision, token)
+def _read_videogen_rewardbench(repository: DatasetRepository, split: str, streaming: bool, dimension: str) -> Any:
     tables = sorted(file for file in repository.files if file.endswith(".csv"))
     if len(tables) != 1:
         raise ValueError(
@@ -134,7 +59,7 @@ def load_videogen_rewardbench(
         check_schema(reader.fieldnames, columns, f"{tables[0]} of {repository.repo_id!r}")
         records = [record for record in reader if record[dimension]]
     rows = rows_from_records(records, partial(_videogen_rows, dimension=dimension), streaming, CLIP_FEATURES)
-    return repository.describe(fetch_clips(rows, VideoFiles(repository, streaming)), VIDEOGEN_REWARDBENCH)
+    return fetch_clips(rows, VideoFiles(repository, streaming))
 
 
 def _videogen_rows(record: Mapping[str, Any], dimension: str) -> list[dict[str, Any]]:
@@ -145,50 +70,19 @@ def _videogen_rows(record: Mapping[str, Any], dimension: str) -> list[dict[str, 
             f"`{dimension}` of {record['path_A']!r} and {record['path_B']!r} is {verdict!r}, but must be one of "
             f"{sorted(preferences)}. The schema of VideoGen-RewardBench has moved."
         )
-    row = make_row(record["prompt"], record["path_A"], record["path_B"], preferences[verdict])
-    return [row | {"task": "text-to-video", "criteria": VIDEO_CRITERIA[dimension]}]
+    context: dict[str, Any] = {"task": "text-to-video", "criteria": VIDEOGEN_CRITERIA[dimension]}
+    return [make_row(record["prompt"], record["path_A"], record["path_B"], preferences[verdict], **context)]
 
 
-def load_videodpo(
-    split: str = "train",
-    streaming: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    repo_id: str | os.PathLike = VIDEODPO,
-) -> Any:
-    """
-    Load VideoDPO ([paper](https://huggingface.co/papers/2412.14167)) from its `pair.json`. The preferred video always is
-    `video1`, as `chosen` is here. A video that is given by its number is `winvideos/<half>.mp4` if that is even, else
-    `losevideos/<half>.mp4`, with six digits.
-
-    Args:
-        split (`str`, *optional*, defaults to `"train"`):
-            Split, of which there is one.
-        streaming (`bool`, *optional*, defaults to `False`):
-            Whether to read rows as they are needed.
-        revision (`str`, *optional*):
-            Branch, tag or commit.
-        token (`str`, *optional*):
-            Token for the Hub.
-        repo_id (`str` or `os.PathLike`, *optional*, defaults to `"chungimungi/VideoDPO-10k"`):
-            Mirror, or local folder, of the same layout.
-
-    Returns:
-        `datasets.Dataset` or `datasets.IterableDataset`: Preference rows. Videos are fetched when a row is read.
-
-    Raises:
-        `ValueError`: If the dataset, a file or a column is not found.
-    """
-    if split != "train":
-        raise ValueError(f"`split` is {split!r}, but VideoDPO has 'train' only.")
-    repository = DatasetRepository(repo_id, revision, token)
+def _read_videodpo(repository: DatasetRepository, split: str, streaming: bool) -> Any:
     name = next((file for file in sorted(repository.files) if PurePosixPath(file).name == "pair.json"), "pair.json")
-    records = read_json(repository, name, ["video1", "video2", "frame_caption"])
+    records = repository.records(name, ["video1", "video2", "frame_caption"])
     rows = rows_from_records(records, _videodpo_rows, streaming, CLIP_FEATURES)
-    return repository.describe(fetch_clips(rows, VideoFiles(repository, streaming)), VIDEODPO)
+    return fetch_clips(rows, VideoFiles(repository, streaming))
 
 
 def _videodpo_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    # A video that is given by its number is one half of a pair.
     preferred, other = (
         video if isinstance(video, str) else f"{('winvideos', 'losevideos')[video % 2]}/{video // 2:06d}.mp4"
         for video in (record["video1"], record["video2"])
@@ -196,72 +90,45 @@ def _videodpo_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [make_row(record["frame_caption"], preferred, other, 1.0, task="text-to-video")]
 
 
-class VideoFiles(MediaFiles):
-    """
-    Videos of a repository by the names that its annotations have: a path or its end, wherever the file lies, a member of an
-    archive, or an address on the web, which is downloaded into the cache of `datasets`.
-
-    Args:
-        repository ([`DatasetRepository`]):
-            Repository.
-        streaming (`bool`):
-            Whether rows are streamed.
-    """
-
-    def __init__(self, repository: DatasetRepository, streaming: bool) -> None:
-        super().__init__(repository, streaming, ("", "videos", "Videos"))
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        for file in repository.files:
-            self._by_name[PurePosixPath(file).name].append(file)
-
-    def __call__(self, path: str) -> str | dict[str, Any]:
-        """
-        Find a video.
-
-        Args:
-            path (`str`):
-                Name in the annotations.
-
-        Returns:
-            `str` or `dict`: Local path, or `{"bytes": ..., "path": ...}`.
-
-        Raises:
-            `ValueError`: If there is no such video, or several have this name.
-        """
-        is_address = path.startswith(("http://", "https://"))
-        # Some tables give addresses of videos that lie in the repository, as <generator>/<file>.
-        parts = PurePosixPath(path).parts[-2:] if is_address else PurePosixPath(path).parts
-        found = [file for file in self._by_name[parts[-1]] if PurePosixPath(file).parts[-len(parts) :] == parts]
-        if len(found) == 1:
-            return self.repository.path(found[0])
-        if is_address:
-            return cached_path(path)
-        if len(found) > 1 and path not in found:
-            raise ValueError(
-                f"{path!r} may be any of {sorted(found)} of {self.repository.repo_id!r}. Rename all but one."
+SOURCES = (
+    Source(
+        "rapidata-videos",
+        "Rapidata videos",
+        "Rapidata/text-2-video-human-preferences",
+        "Weighted votes become margins; equal votes are ties. `repo_id` may be one for a generator (`...-pika2.2`, `-veo2`, "
+        "`-veo3`, `-wan2.1`, `-seedance-1-pro`), or one of `Rapidata/image-2-video-human-preferences-*`, whose rows have their "
+        "first frame as `condition`. `dimension` is what annotators were asked about.",
+        _read_rapidata,
+        split="train",
+        terms=DatasetTerms("apache-2.0", True),
+        options={"dimension": ("preference", "coherence", "alignment")},
+        is_family=True,
+    ),
+    Source(
+        "videogen-rewardbench",
+        "VideoGen-RewardBench",
+        "KlingTeam/VideoGen-RewardBench",
+        "[Paper](https://huggingface.co/papers/2501.13918). `dimension` says whose verdicts are used, `Overall`, or `VQ`, `MQ` "
+        "or `TA`, whose rows have `criteria`. Rows without a verdict are left out; 'same' is a tie. The archive has 13 GB.",
+        _read_videogen_rewardbench,
+        split="eval",
+        splits=("eval",),
+        terms=DatasetTerms("apache-2.0", True),
+        options={"dimension": tuple(VIDEOGEN_CRITERIA)},
+        benchmarks={
+            "videogen-rewardbench" + (f"-{dimension.lower()}" if criteria else ""): Benchmark(
+                f"VideoGen-RewardBench, {dimension}", "eval", {"dimension": dimension}
             )
-        return super().__call__(path)
-
-
-def fetch_clips(rows: Any, files: VideoFiles) -> Any:
-    """
-    Let rows have their videos as files on this machine, or as bytes, when they are read.
-
-    Args:
-        rows (`datasets.Dataset` or `datasets.IterableDataset`):
-            Rows whose `chosen` and `rejected` are names of videos.
-        files ([`VideoFiles`]):
-            Finds a video by its name.
-
-    Returns:
-        Rows of the same kind, with what [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes.
-    """
-    fetch = partial(_fetch_columns, files=files)
-    if isinstance(rows, datasets.IterableDataset):
-        return rows.map(fetch, batched=True, batch_size=1)
-    return rows.with_transform(fetch)
-
-
-def _fetch_columns(batch: dict[str, list[Any]], files: VideoFiles) -> dict[str, list[Any]]:
-    columns = [column for column in ("chosen", "rejected") if column in batch]
-    return {**batch, **{column: [files(name) for name in batch[column]] for column in columns}}
+            for dimension, criteria in VIDEOGEN_CRITERIA.items()
+        },
+    ),
+    Source(
+        "videodpo",
+        "VideoDPO",
+        "chungimungi/VideoDPO-10k",
+        "[Paper](https://huggingface.co/papers/2412.14167). Pairs of `pair.json`, which names the preferred video first.",
+        _read_videodpo,
+        split="train",
+        splits=("train",),
+    ),
+)
