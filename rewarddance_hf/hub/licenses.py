@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.sources.terms import RENAMED_OWNERS, terms_of
+from ..data.sources import terms_of
+from ..data.sources.repository import canonical_name
 
 
 NON_COMMERCIAL = re.compile(r"(^|-)(nc|noncommercial|non-commercial)(-|$)", re.IGNORECASE)
@@ -82,16 +83,16 @@ def check_training_data(
             "`training_data` is empty, but a release says what its model was trained on, and under which licenses. Declare all "
             "of it: `--training-data NAME=LICENSE ...`, or `none=none` for an untrained model."
         )
-    by_name = {_comparable(data.name): data for data in declared}
+    by_name = {canonical_name(data.name): data for data in declared}
     recorded = list(recorded)
-    undeclared = [data["name"] for data in recorded if _comparable(data["name"]) not in by_name]
+    undeclared = [data["name"] for data in recorded if canonical_name(data["name"]) not in by_name]
     if undeclared:
         raise ValueError(
             f"`training_data` lacks {undeclared}, which the trainer recorded in the checkpoint's card. Declare them with their "
             "licenses."
         )
     for entry in recorded:
-        found = by_name[_comparable(entry["name"])]
+        found = by_name[canonical_name(entry["name"])]
         if NON_COMMERCIAL.search(entry.get("license") or "") and not found.is_non_commercial:
             raise ValueError(
                 f"The license of {found.name!r} was declared as {found.license!r}, but the trainer recorded {entry['license']!r}. "
@@ -133,9 +134,3 @@ def model_license(wanted: str, non_commercial: Sequence[TrainingData]) -> str:
         return wanted
     licenses = [data.license for data in non_commercial if NON_COMMERCIAL.search(data.license)]
     return licenses[0] if licenses else "cc-by-nc-4.0"
-
-
-def _comparable(name: str) -> str:
-    owner, _, rest = name.lower().partition("/")
-    owners = {old.lower(): new.lower() for old, new in RENAMED_OWNERS.items()}
-    return f"{owners.get(owner, owner)}/{rest}"
