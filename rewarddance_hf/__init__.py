@@ -22,8 +22,9 @@ _PUBLIC_NAMES = {
     "evaluation.evaluator": ["EvaluationResults", "RewardDanceEvaluator"],
     "models": ["RewardDanceConfig", "RewardDanceForYesScoring", "RewardDanceOutput", "RewardDanceProcessor"],
     "models.video_rewarddance": ["Clip", "ClipError"],
+    "rewards": ["NonFiniteScoreError"],
     "scoring.reasoning": ["NoAnswerError", "ReasonedScores"],
-    "scoring.results": ["Comparison", "NonFiniteScoreError", "Ranking"],
+    "scoring.results": ["Comparison", "Ranking"],
     "scoring.scorer": ["RewardDanceScorer"],
     "trainer.rewarddance_trainer": ["RewardDanceTrainer"],
     "trainer.training_args": ["RewardDanceTrainingArguments"],
@@ -44,8 +45,9 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .evaluation.evaluator import EvaluationResults, RewardDanceEvaluator
     from .models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
     from .models.video_rewarddance import Clip, ClipError
+    from .rewards import NonFiniteScoreError
     from .scoring.reasoning import NoAnswerError, ReasonedScores
-    from .scoring.results import Comparison, NonFiniteScoreError, Ranking
+    from .scoring.results import Comparison, Ranking
     from .scoring.scorer import RewardDanceScorer
     from .trainer.rewarddance_trainer import RewardDanceTrainer
     from .trainer.training_args import RewardDanceTrainingArguments
