@@ -51,9 +51,9 @@ import torch
 from tqdm.auto import tqdm
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor
-from rewarddance_hf.data.preference import check_columns, check_row
+from rewarddance_hf.data.preference import check_columns, check_row, row_question
 from rewarddance_hf.data.rows import keep_images_encoded
-from rewarddance_hf.models.processing_rewarddance import load_image
+from rewarddance_hf.models.question_rewarddance import Question
 from rewarddance_hf.scoring.reasoning import generate_texts, read_verdict
 
 
@@ -72,13 +72,13 @@ class UnansweredError(Exception):
 
 
 @dataclass
-class Question:
-    """One pair in one order, with decoded images."""
+class Pair:
+    """One pair in one order, with decoded images if it is to be asked."""
 
     row: int
     order: str
     key: str
-    arguments: dict[str, Any]
+    question: "Question | None" = None
 
 
 class TransformersTeacher:
@@ -94,23 +94,19 @@ class TransformersTeacher:
         self.retries: Counter[str] = Counter()
         torch.manual_seed(args.seed)
 
-    def answers(self, questions: Iterator[Question]) -> Iterator[tuple[Question, dict[str, str] | None]]:
+    def answers(self, pairs: Iterator[Pair]) -> Iterator[tuple[Pair, dict[str, str] | None]]:
         """Each question with the text of its answer."""
-        for batch in _batches(questions, self.args.batch_size):
-            names = {"image": "images", "prompt": "prompts", "reference": "references", "condition": "conditions"}
-            columns = {
-                names.get(name, name): [question.arguments[name] for question in batch] for name in batch[0].arguments
-            }
+        for batch in _batches(pairs, self.args.batch_size):
             with torch.no_grad():
                 texts = generate_texts(
                     self.model,
                     self.processor,
-                    self.processor(**columns, reasons_first=True),
+                    self.processor.encode([pair.question for pair in batch]),
                     self.args.max_new_tokens,
                     self.args.temperature,
                 )
-            for question, text in zip(batch, texts, strict=True):
-                yield question, {"text": text}
+            for pair, text in zip(batch, texts, strict=True):
+                yield pair, {"text": text}
 
 
 class EndpointTeacher:
@@ -124,26 +120,26 @@ class EndpointTeacher:
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
-    def answers(self, questions: Iterator[Question]) -> Iterator[tuple[Question, dict[str, str] | None]]:
+    def answers(self, pairs: Iterator[Pair]) -> Iterator[tuple[Pair, dict[str, str] | None]]:
         """Each question with the text of its answer, the reason why it was refused, or None for no answer now."""
         failed_in_a_row = 0
-        running: dict[Future, Question] = {}
+        running: dict[Future, Pair] = {}
         stop: SystemExit | None = None  # what is under way is waited for and kept
         pool = ThreadPoolExecutor(self.args.concurrency)
         try:
             exhausted = False
             while running or not exhausted:
                 while not exhausted and stop is None and len(running) < self.args.concurrency:
-                    question = next(questions, None)
-                    if question is None:
+                    pair = next(pairs, None)
+                    if pair is None:
                         exhausted = True
                     else:
-                        running[pool.submit(self.ask, self._body(question))] = question
+                        running[pool.submit(self.ask, self._body(pair))] = pair
                 if not running:
                     break
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    question, answer = running.pop(future), None
+                    pair, answer = running.pop(future), None
                     try:
                         answer = {"text": future.result()}
                     except RefusedError as error:
@@ -157,7 +153,7 @@ class EndpointTeacher:
                                 "All answers until here are kept: run the same command again when it is up."
                             )
                     failed_in_a_row = failed_in_a_row + 1 if answer is None else 0
-                    yield question, answer
+                    yield pair, answer
                 if stop is not None:
                     self._closed.set()
             if stop is not None:
@@ -166,8 +162,8 @@ class EndpointTeacher:
             self._closed.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _body(self, question: Question) -> bytes:
-        messages, images = self.processor.write_messages(**question.arguments, reasons_first=True)
+    def _body(self, pair: Pair) -> bytes:
+        messages, images = self.processor.write_messages(pair.question)
         rest = iter(images)
         for message in messages:
             message["content"] = [
@@ -241,10 +237,10 @@ def _retry_after(value: str | None) -> float:
         return 0.0
 
 
-def _batches(questions: Iterator[Question], size: int) -> Iterator[list[Question]]:
+def _batches(pairs: Iterator[Pair], size: int) -> Iterator[list[Pair]]:
     batch = []
-    for question in questions:
-        batch.append(question)
+    for pair in pairs:
+        batch.append(pair)
         if len(batch) == size:
             yield batch
             batch = []
@@ -278,10 +274,10 @@ class Answers:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def add(self, question: Question, answer: dict[str, str]) -> None:
-        line = {"row": question.row, "order": question.order, "key": question.key, **answer}
+    def add(self, pair: Pair, answer: dict[str, str]) -> None:
+        line = {"row": pair.row, "order": pair.order, "key": pair.key, **answer}
         self._write(line)
-        self.known[question.row, question.order] = line
+        self.known[pair.row, pair.order] = line
 
     def close(self) -> None:
         self._file.close()
@@ -302,41 +298,34 @@ def ask_all(rows: Any, teacher: Any, processor: RewardDanceProcessor, answers: A
     unanswered = 0
     with tqdm(total=2 * len(rows), initial=2 * len(rows) - len(todo), desc="Asking", unit="question") as progress:
 
-        def questions() -> Iterator[Question]:
+        def pairs() -> Iterator[Pair]:
             for index, order in todo:
                 row = rows[index]
                 if row.get("tie"):
-                    answers.add(Question(index, order, _key(row), {}), {"refused": "tie"})
+                    answers.add(Pair(index, order, _key(row)), {"refused": "tie"})
                     progress.update()
                     continue
                 try:
-                    yield Question(index, order, _key(row), _arguments(row, order, processor, f"row {index}"))
+                    yield Pair(index, order, _key(row), _question(row, order, processor, f"row {index}"))
                 except (TypeError, ValueError) as error:
-                    answers.add(Question(index, order, _key(row), {}), {"refused": f"unreadable: {error}"})
+                    answers.add(Pair(index, order, _key(row)), {"refused": f"unreadable: {error}"})
                     progress.update()
 
-        for question, answer in teacher.answers(questions()):
+        for pair, answer in teacher.answers(pairs()):
             if answer is None:
                 unanswered += 1
             else:
-                answers.add(question, answer)
+                answers.add(pair, answer)
             progress.update()
     return unanswered
 
 
-def _arguments(row: dict[str, Any], order: str, processor: RewardDanceProcessor, name: str) -> dict[str, Any]:
+def _question(row: dict[str, Any], order: str, processor: RewardDanceProcessor, name: str) -> Question:
     check_row(row, name)
-    task = row.get("task") or "text-to-image"
-    chosen, rejected = (processor.load_frames(row[n], f"{n} of {name}", task) for n in ("chosen", "rejected"))
-    condition = row.get("condition")
-    return {
-        "image": chosen if order == "yes" else rejected,
-        "reference": rejected if order == "yes" else chosen,
-        "prompt": row["prompt"],
-        "condition": None if condition is None else load_image(condition, f"condition of {name}"),
-        "task": task,
-        "criteria": row.get("criteria"),
-    }
+    question = row_question(row, chosen_second=order == "yes", reasons_first=True)
+    columns = ("chosen", "rejected") if order == "yes" else ("rejected", "chosen")
+    names = (f"{columns[0]} of {name}", f"{columns[1]} of {name}", f"condition of {name}")
+    return processor.load(question, names=names)
 
 
 def sort_answers(

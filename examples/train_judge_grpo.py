@@ -33,7 +33,9 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, TrlParser
 from trl.data_utils import prepare_multimodal_messages
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor
+from rewarddance_hf.data.preference import row_question
 from rewarddance_hf.data.rows import prepare_rows
+from rewarddance_hf.models.question_rewarddance import Question
 from rewarddance_hf.scoring.reasoning import read_verdict
 
 
@@ -80,17 +82,9 @@ def _is_well_formed(processor: RewardDanceProcessor, text: str) -> bool:
     return answer.strip() in (processor.yes_word, processor.no_word)
 
 
-def make_question(row: dict[str, Any], label: str) -> dict[str, Any]:
-    """Arguments of a question about a pair, in the order in which `label` is the right verdict."""
-    sample, reference = ("chosen", "rejected") if label == "yes" else ("rejected", "chosen")
-    return {
-        "image": row[sample],
-        "prompt": row["prompt"],
-        "reference": row[reference],
-        "condition": row.get("condition"),
-        "task": row.get("task") or "text-to-image",
-        "criteria": row.get("criteria"),
-    }
+def make_question(row: dict[str, Any], label: str) -> Question:
+    """Question about a pair, in the order in which `label` is the right verdict."""
+    return row_question(row, chosen_second=label == "yes", reasons_first=True)
 
 
 def make_prompts(rows: Any, processor: RewardDanceProcessor) -> datasets.Dataset:
@@ -104,7 +98,7 @@ def make_prompts(rows: Any, processor: RewardDanceProcessor) -> datasets.Dataset
     def ask(batch: dict[str, list]) -> dict[str, list]:
         columns: dict[str, list] = {"prompt": [], "images": [], "label": batch["label"]}
         for i, label in zip(batch["row"], batch["label"], strict=True):
-            messages, images = processor.write_messages(**make_question(rows[i], label), reasons_first=True)
+            messages, images = processor.write_messages(make_question(rows[i], label))
             columns["prompt"].append(messages)
             columns["images"].append(images)
         return columns
@@ -136,11 +130,10 @@ def processor_for_trl(processor: RewardDanceProcessor) -> Any:
 def check_tokens(rows: Any, processor: RewardDanceProcessor, trl_processor: Any) -> None:
     """Make sure that TRL asks with the tokens with which the scorer will ask, on the first pair."""
     question = make_question(rows[0], "yes")
-    messages, images = processor.write_messages(**question, reasons_first=True)
+    messages, images = processor.write_messages(question)
     messages = prepare_multimodal_messages(messages, images=images)
     asked = trl_processor.apply_chat_template([messages], add_generation_prompt=True, tokenize=True, return_dict=True)
-    plural = {"image": "images", "prompt": "prompts", "reference": "references", "condition": "conditions"}
-    wanted = processor(**{plural.get(name, name): [value] for name, value in question.items()}, reasons_first=True)
+    wanted = processor.encode([question])
     if list(asked["input_ids"][0]) != wanted["input_ids"][0].tolist():
         raise ValueError(
             "TRL writes the question in other tokens than the scorer: the chat template opens the assistant's turn with more than "

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..models.question_rewarddance import Question
+
 
 REQUIRED_COLUMNS = ("prompt", "chosen", "rejected")
 OPTIONAL_COLUMNS = ("task", "condition", "criteria", "rationale", "margin", "tie")
@@ -85,6 +87,37 @@ def _check_type(row: Mapping[str, Any], column: str, wanted: type | tuple[type, 
         raise TypeError(
             f"`{column}` of {name} is {row[column]!r} of type `{type(row[column]).__name__}`, but must be {names}."
         )
+
+
+def row_question(
+    row: Mapping[str, Any], chosen_second: bool = True, uses_reference: bool = True, reasons_first: bool = False
+) -> Question:
+    """
+    Question about a preference row.
+
+    Args:
+        row (`Mapping`):
+            Preference row, whose media may be loaded.
+        chosen_second (`bool`, *optional*, defaults to `True`):
+            Whether the chosen image is the sample, image 2 of a pairwise question, so that the verdict is "yes".
+        uses_reference (`bool`, *optional*, defaults to `True`):
+            Whether the other image is shown too, as image 1.
+        reasons_first (`bool`, *optional*, defaults to `False`):
+            Whether to ask for reasons before the answer.
+
+    Returns:
+        [`~rewarddance_hf.models.question_rewarddance.Question`]
+    """
+    sample, reference = ("chosen", "rejected") if chosen_second else ("rejected", "chosen")
+    return Question(
+        sample=row[sample],
+        prompt=row["prompt"],
+        reference=row[reference] if uses_reference else None,
+        condition=row.get("condition"),
+        task=row.get("task"),
+        criteria=row.get("criteria"),
+        reasons_first=reasons_first,
+    )
 
 
 def rationale_text(row: Mapping[str, Any], chosen_second: bool) -> str | None:

@@ -76,6 +76,16 @@ class RewardDanceConfig(PretrainedConfig):
             )
         super().__init__(num_labels=num_labels, **kwargs)
 
+    @property
+    def uses_reference(self) -> bool:
+        """`bool`: Whether a question shows a reference beside the sample."""
+        return self.paradigm == "pairwise"
+
+    @property
+    def has_scalar_head(self) -> bool:
+        """`bool`: Whether the reward is the output of a scalar head, and not the probability of an answer."""
+        return self.paradigm == "regressive"
+
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: str, **kwargs: Any

@@ -111,7 +111,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 "`AutoModelForImageTextToText` can load, e.g. `OpenGVLab/InternVL3_5-2B-HF`."
             )
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
-        if config.paradigm == "regressive":
+        if config.has_scalar_head:
             self.score = nn.Linear(config.get_text_config().hidden_size, 1, bias=False)
         self.post_init()
 
@@ -155,7 +155,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             if kwargs["config"].quantization_config is None:
                 del kwargs["config"].quantization_config
         config = kwargs["config"]
-        if config.paradigm != "regressive" and config.yes_token_id is None:
+        if not config.has_scalar_head and config.yes_token_id is None:
             source, arguments = adapter.source_of("processor_config.json")
             processor = RewardDanceProcessor.from_pretrained(source, **arguments)
             config.yes_token_id, config.no_token_id = processor.yes_token_id, processor.no_token_id
@@ -192,7 +192,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 f"{sorted(missing)[:3]}), which would be random numbers. Download it again, or check that `config.json` belongs "
                 "to these weights."
             )
-        if model.config.paradigm != "regressive" and model.config.yes_token_id is None:
+        if not model.config.has_scalar_head and model.config.yes_token_id is None:
             try:
                 processor = RewardDanceProcessor.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
             except (OSError, TypeError) as error:
@@ -227,7 +227,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
         Raises:
             `ValueError`: If answer token IDs of model and processor differ.
         """
-        if self.config.paradigm == "regressive":
+        if self.config.has_scalar_head:
             return
         got = (processor.yes_token_id, processor.no_token_id)
         if self.config.yes_token_id is None:
@@ -289,7 +289,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 "batches with `DataCollatorForRewardDance`."
             )
         self._check_padding(attention_mask, answer_index)
-        if self.config.paradigm == "regressive":
+        if self.config.has_scalar_head:
             if labels is not None or rationale_labels is not None:
                 raise ValueError(
                     f"`{'rationale_labels' if labels is None else 'labels'}` was given, but the regressive paradigm has no loss "

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +16,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFea
 from transformers.utils import is_torchvision_available, logging
 
 from .criteria_rewarddance import CRITERIA, DIMENSIONS
-from .examples_rewarddance import Example, read_examples
 from .media_rewarddance import load_frames, load_image, read_clip
 from .pixels_rewarddance import preprocess_with_gradient
+from .question_rewarddance import Example, Question, infer_task, marks_of, parse_example
 from .video_rewarddance import Clip, ClipReader, check_sampling, open_clip
 from .vlm_processor_rewarddance import image_only_processor
 
@@ -303,13 +304,16 @@ class RewardDanceProcessor(ProcessorMixin):
         prompts: "list[str]",
         references: "list[Any] | None" = None,
         conditions: "list[Any] | None" = None,
-        task: "str | list[str]" = "text-to-image",
+        task: "str | list[str | None] | None" = None,
         criteria: "str | list[str | None] | None" = None,
         reasons_first: "bool | list[bool]" = False,
         examples: "Sequence[Mapping[str, Any] | Example] | None" = None,
+        return_tensors: str = "pt",
+        **kwargs: Any,
     ) -> BatchFeature:
         r"""
-        Make a batch of questions: is each sample better than its reference (pairwise), or is it good (pointwise)?
+        Make a batch of questions from lists, as [`~RewardDanceProcessor.encode`] makes it of
+        [`~rewarddance_hf.models.question_rewarddance.Question`].
 
         Args:
             images (`list`):
@@ -321,8 +325,9 @@ class RewardDanceProcessor(ProcessorMixin):
                 Samples to compare with, image 1 of the question. Without them the pointwise question is asked.
             conditions (`list`, *optional*):
                 First frames that were given to an image-to-video generator.
-            task (`str` or `list[str]`, *optional*, defaults to `"text-to-image"`):
-                Task whose criteria are used, for all rows or one each.
+            task (`str` or `list`, *optional*):
+                Task whose criteria are used, for all rows or one each. By default it follows from each sample, as
+                [`~rewarddance_hf.models.question_rewarddance.infer_task`] says.
             criteria (`str` or `list`, *optional*):
                 Criteria in place of those of `task`, for all rows or one each.
             reasons_first (`bool` or `list[bool]`, *optional*, defaults to `False`):
@@ -330,6 +335,10 @@ class RewardDanceProcessor(ProcessorMixin):
             examples (`list[dict]`, *optional*):
                 Judgements with known verdicts that are shown before the question of each row, as in
                 [`~RewardDanceProcessor.read_examples`].
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                Kind of tensors. Only `"pt"` is supported.
+            kwargs:
+                Further arguments of the wrapped processor.
 
         Returns:
             [`~transformers.BatchFeature`]: Tensors for [`RewardDanceForYesScoring`], padded on the left.
@@ -346,55 +355,112 @@ class RewardDanceProcessor(ProcessorMixin):
                 f"`images` is of type `{type(images).__name__}`, but must be a list with one sample per prompt. Put it into one."
             )
         count = len(images)
-        columns = {"prompts": prompts, "references": references, "conditions": conditions}
-        for name, column in columns.items():
+        for name, column in {"prompts": prompts, "references": references, "conditions": conditions}.items():
             if column is not None and (isinstance(column, str) or len(column) != count):
                 got = "one string" if isinstance(column, str) else f"{len(column)} entries"
                 raise ValueError(
                     f"`{name}` has {got} for {count} images, but must be a list with one entry per image."
                 )
-        if count == 0:
-            raise ValueError("`images` is empty, but must hold at least one sample.")
-        tasks = [task] * count if isinstance(task, str) else task
-        all_criteria = [criteria] * count if criteria is None or isinstance(criteria, str) else criteria
-        formats = [reasons_first] * count if isinstance(reasons_first, bool) else reasons_first
-        for name, column in {"task": tasks, "criteria": all_criteria, "reasons_first": formats}.items():
+        each = {
+            name: [value] * count if value is None or isinstance(value, (str, bool)) else value
+            for name, value in {"task": task, "criteria": criteria, "reasons_first": reasons_first}.items()
+        }
+        for name, column in each.items():
             if len(column) != count:
                 raise ValueError(
                     f"`{name}` has {len(column)} entries for {count} images, but must be one value or a list with one entry "
                     "per image."
                 )
-
-        shown = self.read_examples(examples, tasks, references is not None)
-        texts, media = [], []
-        for i in range(count):
-            sample = self.load_frames(images[i], f"images[{i}]", tasks[i], keep_gradient=True)
-            reference = None
-            if references is not None:
-                reference = self.load_frames(references[i], f"references[{i}]", tasks[i], keep_gradient=True)
-            condition = None if conditions is None or conditions[i] is None else conditions[i]
-            condition = None if condition is None else load_image(condition, f"conditions[{i}]", keep_gradient=True)
-            if not isinstance(prompts[i], str):
-                raise TypeError(f"`prompts[{i}]` is of type `{type(prompts[i]).__name__}`, but must be a string.")
-            texts.append(
-                self.write_question(
-                    prompts[i],
-                    reference_frames=() if reference is None else reference.marks,
-                    sample_frames=sample.marks,
-                    has_condition=condition is not None,
-                    task=tasks[i],
-                    criteria=all_criteria[i],
-                    reasons_first=formats[i],
-                    examples=shown,
-                )
+        shown = self.read_examples(examples, each["task"], references is not None)
+        questions = [
+            Question(
+                sample=images[i],
+                prompt=prompts[i],
+                reference=None if references is None else references[i],
+                condition=None if conditions is None else conditions[i],
+                examples=shown,
+                row=i,
+                **{name: column[i] for name, column in each.items()},
             )
-            row = [condition] * (condition is not None) + (reference or []) + sample
-            media.append([image for example in shown for image in example.images] + row)
+            for i in range(count)
+        ]
+        if references is not None:
+            for question in questions:
+                if question.reference is None:
+                    raise TypeError(
+                        f"`{question.names[1]}` is of type `NoneType`, but must be an image or a clip. Drop the row, or pass its "
+                        "reference."
+                    )
+        return self.encode(questions, return_tensors, **kwargs)
 
-        inputs = {"text": texts, "padding": True, **self.vlm_arguments(texts[0])}
+    def encode(self, questions: "Sequence[Question]", return_tensors: str = "pt", **kwargs: Any) -> BatchFeature:
+        r"""
+        Make a batch of questions.
+
+        Args:
+            questions (`list[Question]`):
+                What is asked. Media that are loaded already are not loaded again.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                Kind of tensors. Only `"pt"` is supported.
+            kwargs:
+                Further arguments of the wrapped processor.
+
+        Returns:
+            [`~transformers.BatchFeature`]: Tensors for [`RewardDanceForYesScoring`], padded on the left.
+
+        Raises:
+            `ValueError`: As in [`~RewardDanceProcessor.load`], if a task has no criteria, or there is no question.
+            `ImportError`: If a sample is a video file and PyAV is not installed.
+            `NotImplementedError`: If an image requires a gradient that cannot pass through the image processor.
+        """
+        if return_tensors != "pt":
+            raise ValueError(
+                f"`return_tensors` is {return_tensors!r}, but the model takes PyTorch tensors. Leave it at 'pt'."
+            )
+        if len(questions) == 0:
+            raise ValueError("`images` is empty, but must hold at least one sample.")
+        loaded = [
+            self.load(question if question.row is not None else replace(question, row=i), keep_gradient=True)
+            for i, question in enumerate(questions)
+        ]
+        texts, media = [self.write_question(question) for question in loaded], [q.images for q in loaded]
+        inputs = {"text": texts, "padding": True, **self.vlm_arguments(texts[0]), **kwargs}
         if any(isinstance(image, torch.Tensor) for row in media for image in row):
             return preprocess_with_gradient(self.vlm_processor, media, **inputs)
         return self.vlm_processor(images=media, **inputs)
+
+    def load(
+        self, question: Question, keep_gradient: bool = False, names: "tuple[str, str, str] | None" = None
+    ) -> Question:
+        """
+        Load the media of a question: those frames of clips that the judge sees. What is loaded already stays as it is.
+
+        Args:
+            question ([`~rewarddance_hf.models.question_rewarddance.Question`]):
+                What is asked.
+            keep_gradient (`bool`, *optional*, defaults to `False`):
+                Whether to leave tensors that require a gradient as they are, as in [`load_image`].
+            names (`tuple[str, str, str]`, *optional*):
+                Names of sample, reference and condition in error messages. By default they follow from `question.row`.
+
+        Returns:
+            [`~rewarddance_hf.models.question_rewarddance.Question`]: The same with a
+            [`~rewarddance_hf.models.video_rewarddance.Clip`] as sample and reference, an image as condition, and a task.
+
+        Raises:
+            `ValueError`: If an image or clip cannot be read, or is a clip of one frame and the task is about videos.
+            `ImportError`: If this is a video file and PyAV is not installed.
+            `TypeError`: If an image is nothing that can be one.
+        """
+        sample_name, reference_name, condition_name = names or question.names
+        sample = self.load_frames(question.sample, sample_name, question.task, keep_gradient)
+        task = question.task or infer_task(sample, question.condition)
+        reference, condition = question.reference, question.condition
+        if reference is not None:
+            reference = self.load_frames(reference, reference_name, task, keep_gradient)
+        if condition is not None:
+            condition = load_image(condition, condition_name, keep_gradient)
+        return replace(question, sample=sample, reference=reference, condition=condition, task=task)
 
     def dimension_criteria(self, dimension: str, task: str = "text-to-image") -> str:
         """
@@ -431,7 +497,7 @@ class RewardDanceProcessor(ProcessorMixin):
     def read_examples(
         self,
         examples: "Sequence[Mapping[str, Any] | Example] | None",
-        task: "str | list[str]" = "text-to-image",
+        task: "str | Sequence[str | None] | None" = None,
         is_pairwise: bool = True,
     ) -> "tuple[Example, ...]":
         """
@@ -442,8 +508,8 @@ class RewardDanceProcessor(ProcessorMixin):
                 Examples in the order in which they are shown. Each has `image`, `prompt`, `verdict` (a bool, or `"yes"` or
                 `"no"`), for a pairwise judge `reference`, and optional `condition`, `criteria` and `task`. Without `criteria`
                 they state those of their task. Texts are plain data, as in the question.
-            task (`str` or `list[str]`, *optional*, defaults to `"text-to-image"`):
-                Task of examples that name none: that of all rows.
+            task (`str` or `list`, *optional*):
+                Task of examples that name none: that of all rows. By default it follows from each example's own sample.
             is_pairwise (`bool`, *optional*, defaults to `True`):
                 Whether a judge sees a reference.
 
@@ -457,8 +523,25 @@ class RewardDanceProcessor(ProcessorMixin):
         """
         if examples is None:
             return ()
-        tasks = {task} if isinstance(task, str) else set(task)
-        return read_examples(examples, self, tasks.pop() if len(tasks) == 1 else None, is_pairwise)
+        if isinstance(examples, (str, bytes, Mapping)) or not isinstance(examples, Sequence):
+            raise TypeError(
+                f"`examples` is of type `{type(examples).__name__}`, but must be a list of dicts. Wrap it in one."
+            )
+        tasks = {task} if task is None or isinstance(task, str) else set(task)
+        read = []
+        for i, example in enumerate(examples):
+            if not isinstance(example, Example):
+                name = f"examples[{i}]"
+                question, verdict = parse_example(example, name, is_pairwise)
+                if question.task is None and len(tasks) > 1:
+                    raise ValueError(
+                        f"`{name}` has no `task`, and the rows have several, but its criteria depend on it. Add one."
+                    )
+                question = replace(question, task=question.task or next(iter(tasks), None))
+                names = f"{name}['image']", f"{name}['reference']", f"{name}['condition']"
+                example = Example(self.load(question, names=names), verdict)
+            read.append(example)
+        return tuple(read)
 
     def open_clip(self, media: Any, name: str = "media", task: "str | None" = None) -> "ClipReader | None":
         """
@@ -484,7 +567,8 @@ class RewardDanceProcessor(ProcessorMixin):
         reader = open_clip(media, name)
         if reader is None:
             return None
-        if len(reader) < 2 and task is not None and task.endswith("video"):
+        is_image = isinstance(media, Clip) and media.is_image
+        if len(reader) < 2 and not is_image and task is not None and task.endswith("video"):
             raise ValueError(
                 f"`{name}` is a clip of a single frame, but the task {task!r} is about what happens in time and needs 2 or "
                 "more. Pass all frames of the clip, or another task."
@@ -527,7 +611,9 @@ class RewardDanceProcessor(ProcessorMixin):
             `ImportError`: If this is a video file and PyAV is not installed.
         """
         reader = self.open_clip(media, name, task)
-        return Clip([load_image(media, name, keep_gradient)]) if reader is None else read_clip(reader, keep_gradient)
+        clip = Clip([load_image(media, name, keep_gradient)]) if reader is None else read_clip(reader, keep_gradient)
+        clip.is_image = reader is None or (isinstance(media, Clip) and media.is_image)
+        return clip
 
     def _count_frame_tokens(self, size: "tuple[int, int]") -> int:
         """Tokens of a frame with what surrounds it, as the wrapped processor makes them of frames in company."""
@@ -679,123 +765,75 @@ class RewardDanceProcessor(ProcessorMixin):
             **({"images_kwargs": self.vlm_images_kwargs} if self.vlm_images_kwargs else {}),
         }
 
-    def write_question(
-        self,
-        prompt: str,
-        reference_frames: "tuple[tuple[int, float | None], ...]",
-        sample_frames: "tuple[tuple[int, float | None], ...]",
-        has_condition: bool,
-        task: str,
-        criteria: "str | None",
-        reasons_first: bool = False,
-        examples: "tuple[Example, ...]" = (),
-    ) -> str:
+    def write_question(self, question: Question) -> str:
         r"""
-        Write one chat with the wrapped model's placeholder for each image: those of examples, first frame, reference,
+        Write one chat with the wrapped model's placeholder for each image: those of examples, condition, reference,
         sample. Examples are earlier turns of the chat: the same question, with the verdict as the judge's answer.
 
         Args:
-            prompt (`str`):
-                Prompt that the sample was generated from.
-            reference_frames (`tuple[tuple[int, float | None], ...]`):
-                Number and time of each frame of the reference: `marks` of a
-                [`~rewarddance_hf.models.video_rewarddance.Clip`]. Empty for the pointwise question.
-            sample_frames (`tuple[tuple[int, float | None], ...]`):
-                Number and time of each frame of the sample.
-            has_condition (`bool`):
-                Whether there is a first frame that was given to an image-to-video generator.
-            task (`str`):
-                Task whose criteria are used.
-            criteria (`str`, *optional*):
-                Criteria in place of those of `task`.
-            reasons_first (`bool`, *optional*, defaults to `False`):
-                Whether to ask for reasons before the answer.
-            examples (`tuple[Example, ...]`, *optional*):
-                Judgements with known verdicts.
+            question ([`~rewarddance_hf.models.question_rewarddance.Question`]):
+                What is asked, with clips that are loaded or at least opened.
 
         Returns:
             `str`: Text up to the answer, or to the reasons before it.
 
         Raises:
-            `ValueError`: If `task` has no criteria.
+            `ValueError`: If its task has no criteria.
         """
-        turns = [(self._write_turn(*example.question), self._verdict_word(example.verdict)) for example in examples]
-        question = prompt, reference_frames, sample_frames, has_condition, task, criteria, reasons_first
-        return self._chat(self._write_turn(*question), turns=turns)
+        turns = [
+            (self._write_turn(example.question), self._verdict_word(example.verdict)) for example in question.examples
+        ]
+        return self._chat(self._write_turn(question), turns=turns)
 
-    def write_messages(
-        self,
-        image: Any,
-        prompt: str,
-        reference: Any = None,
-        condition: Any = None,
-        task: str = "text-to-image",
-        criteria: "str | None" = None,
-        reasons_first: bool = False,
-    ) -> "tuple[list[dict[str, Any]], list[Image.Image]]":
+    def write_messages(self, question: Question) -> "tuple[list[dict[str, Any]], list[Image.Image]]":
         r"""
         Write one question as chat messages, for what applies a chat template itself: trainers of TRL, model servers.
 
         Args:
-            image (image or clip):
-                Sample to be judged.
-            prompt (`str`):
-                Prompt that it was generated from.
-            reference (image or clip, *optional*):
-                Sample to compare with. Without it the pointwise question is asked.
-            condition (image, *optional*):
-                First frame that was given to an image-to-video generator.
-            task (`str`, *optional*, defaults to `"text-to-image"`):
-                Task whose criteria are used.
-            criteria (`str`, *optional*):
-                Criteria in place of those of `task`.
-            reasons_first (`bool`, *optional*, defaults to `False`):
-                Whether to ask for reasons before the answer.
+            question ([`~rewarddance_hf.models.question_rewarddance.Question`]):
+                What is asked.
 
         Returns:
             `tuple[list[dict], list[PIL.Image.Image]]`: Messages, whose parts are `{"type": "text", "text": ...}` and
             `{"type": "image"}`, and the images of the latter.
 
         Raises:
-            `ValueError`: If an image cannot be read, or `task` has no criteria.
+            `ValueError`: If an image cannot be read, or the task has no criteria.
         """
-        sample = self.load_frames(image, "image", task)
-        compared = [] if reference is None else self.load_frames(reference, "reference", task)
-        first = [] if condition is None else [load_image(condition, "condition")]
-        marks = () if reference is None else compared.marks
-        content = self._write_turn(prompt, marks, sample.marks, bool(first), task, criteria, reasons_first)
-        return self._messages(content), [*first, *compared, *sample]
+        question = self.load(question)
+        turns = [
+            (self._write_turn(example.question), self._verdict_word(example.verdict)) for example in question.examples
+        ]
+        return self._messages(self._write_turn(question), turns), question.images
 
     def _verdict_word(self, verdict: bool) -> str:
         return self.yes_word if verdict else self.no_word
 
-    def _write_turn(
-        self,
-        prompt: str,
-        reference_frames: "tuple[tuple[int, float | None], ...]",
-        sample_frames: "tuple[tuple[int, float | None], ...]",
-        has_condition: bool,
-        task: str,
-        criteria: "str | None",
-        reasons_first: bool = False,
-    ) -> "list[dict[str, str]]":
+    def _write_turn(self, question: Question) -> "list[dict[str, str]]":
         """One question, as parts of a turn of the chat."""
+        task = question.task or infer_task(question.sample, question.condition)
+        criteria = question.criteria
         if criteria is None:
             if task not in self.criteria:
                 raise ValueError(
                     f"`task` is {task!r}, but the processor has criteria for {sorted(self.criteria)} only. Pass `criteria=`."
                 )
             criteria = self.criteria[task]
+        sample_frames = marks_of(question.sample)
+        reference_frames = () if question.reference is None else marks_of(question.reference)
         texts = self.prompt_texts
         noun = texts["video" if task.endswith("video") or len(sample_frames) > 1 else "image"]
         pairwise = len(reference_frames) > 0
         # JSON quotes the prompt and escapes its quotes and line breaks: its end cannot be faked.
-        quoted = json.dumps(self.plain_text(prompt, "prompt"), ensure_ascii=False)
+        quoted = json.dumps(self.plain_text(question.prompt, "prompt"), ensure_ascii=False)
         statement = texts["prompt"].format(prompt=quoted)
         if texts["criteria"]:
             statement += "\n" + texts["criteria"].format(criteria=self.plain_text(criteria, "criteria"))
-        paradigm, kind = "pairwise" if pairwise else "pointwise", "reasons_question" if reasons_first else "question"
-        question = texts[f"{paradigm}_{kind}"].format(noun=noun)
+        paradigm, kind = (
+            "pairwise" if pairwise else "pointwise",
+            "reasons_question" if question.reasons_first else "question",
+        )
+        asked = texts[f"{paradigm}_{kind}"].format(noun=noun)
 
         label = noun.capitalize()
         if pairwise:
@@ -805,14 +843,14 @@ class RewardDanceProcessor(ProcessorMixin):
             ]
         else:
             heads = self._frame_heads(label, sample_frames)
-        heads = [texts["condition"]] * has_condition + heads
+        heads = [texts["condition"]] * (question.condition is not None) + heads
         content: list[dict[str, str]] = []
         for head in heads:
             content += [{"type": "text", "text": ("\n" if content else "") + head}, {"type": "image"}]
         if self.prompt_layout == "images_first":
-            content = [*content, {"type": "text", "text": f"\n{statement}\n{question}"}]
+            content = [*content, {"type": "text", "text": f"\n{statement}\n{asked}"}]
         else:
-            content = [{"type": "text", "text": f"{statement}\n"}, *content, {"type": "text", "text": f"\n{question}"}]
+            content = [{"type": "text", "text": f"{statement}\n"}, *content, {"type": "text", "text": f"\n{asked}"}]
         return content
 
     def _frame_heads(self, name: str, frames: "tuple[tuple[int, float | None], ...]") -> "list[str]":

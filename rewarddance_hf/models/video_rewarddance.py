@@ -132,6 +132,9 @@ class Clip(list):
     ```
     """
 
+    # Whether this is a single image, and no clip of one frame; for loaded images only.
+    is_image = False
+
     def __init__(
         self,
         frames: Any = (),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..models.examples_rewarddance import Example
+from ..models.question_rewarddance import Example
 from ..rewards import NonFiniteScoreError
 from .results import Judgement
 

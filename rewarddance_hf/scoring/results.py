@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..models.examples_rewarddance import Example
+from ..models.question_rewarddance import Example
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
-from ..models.examples_rewarddance import Example
 from ..models.processing_rewarddance import load_image
+from ..models.question_rewarddance import Example
 from ..rewards import NonFiniteScoreError, frozen
 from .dataset import score_into_file
 from .engine.engine import ScoringEngine

@@ -417,7 +417,7 @@ def test_damaged_files(judge, tmp_path):
         path = tmp_path / "clip.mp4"
         path.write_bytes(data)
         for source in (data, path):
-            with pytest.raises(ValueError, match="`sample` (cannot be read as a (clip|image)|is of type)") as caught:
+            with pytest.raises(ValueError, match="`sample` (cannot be read as (a clip|an image)|is of type)") as caught:
                 load_frames(source, "sample")
             assert caught.value is not None, kind
 
@@ -494,7 +494,7 @@ def test_broken_clips_cost_no_scores(judge, files, tmp_path):
     paths, _ = files
     (tmp_path / "cut.webp").write_bytes(paths[1].read_bytes()[:-50])
     rows = [{"image": path, "prompt": "a", "reference": paths[0]} for path in (*paths, tmp_path / "cut.webp")]
-    with pytest.raises(ValueError, match=r"`images\[3\]` cannot be read as a (clip|image)"):
+    with pytest.raises(ValueError, match=r"`images\[3\]` cannot be read as (a clip|an image)"):
         judge.score_dataset(rows, tmp_path / "scores.jsonl", save_every=2, show_progress=False)
     assert [json.loads(line)["row"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()] == [0, 1]
 

@@ -130,7 +130,7 @@ class ImageDesk:
         for i, judgement in enumerate(judgements, start):
             index = i if judgement.row is None else judgement.row
             named = [
-                *((image, "examples") for example in judgement.examples for image in example.images),
+                *((image, "examples") for example in judgement.examples for image in example.question.images),
                 (judgement.condition, f"conditions[{index}]"),
                 (judgement.reference, f"references[{index}]"),
                 (judgement.sample, f"images[{index}]"),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...models import RewardDanceForYesScoring, RewardDanceProcessor
-from ...models.video_rewarddance import ClipReader
+from ...models.question_rewarddance import Question as AskedQuestion
 from ..results import Judgement
 from .media_desk import PreparedImage
 
@@ -123,16 +123,21 @@ class QuestionWriter:
         Returns:
             [`Question`]
         """
-        has_condition = judgement.condition is not None
-        references = () if judgement.reference is None else _marks(judgement.reference)
-        samples = _marks(judgement.sample)
-        asked = (judgement.prompt, references, samples, has_condition, judgement.task, judgement.criteria)
-        key = (asked, tuple((example.question, example.verdict) for example in judgement.examples))
+        asked = AskedQuestion(
+            judgement.sample,
+            judgement.prompt,
+            judgement.reference,
+            judgement.condition,
+            judgement.task,
+            judgement.criteria,
+            judgement.examples,
+        )
+        key = asked.asked
         if len(self._tokens) > MAX_TEXTS:
             self._texts, self._tokens, self._counts = {}, {}, {}
         text = self._texts.get(key)
         if text is None:
-            text = self._texts[key] = self.processor.write_question(*asked, examples=judgement.examples)
+            text = self._texts[key] = self.processor.write_question(asked)
         expansions, grids = tuple(p.expansion for p in images), tuple(p.grid for p in images)
         tokens = self._tokens.get((text, expansions, grids))
         if tokens is None:
@@ -234,8 +239,3 @@ def _num_shared(a: Question, b: Question) -> int:
     length = min(len(a.token_ids), len(b.token_ids)) - 1
     differs = (a.symbols[:length] != b.symbols[:length]) | (a.positions[:, :length] != b.positions[:, :length]).any(0)
     return int(differs.argmax()) if differs.any() else length
-
-
-def _marks(media: Any) -> tuple[tuple[int, float | None], ...]:
-    """Number and time of each frame."""
-    return media.marks if isinstance(media, ClipReader) else ((1, None),)

@@ -1,0 +1,183 @@
+"""What a judge is asked, as one value; and the same with a known verdict, as an example."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .media_rewarddance import Clip, ClipReader, open_clip
+
+
+EXAMPLE_KEYS = ("image", "reference", "condition", "prompt", "criteria", "task", "verdict")
+VERDICTS = {True: True, False: False, "yes": True, "no": False}
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """
+    One question to a judge: is a sample better than its reference (pairwise), or is it good (pointwise)?
+
+    Args:
+        sample (image or clip):
+            Sample to be judged: anything that [`~rewarddance_hf.models.media_rewarddance.load_frames`] takes.
+        prompt (`str`):
+            Prompt that the sample was generated from. Plain data: no text can add special tokens or images.
+        reference (image or clip, *optional*):
+            Sample to compare with, image 1 of the question. Without it the pointwise question is asked.
+        condition (image, *optional*):
+            First frame that was given to an image-to-video generator.
+        task (`str`, *optional*):
+            Task whose criteria are used. By default what [`infer_task`] says.
+        criteria (`str`, *optional*):
+            Criteria in place of those of `task`.
+        examples (`tuple[Example, ...]`, *optional*):
+            Questions with known verdicts that are shown before this one, as [`RewardDanceProcessor.read_examples`]
+            gives them.
+        reasons_first (`bool`, *optional*, defaults to `False`):
+            Whether to ask for reasons before the answer.
+        row (`int`, *optional*):
+            Index of the row that it is about, for error messages.
+
+    Raises:
+        `TypeError`: If `sample` is None or `prompt` is not a string.
+    """
+
+    sample: Any
+    prompt: str
+    reference: Any = None
+    condition: Any = None
+    task: "str | None" = None
+    criteria: "str | None" = None
+    examples: "tuple[Example, ...]" = ()
+    reasons_first: bool = False
+    row: "int | None" = None
+
+    def __post_init__(self) -> None:
+        place = "" if self.row is None else f"s[{self.row}]"
+        if self.sample is None:
+            raise TypeError(
+                f"`image{place}` is of type `NoneType`, but must be an image or a clip. Drop the row, or pass its image."
+            )
+        if not isinstance(self.prompt, str):
+            raise TypeError(f"`prompt{place}` is of type `{type(self.prompt).__name__}`, but must be a string.")
+
+    @property
+    def names(self) -> "tuple[str, str, str]":
+        """`tuple[str, str, str]`: Names of sample, reference and condition in error messages."""
+        place = "" if self.row is None else f"s[{self.row}]"
+        return f"image{place}", f"reference{place}", f"condition{place}"
+
+    @property
+    def asked(self) -> "tuple[Any, ...]":
+        """`tuple`: All that the text of the question depends on; media that are not loaded must at least be open."""
+        return (
+            self.prompt,
+            None if self.reference is None else marks_of(self.reference),
+            marks_of(self.sample),
+            self.condition is not None,
+            self.task,
+            self.criteria,
+            self.reasons_first,
+            tuple((example.question.asked, example.verdict) for example in self.examples),
+        )
+
+    @property
+    def images(self) -> "list[Any]":
+        """`list`: Images of a loaded question in their order: those of examples, condition, reference, sample."""
+        shown = [image for example in self.examples for image in example.question.images]
+        return [*shown, *([] if self.condition is None else [self.condition]), *(self.reference or []), *self.sample]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """
+    One question with its verdict. Made by [`RewardDanceProcessor.read_examples`].
+
+    Args:
+        question ([`Question`]):
+            Question with loaded media.
+        verdict (`bool`):
+            Whether the answer is "yes".
+    """
+
+    question: Question
+    verdict: bool
+
+
+def marks_of(media: Any) -> "tuple[tuple[int, float | None], ...]":
+    """
+    Tell where frames were in their clip.
+
+    Args:
+        media ([`~rewarddance_hf.models.media_rewarddance.Clip`], [`~rewarddance_hf.models.media_rewarddance.ClipReader`] or image):
+            Loaded or opened clip, or a single image.
+
+    Returns:
+        `tuple[tuple[int, float | None], ...]`: Number, from 1, and time of each frame.
+    """
+    return media.marks if isinstance(media, (Clip, ClipReader)) else ((1, None),)
+
+
+def infer_task(sample: Any, condition: Any = None) -> str:
+    """
+    Task of a sample that comes without one.
+
+    Args:
+        sample (image or clip):
+            Sample to be judged. A file is opened for this; one that is loaded or opened is not.
+        condition (image, *optional*):
+            First frame that was given to the generator.
+
+    Returns:
+        `str`: `"text-to-image"` for an image; for a clip `"image-to-video"` with a condition, else `"text-to-video"`.
+    """
+    if not isinstance(sample, (Clip, ClipReader)):
+        sample = open_clip(sample, "sample")
+    if sample is None or len(sample) < 2:
+        return "text-to-image"
+    return "text-to-video" if condition is None else "image-to-video"
+
+
+def parse_example(example: Any, name: str, is_pairwise: bool) -> "tuple[Question, bool]":
+    """
+    Check an example as users write it.
+
+    Args:
+        example (`dict`):
+            Example, as described in [`RewardDanceProcessor.read_examples`].
+        name (`str`):
+            Its name in error messages.
+        is_pairwise (`bool`):
+            Whether it needs a reference, or has none.
+
+    Returns:
+        `tuple[Question, bool]`: Question, whose media are not loaded, and verdict.
+
+    Raises:
+        `TypeError`: If it is no `dict`, or a text no string.
+        `ValueError`: If it lacks a key or has one too many, or a verdict is neither yes nor no.
+    """
+    if not isinstance(example, Mapping):
+        raise TypeError(
+            f"`{name}` is of type `{type(example).__name__}`, but must be a dict with the keys of {EXAMPLE_KEYS}."
+        )
+    given = {key: value for key, value in example.items() if value is not None}
+    wanted = {"image", "prompt", "verdict", *(["reference"] if is_pairwise else [])}
+    allowed = {"condition", "criteria", "task"} | wanted
+    if not wanted <= given.keys() <= allowed:
+        kind = "pairwise judge" if is_pairwise else "judge of single samples"
+        raise ValueError(
+            f"`{name}` has the keys {sorted(given)}, but an example for a {kind} must have {sorted(wanted)} and may have "
+            f"{sorted(allowed - wanted)}. Add or remove keys."
+        )
+    for key in ("prompt", "criteria", "task"):
+        if key in given and not isinstance(given[key], str):
+            raise TypeError(f"`{name}[{key!r}]` is of type `{type(given[key]).__name__}`, but must be a string.")
+    verdict = given.pop("verdict")
+    if not isinstance(verdict, (bool, str)) or verdict not in VERDICTS:
+        raise ValueError(
+            f"`{name}['verdict']` is {verdict!r}, but must be True or 'yes' if the sample is better, else False or 'no'."
+        )
+    return Question(sample=given.pop("image"), **given), VERDICTS[verdict]
+
+
+__all__ = ["Example", "Question", "infer_task", "marks_of", "parse_example"]
