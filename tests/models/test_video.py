@@ -417,7 +417,9 @@ def test_damaged_files(judge, tmp_path):
         path = tmp_path / "clip.mp4"
         path.write_bytes(data)
         for source in (data, path):
-            with pytest.raises(ValueError, match="`sample` (cannot be read as (a clip|an image)|is of type)") as caught:
+            with pytest.raises(
+                ValueError, match="`sample` (cannot be read as (a clip|an image)|is of type)"
+            ) as caught:
                 load_frames(source, "sample")
             assert caught.value is not None, kind
 
