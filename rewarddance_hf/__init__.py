@@ -22,7 +22,7 @@ _PUBLIC_NAMES = {
     "evaluation.evaluator": ["EvaluationResults", "RewardDanceEvaluator"],
     "models": ["RewardDanceConfig", "RewardDanceForYesScoring", "RewardDanceOutput", "RewardDanceProcessor"],
     "models.video_rewarddance": ["Clip", "ClipError"],
-    "rewards": ["NonFiniteScoreError"],
+    "rewards": ["NonFiniteScoreError", "Reward", "as_reward"],
     "scoring.reasoning": ["NoAnswerError", "ReasonedScores"],
     "scoring.results": ["Comparison", "Ranking"],
     "scoring.scorer": ["RewardDanceScorer"],
@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .evaluation.evaluator import EvaluationResults, RewardDanceEvaluator
     from .models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
     from .models.video_rewarddance import Clip, ClipError
-    from .rewards import NonFiniteScoreError
+    from .rewards import NonFiniteScoreError, Reward, as_reward
     from .scoring.reasoning import NoAnswerError, ReasonedScores
     from .scoring.results import Comparison, Ranking
     from .scoring.scorer import RewardDanceScorer
@@ -64,6 +64,7 @@ __all__ = [
     "ReFLTrainer",
     "ReFLTrainingArguments",
     "ReasonedScores",
+    "Reward",
     "RewardDanceConfig",
     "RewardDanceEvaluator",
     "RewardDanceForYesScoring",
@@ -76,6 +77,7 @@ __all__ = [
     "RewardDynamicsCallback",
     "RewardGradientCallback",
     "SearchResult",
+    "as_reward",
     "best_of_n",
     "best_of_n_references",
     "load_preferences",
