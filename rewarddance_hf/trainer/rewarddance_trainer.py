@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import nn
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     enable_full_determinism,
     set_seed,
@@ -22,6 +20,7 @@ from ..data.collator import DataCollatorForRewardDance
 from ..data.rows import prepare_rows
 from ..import_utils import require_extra
 from ..models import RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
+from .common import CommonTrainer, SetEpochCallback
 from .losses import answer_cross_entropy, bradley_terry_loss, pointwise_loss
 from .model_card import training_card
 from .training_args import RewardDanceTrainingArguments
@@ -29,8 +28,11 @@ from .training_args import RewardDanceTrainingArguments
 
 logger = logging.get_logger(__name__)
 
+# Arguments of loading that say where files are from, for the processor as for the model.
+SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
-class RewardDanceTrainer(Trainer):
+
+class RewardDanceTrainer(CommonTrainer):
     r"""
     Train a [`RewardDanceForYesScoring`] judge on preference rows (Section 3.2.3 of the
     [RewardDance paper](https://huggingface.co/papers/2509.08826)).
@@ -102,9 +104,11 @@ class RewardDanceTrainer(Trainer):
             enable_full_determinism(args.seed)
         else:
             set_seed(args.seed)
+        source: dict[str, Any] = {}
         if isinstance(model, str):
             init_kwargs = dict(args.model_init_kwargs or {})
             model = RewardDanceForYesScoring.from_pretrained(model, paradigm=args.paradigm, **init_kwargs)
+            source = {name: value for name, value in init_kwargs.items() if name in SOURCE_ARGUMENTS}
         elif args.model_init_kwargs is not None:
             raise ValueError("`model_init_kwargs` was given, but `model` is loaded already. Drop one of the two.")
         if not isinstance(model, RewardDanceForYesScoring):
@@ -118,7 +122,7 @@ class RewardDanceTrainer(Trainer):
                 f"`paradigm={args.paradigm!r}`, or pass its path as `model`."
             )
         if processing_class is None:
-            processing_class = RewardDanceProcessor.from_pretrained(model.config._name_or_path)
+            processing_class = RewardDanceProcessor.from_pretrained(model.config._name_or_path, **source)
         model.check_processor(processing_class)
         if model.config.score_temperature != 1.0:
             logger.warning(
@@ -145,23 +149,14 @@ class RewardDanceTrainer(Trainer):
             )
         # Evaluation asks for the verdict only, and keeps its order whatever the epoch. Reasons of a row would tell it.
         self._eval_collator = DataCollatorForRewardDance(processing_class, args.paradigm, seed=args.seed)
-        train_dataset = prepare_rows(train_dataset, "train_dataset")
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {
-                name: prepare_rows(dataset, f"eval_dataset[{name!r}]") for name, dataset in eval_dataset.items()
-            }
-        else:
-            eval_dataset = prepare_rows(eval_dataset, "eval_dataset")
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # which layers of a vision tower are used depends on the model
-        # A dispatched batch is sliced along the first dimension, which is not that of rows in `pixel_values`.
-        args.accelerator_config.dispatch_batches = False
 
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator,
-            train_dataset=train_dataset,
+            train_dataset=prepare_rows(train_dataset, "train_dataset"),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=compute_metrics or _compute_metrics,
@@ -172,12 +167,9 @@ class RewardDanceTrainer(Trainer):
         self.evaluator = evaluator
         self.label_names = ["labels"]
         self.can_return_loss = True
-        # `compute_loss` gives means over rows, which have to be divided by the accumulation steps.
-        self.model_accepts_loss_kwargs = False
-        self.loss_is_scaled_for_ga = False
         self._records: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         if hasattr(data_collator, "set_epoch"):
-            self.add_callback(_SetCollatorEpoch(data_collator))
+            self.add_callback(SetEpochCallback(data_collator.set_epoch))
 
     def compute_loss(
         self,
@@ -236,14 +228,16 @@ class RewardDanceTrainer(Trainer):
             metrics.update(results)
         return metrics
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._records and "loss" in logs:
-            preferences, scores, labels = (torch.cat(column) for column in zip(*self._records, strict=True))
-            self._records.clear()
-            _check_finite(preferences, "training", self.state.global_step)
-            summary = _summarize(preferences, scores, labels)
-            logs.update(_metrics(self.accelerator.gather(summary[None])))
-        super().log(logs, start_time)
+    def _training_logs(self) -> dict[str, float]:
+        if not self._records:
+            return {}
+        preferences, scores, labels = (torch.cat(column) for column in zip(*self._records, strict=True))
+        self._records.clear()
+        _check_finite(preferences, "training", self.state.global_step)
+        return _metrics(self.accelerator.gather(_summarize(preferences, scores, labels)[None]))
+
+    def _prepare_rows(self, dataset: Any, name: str) -> Any:
+        return prepare_rows(dataset, name)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         if eval_dataset is not None and not isinstance(eval_dataset, str):
@@ -296,37 +290,9 @@ class RewardDanceTrainer(Trainer):
                 "from a checkpoint that this trainer wrote for the same model, adapter and paradigm."
             )
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write a draft of the model card, filled from this run, into `args.output_dir`."""
-        if self.is_world_process_zero():
-            card = training_card(
-                self.accelerator.unwrap_model(self.model),
-                self.args,
-                self.state,
-                model_name=kwargs.get("model_name") or self.hub_model_id or Path(self.args.output_dir).name,
-                tags=self._tag_names,
-                train_dataset=self.train_dataset,
-            )
-            (Path(self.args.output_dir) / "README.md").write_text(card, encoding="utf-8")
-
-
-class _SetCollatorEpoch(TrainerCallback):
-    """
-    Tell the collator which epoch begins.
-
-    The data loader's own `set_epoch` does not reach a collator, nor the dataset when there are several processes.
-    """
-
-    def __init__(self, collator: Any) -> None:
-        self.collator = collator
-        self.next_epoch = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.next_epoch = int(state.epoch or 0)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.collator.set_epoch(self.next_epoch)
-        self.next_epoch += 1
+    def _card(self, model_name: str) -> str:
+        model = self.accelerator.unwrap_model(self.model)
+        return training_card(model, self.args, self.state, model_name, self._tag_names, self.train_dataset)
 
 
 def _add_adapter(model: RewardDanceForYesScoring, peft_config: Any, args: RewardDanceTrainingArguments) -> nn.Module:

@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from ..data.collator import RATIONALE_FORMATS
 from ..models.configuration_rewarddance import PARADIGMS
+from .common import CommonTrainingArguments
 
 
 @dataclass
-class RewardDanceTrainingArguments(TrainingArguments):
+class RewardDanceTrainingArguments(CommonTrainingArguments):
     r"""
     Arguments of [`RewardDanceTrainer`]: what a run is told. What the checkpoint remembers is [`RewardDanceConfig`].
 
@@ -61,22 +61,6 @@ class RewardDanceTrainingArguments(TrainingArguments):
             "will be interpreted as ratio of total training steps."
         },
     )
-    gradient_checkpointing: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Enable gradient checkpointing to trade compute for memory. If not set, it defaults to `True`."
-        },
-    )
-    bf16: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether to use bf16 (mixed) precision instead of 32-bit. If not set, it defaults to `True` on an "
-            "accelerator that supports it if `fp16` is not set."
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Leave it at `False`: the trainer selects the columns that it needs."}
-    )
 
     # Parameters that control the model
     paradigm: str = field(
@@ -111,14 +95,6 @@ class RewardDanceTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:
-            self.bf16 = (
-                not self.fp16 and not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            )
-        # transformers 5.23 renamed the argument and warns about the old name, which its floor does not have yet.
-        renamed = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
-        if getattr(self, renamed) is None:
-            setattr(self, renamed, True if self.gradient_checkpointing is None else self.gradient_checkpointing)
         super().__post_init__()
         if self.paradigm not in PARADIGMS:
             raise ValueError(f"`paradigm` is {self.paradigm!r}, but must be one of {PARADIGMS}.")

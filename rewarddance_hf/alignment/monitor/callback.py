@@ -5,10 +5,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
@@ -17,15 +16,13 @@ from ...import_utils import require_extra
 
 require_extra("train", "accelerate", "datasets")
 
-from accelerate.utils import gather_object  # noqa: E402
-
-from ..refl.rewards import RewardFunctions  # noqa: E402
-from ..refl.rows import PromptRows, collate_rows, seed_of  # noqa: E402
-from .dynamics import RewardDynamics, sample_diversity  # noqa: E402
-
-
-if TYPE_CHECKING:
-    from ..refl.trainer import ReFLTrainer
+from ...parallel import run_split  # noqa: E402
+from ...rewards import as_reward  # noqa: E402
+from ..refl.callbacks import ReFLCallback  # noqa: E402
+from ..refl.drawing import check_conditions  # noqa: E402
+from ..refl.rows import PromptRows, collate_rows, context_of, seed_of  # noqa: E402
+from .dynamics import RewardDynamics  # noqa: E402
+from .statistics import sample_diversity  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
@@ -36,7 +33,7 @@ BEST_FILE = "reward_dynamics_best.pt"
 LOGGED = ("held_out", "held_out_change", "gap", "diversity", "reward_mean", "reward_std")
 
 
-class RewardDynamicsCallback(TrainerCallback, ExportableState):
+class RewardDynamicsCallback(ReFLCallback, ExportableState):
     r"""
     Watch a [`ReFLTrainer`] for reward hacking.
 
@@ -61,7 +58,8 @@ class RewardDynamicsCallback(TrainerCallback, ExportableState):
         num_samples (`int`, *optional*, defaults to `2`):
             Number of samples of each held-out prompt. Diversity needs 2.
         features (`Callable`, *optional*):
-            Features that diversity is measured in, as in [`sample_diversity`]. Defaults to pixels.
+            Features that diversity is measured in, as in
+            [`~rewarddance_hf.alignment.monitor.statistics.sample_diversity`]. Defaults to pixels.
         stop (`bool`, *optional*, defaults to `False`):
             Whether the first warning stops the run.
         restore_best (`bool`, *optional*, defaults to `False`):
@@ -115,8 +113,7 @@ class RewardDynamicsCallback(TrainerCallback, ExportableState):
             raise ValueError("`restore_best` is True without `held_out`, which tells what is best. Pass both.")
         if plot:
             require_extra("demo", "matplotlib")
-        self.trainer: ReFLTrainer | None = None  # set by the trainer
-        self.held_out = None if held_out is None else RewardFunctions({"held_out": held_out})
+        self.held_out = None if held_out is None else as_reward(held_out)
         self.rows: PromptRows | None = None
         if held_out_dataset is not None:
             if isinstance(held_out_dataset, (list, tuple)) and all(isinstance(row, str) for row in held_out_dataset):
@@ -148,132 +145,117 @@ class RewardDynamicsCallback(TrainerCallback, ExportableState):
             "attributes": {"dynamics": self.dynamics.state_dict(), "evaluated_step": self._evaluated_step},
         }
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._trainer.args.restore_callback_states_from_checkpoint:
+    def on_run_begin(self, trainer: Any) -> None:
+        args, state = trainer.args, trainer.state
+        if args.restore_callback_states_from_checkpoint:
             raise ValueError(
                 "`restore_callback_states_from_checkpoint` is True, but would put a callback without held-out reward in the "
                 "place of this one, which restores itself. Set it to False."
             )
+        if self.rows is not None and self.rows.has_conditions:
+            check_conditions(trainer.pipeline, "held_out_dataset", trainer.args.pipeline_kwargs or {})
         if self.has_own_window:
             self.dynamics = RewardDynamics(window=min(1000, max(10, state.max_steps // 10)))
         self.dynamics.load_state_dict(self._empty)
         self._evaluated_step, self._best_weights = None, None
         self._tuned_can_judge = self.rows is not None and (
-            not self._trainer.rewards.is_pairwise
+            not trainer.rewards.is_pairwise
             or all(self.rows[index].get("references") for index in range(len(self.rows)))
         )
         if state.global_step > 0:
             self._resume(args, state)
-        if state.is_world_process_zero:
+        if trainer.is_world_process_zero():
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
             self._write_log(args, "w", self.dynamics.history)
         is_due = not self.dynamics.history or state.global_step % self.eval_steps == 0
         if is_due and self._evaluated_step != state.global_step:
-            self._evaluate(args, state, control)
+            self._evaluate(trainer)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self._trainer
-        new = self.dynamics.update(state.global_step, trainer.last_rewards, trainer.last_prompts)
-        self._tell(args, state, control, new)
-        if state.global_step % self.eval_steps == 0:
-            self._evaluate(args, state, control)
+    def on_update(self, trainer: Any, logs: dict[str, float]) -> None:
+        step = trainer.state.global_step
+        self._tell(trainer, self.dynamics.update(step, trainer.last_rewards, trainer.last_prompts))
+        if step % self.eval_steps == 0:
+            self._evaluate(trainer)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self._best_weights is not None and args.should_save and checkpoint.is_dir():
             _save(self._best_weights, checkpoint / BEST_FILE)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._evaluated_step != state.global_step:
-            self._evaluate(args, state, control)
-        if self.restore_best and self.dynamics.best_step != state.global_step:
-            self._restore_best()
-        self._draw(args, state)
+    def on_run_end(self, trainer: Any) -> None:
+        step = trainer.state.global_step
+        if self._evaluated_step != step:
+            self._evaluate(trainer)
+        if self.restore_best and self.dynamics.best_step != step:
+            self._restore_best(trainer)
+        self._draw(trainer)
 
     # ---- evaluation ----
 
-    @property
-    def _trainer(self) -> "ReFLTrainer":
-        if self.trainer is None:
-            raise ValueError(
-                "`RewardDynamicsCallback.trainer` is None, but it needs a trainer that samples. Pass it to `ReFLTrainer` in "
-                "`callbacks`."
-            )
-        return self.trainer
-
-    def _evaluate(self, args: Any, state: Any, control: Any) -> None:
+    def _evaluate(self, trainer: Any) -> None:
         """Sample the held-out prompts and judge them; each process has its share."""
         if self.rows is None:
             return
-        mine = range(args.process_index, len(self.rows), args.world_size)
+        all_rows = self.rows
         with _random_states_kept():
-            results = self._evaluate_rows(self.rows, mine)
-        if args.world_size > 1:
-            results = gather_object(results)
-        results.sort(key=lambda result: result["row"])
-        held_out, tuned, diversity = (
-            torch.tensor([result[name] for result in results]) if name in results[0] else None
-            for name in ("held_out", "tuned", "diversity")
-        )
-        new = self.dynamics.update(state.global_step, held_out=held_out, tuned=tuned, diversity=diversity)
-        self._evaluated_step = state.global_step
-        self._tell(args, state, control, new)
+            results = run_split(lambda indices: self._judge(trainer, all_rows, indices), len(all_rows))
+        values = {name: torch.tensor([result[name] for result in results]) for name in results[0]}
+        step = trainer.state.global_step
+        new = self.dynamics.update(step, **values)
+        self._evaluated_step = step
+        self._tell(trainer, new)
         if self.restore_best and self.dynamics.is_best:
-            self._keep_best(args, state)
+            self._keep_best(trainer)
         record = self.dynamics.history[-1]
-        self._trainer.log({f"dynamics/{name}": record[name] for name in LOGGED if name in record})
+        trainer.log({f"dynamics/{name}": record[name] for name in LOGGED if name in record})
 
-    def _evaluate_rows(self, all_rows: PromptRows, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Held-out reward and diversity of the samples of each row, `eval_batch_size` samples at a time."""
-        per_batch = max(1, self._trainer.args.eval_batch_size // self.num_samples)
-        results = []
+    def _judge(self, trainer: Any, all_rows: PromptRows, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Held-out reward, tuned reward and diversity of the samples of rows, `eval_batch_size` samples at a time."""
+        judges = {"held_out": self.held_out, "tuned": trainer.rewards if self._tuned_can_judge else None}
+        count = self.num_samples
+        per_batch = max(1, trainer.args.eval_batch_size // count)
+        results: list[dict[str, Any]] = []
         for start in range(0, len(indices), per_batch):
             part = indices[start : start + per_batch]
-            rows = [all_rows[index] for index in part]
-            columns = collate_rows([row for row in rows for _ in range(self.num_samples)])
-            seeds = [seed_of(self.seed, "held out", index, i) for index in part for i in range(self.num_samples)]
-            images = self._trainer.sample(columns["prompt"], seeds, output_type="pt").float()
+            columns = collate_rows([row for index in part for row in [all_rows[index]] * count])
+            prompts = columns["prompt"]
+            seeds = [seed_of(self.seed, "held out", index, i) for index in part for i in range(count)]
+            images = trainer.sample(prompts, seeds, "pt", columns.get("condition")).float()
             values: dict[str, list[Any]] = {}
-            if self.held_out is not None:
-                judges = {"held_out": self.held_out}
-                if self._tuned_can_judge:
-                    judges["tuned"] = self._trainer.rewards
-                for name, judge in judges.items():
+            for name, judge in judges.items():
+                if self.held_out is not None and judge is not None:
                     with torch.no_grad():
-                        rewards = judge(images, columns)["reward"]
-                    values[name] = rewards.reshape(len(part), self.num_samples).tolist()
-            if self.num_samples > 1:
-                groups = list(images.split(self.num_samples))
-                values["diversity"] = sample_diversity(groups, self.features).tolist()
-            for i, index in enumerate(part):
-                results.append({"row": index, **{name: value[i] for name, value in values.items()}})
+                        rewards = judge(images, prompts, **context_of(columns))
+                    values[name] = rewards.reshape(len(part), count).tolist()
+            if count > 1:
+                values["diversity"] = sample_diversity(list(images.split(count)), self.features).tolist()
+            results += [{name: value[i] for name, value in values.items()} for i in range(len(part))]
         return results
 
-    def _tell(self, args: Any, state: Any, control: Any, new: list[Any]) -> None:
+    def _tell(self, trainer: Any, new: list[Any]) -> None:
         """Write down the last record, and act upon its warnings."""
-        if state.is_world_process_zero:
-            self._write_log(args, "a", self.dynamics.history[-1:])
+        if trainer.is_world_process_zero():
+            self._write_log(trainer.args, "a", self.dynamics.history[-1:])
         for warning in new:
             logger.warning(f"Reward hacking? Step {warning.step}: {warning.message}")
         if new:
-            self._draw(args, state)
+            self._draw(trainer)
             if self.stop:
-                control.should_training_stop = True
+                trainer.control.should_training_stop = True
 
     # ---- weights of the best evaluation ----
 
-    def _keep_best(self, args: Any, state: Any) -> None:
-        trainer = self._trainer
+    def _keep_best(self, trainer: Any) -> None:
         self._best_weights = {
-            "step": state.global_step,
+            "step": trainer.state.global_step,
             "weights": [parameter.detach().to("cpu", copy=True) for parameter in trainer.trained_parameters],
             "ema": None if trainer.ema is None else _copied(trainer.ema.state_dict()),
         }
-        if args.should_save:
-            _save(self._best_weights, Path(args.output_dir) / BEST_FILE)
+        if trainer.args.should_save:
+            _save(self._best_weights, Path(trainer.args.output_dir) / BEST_FILE)
 
-    def _restore_best(self) -> None:
-        trainer, best = self._trainer, self._best_weights
+    def _restore_best(self, trainer: Any) -> None:
+        best = self._best_weights
         if best is None:
             logger.warning(
                 f"The weights of step {self.dynamics.best_step}, the best one, are not there any more. The run ends with those "
@@ -313,9 +295,9 @@ class RewardDynamicsCallback(TrainerCallback, ExportableState):
         with open(Path(args.output_dir) / LOG_FILE, mode, encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
-    def _draw(self, args: Any, state: Any) -> None:
-        if self.plot and state.is_world_process_zero and self.dynamics.history:
-            self.dynamics.plot().savefig(Path(args.output_dir) / PLOT_FILE, dpi=120)
+    def _draw(self, trainer: Any) -> None:
+        if self.plot and trainer.is_world_process_zero() and self.dynamics.history:
+            self.dynamics.plot().savefig(Path(trainer.args.output_dir) / PLOT_FILE, dpi=120)
 
 
 @contextmanager

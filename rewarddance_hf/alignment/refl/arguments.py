@@ -3,15 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
+
+from ...trainer.common import CommonTrainingArguments
 
 
 REWARD_TRANSFORMS = ("none", "log", "log_odds")
 
 
 @dataclass
-class ReFLTrainingArguments(TrainingArguments):
+class ReFLTrainingArguments(CommonTrainingArguments):
     r"""
     Arguments of [`ReFLTrainer`].
 
@@ -58,8 +59,8 @@ class ReFLTrainingArguments(TrainingArguments):
             log-odds still push: on shapes this led to reward hacking sooner.
         reward_clip (`float`, *optional*):
             Reward above which a sample gives no gradient any more.
-        saturation_level (`float`, *optional*, defaults to `0.95`):
-            Reward from which a sample counts as saturated in the logs.
+        saturation (`float`, *optional*, defaults to `0.01`):
+            How near to 0 or 1 a reward counts as saturated in the logs, as in [`RewardDynamics`].
         beta (`float`, *optional*, defaults to `0.0`):
             Weight of the squared distance of the denoiser's output from that of the un-tuned denoiser, in the steps with
             gradient: up to a factor that depends on the noise level, the KL divergence of that step. Costs one more call
@@ -96,22 +97,6 @@ class ReFLTrainingArguments(TrainingArguments):
             "help": "Log every X updates steps. Should be an integer or a float in range `[0,1)`. If smaller than 1, "
             "will be interpreted as ratio of total training steps."
         },
-    )
-    gradient_checkpointing: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Enable gradient checkpointing to trade compute for memory. If not set, it defaults to `True`."
-        },
-    )
-    bf16: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether to use bf16 (mixed) precision instead of 32-bit. If not set, it defaults to `True` on an "
-            "accelerator that supports it if `fp16` is not set."
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Leave it at `False`: the trainer picks the columns that it needs."}
     )
 
     # Parameters that control the sampler
@@ -164,8 +149,8 @@ class ReFLTrainingArguments(TrainingArguments):
     reward_clip: float | None = field(
         default=None, metadata={"help": "Reward above which a sample gives no gradient any more."}
     )
-    saturation_level: float = field(
-        default=0.95, metadata={"help": "Reward from which a sample counts as saturated in the logs."}
+    saturation: float = field(
+        default=0.01, metadata={"help": "How near to 0 or 1 a reward counts as saturated in the logs."}
     )
     beta: float = field(
         default=0.0,
@@ -185,14 +170,6 @@ class ReFLTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:
-            self.bf16 = (
-                not self.fp16 and not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            )
-        # transformers 5.23 renamed the argument and warns about the old name, which its floor does not have yet.
-        renamed = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
-        if getattr(self, renamed) is None:
-            setattr(self, renamed, True if self.gradient_checkpointing is None else self.gradient_checkpointing)
         super().__post_init__()
         if self.reward_transform not in REWARD_TRANSFORMS:
             raise ValueError(

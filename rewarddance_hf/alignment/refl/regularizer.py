@@ -19,15 +19,20 @@ class BaseDistance:
     Args:
         denoiser (`nn.Module`):
             Denoiser that is tuned.
-        base (`nn.Module`, *optional*):
-            Un-tuned copy of it. If None, the denoiser's adapters are turned off in its place.
+        with_copy (`bool`, *optional*, defaults to `False`):
+            Whether to keep a copy of its weights of now. If False, the denoiser's adapters are turned off in its place.
     """
 
-    def __init__(self, denoiser: Any, base: nn.Module | None = None) -> None:
+    def __init__(self, denoiser: Any, with_copy: bool = False) -> None:
         self.denoiser = denoiser
-        self.base = base
+        self.base: Any = _frozen_copy(denoiser) if with_copy else None
         self._distances: list[torch.Tensor] = []
         self._running = False
+
+    def to(self, device: torch.device) -> None:
+        """Move the copy."""
+        if self.base is not None:
+            self.base.to(device)
 
     @contextmanager
     def measured(self) -> Iterator["BaseDistance"]:
@@ -70,6 +75,13 @@ class BaseDistance:
             return self.denoiser(*args, **kwargs)
         finally:
             self.denoiser.enable_adapters()
+
+
+def _frozen_copy(denoiser: Any) -> Any:
+    """A second copy of the weights, by way of the configuration: hooks and adapters stay behind."""
+    copy = type(denoiser).from_config(denoiser.config)
+    copy.load_state_dict(denoiser.state_dict())
+    return copy.to(device=denoiser.device, dtype=denoiser.dtype).eval().requires_grad_(False)
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

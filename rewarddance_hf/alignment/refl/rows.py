@@ -69,6 +69,11 @@ class PromptRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def has_conditions(self) -> bool:
+        """Whether the rows have a column `condition`, as far as the first one tells."""
+        return "condition" in (getattr(self.dataset, "column_names", None) or self.dataset[0])
+
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """Row, with the number of its draw if the index is a pair as [`DrawSampler`] gives it."""
         row, draw = index if isinstance(index, tuple) else (index, 0)
@@ -165,6 +170,20 @@ class DrawSampler(torch.utils.data.Sampler[tuple[int, int]]):
         order = torch.randperm(self.num_rows, generator=generator).tolist()
         for position in range(self.length):
             yield order[position % self.num_rows], self.epoch * self.length + position
+
+
+def context_of(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """
+    Columns that rewards may take: not the trainer's own, and none by the name of another argument of rewards.
+
+    Args:
+        columns (`dict[str, list]`):
+            What [`collate_rows`] gave.
+
+    Returns:
+        `dict[str, list]`
+    """
+    return {name: values for name, values in columns.items() if name not in ("prompt", "draw", "images", "prompts")}
 
 
 def collate_rows(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

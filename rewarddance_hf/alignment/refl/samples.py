@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from ...import_utils import require_extra
@@ -15,11 +14,13 @@ require_extra("diffusers", "diffusers")
 
 from diffusers.utils import make_image_grid  # noqa: E402
 
+from .callbacks import ReFLCallback  # noqa: E402
+
 
 FRAMES_SHOWN = 8  # of a clip, spread over its length
 
 
-class SampleGridCallback(TrainerCallback):
+class SampleGridCallback(ReFLCallback):
     """
     Draw the same prompts from the same noise every few updates, before the first one too.
 
@@ -29,35 +30,38 @@ class SampleGridCallback(TrainerCallback):
     Args:
         prompts (`list[str]`):
             Prompts of the grid.
+        conditions (`list`, *optional*):
+            Image that the pipeline is given for each.
     """
 
-    def __init__(self, prompts: list[str]) -> None:
+    def __init__(self, prompts: list[str], conditions: list[Any] | None = None) -> None:
         self.prompts = prompts
-        self.trainer: Any = None  # set by the trainer
+        self.conditions = conditions
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
-            self._draw(args, state)
+    def on_run_begin(self, trainer: Any) -> None:
+        if trainer.state.global_step == 0:
+            self._draw(trainer)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % args.sample_steps == 0:
-            self._draw(args, state)
+    def on_update(self, trainer: Any, logs: dict[str, float]) -> None:
+        if trainer.state.global_step % trainer.args.sample_steps == 0:
+            self._draw(trainer)
 
-    def _draw(self, args: Any, state: Any) -> None:
-        if not state.is_world_process_zero:
+    def _draw(self, trainer: Any) -> None:
+        step = trainer.state.global_step
+        if not trainer.is_world_process_zero():
             return
-        grid = sample_grid(self.trainer.sample(self.prompts))
-        folder = Path(args.output_dir) / "samples"
+        grid = sample_grid(trainer.sample(self.prompts, conditions=self.conditions))
+        folder = Path(trainer.args.output_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        grid.save(folder / f"step-{state.global_step:06d}.png")
-        for callback in self.trainer.callback_handler.callbacks:
+        grid.save(folder / f"step-{step:06d}.png")
+        for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback):
                 if callback.tb_writer is None:
-                    callback._init_summary_writer(args)
-                callback.tb_writer.add_image("samples", np.asarray(grid), state.global_step, dataformats="HWC")
+                    callback._init_summary_writer(trainer.args)
+                callback.tb_writer.add_image("samples", np.asarray(grid), step, dataformats="HWC")
             elif isinstance(callback, WandbCallback):
                 image = callback._wandb.Image(grid, caption="; ".join(self.prompts))
-                callback._wandb.log({"samples": image, "train/global_step": state.global_step})
+                callback._wandb.log({"samples": image, "train/global_step": step})
 
 
 def sample_grid(samples: list[Any]) -> Image.Image:

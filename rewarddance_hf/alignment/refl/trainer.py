@@ -1,14 +1,14 @@
 """Trainer of generators: reward fine-tuning of any diffusers pipeline on `transformers.Trainer`."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from ...import_utils import require_extra
@@ -17,24 +17,29 @@ from ...import_utils import require_extra
 require_extra("train", "accelerate", "datasets")
 require_extra("diffusers", "diffusers", "peft")
 
-from accelerate.utils import AutocastKwargs, broadcast, gather_object  # noqa: E402
+from accelerate.utils import AutocastKwargs, broadcast  # noqa: E402
 from diffusers.training_utils import EMAModel  # noqa: E402
 
+from ...parallel import Processes, run_split  # noqa: E402
+from ...rewards import as_reward  # noqa: E402
+from ...trainer.common import CommonTrainer, SetEpochCallback, is_complete  # noqa: E402
 from ..gradient import RewardGradientCallback  # noqa: E402
 from .arguments import ReFLTrainingArguments  # noqa: E402
+from .callbacks import TellCallbacks  # noqa: E402
 from .card import tuned_generator_card  # noqa: E402
+from .drawing import check_conditions, draw  # noqa: E402
 from .regularizer import BaseDistance  # noqa: E402
-from .rewards import RewardFunctions  # noqa: E402
-from .rows import DrawSampler, PromptRows, collate_rows, seed_of  # noqa: E402
+from .rows import DrawSampler, PromptRows, collate_rows, context_of, seed_of  # noqa: E402
 from .samples import SampleGridCallback  # noqa: E402
+from .summary import record_rewards, summarize_rewards  # noqa: E402
 from .weights import (  # noqa: E402
     LORA_FILE,
+    complete_config,
     denoiser_name,
-    is_complete,
-    last_checkpoint,
     load_denoiser,
     make_trainable,
     save_denoiser,
+    set_gradient_checkpointing,
 )
 
 
@@ -45,7 +50,7 @@ EPS = 1e-6  # probabilities are kept this far from 0 and 1 before logarithms
 CHECKPOINTING_ARGUMENTS = ("activation_checkpointing", "gradient_checkpointing")  # new name, old name
 
 
-class ReFLTrainer(Trainer):
+class ReFLTrainer(CommonTrainer):
     r"""
     Tune the denoiser of a diffusers pipeline by the gradient of a reward (Section 3.3.1 of the
     [RewardDance paper](https://huggingface.co/papers/2509.08826)).
@@ -61,10 +66,9 @@ class ReFLTrainer(Trainer):
 
     After an error in an update, the state before that update is saved as a checkpoint before the error is raised.
 
-    A `TrainerCallback` that has an attribute `trainer` set to None gets the trainer there, and is told of every update in
-    `on_log`, also of those that `logging_steps` leaves out. `on_log` gets `reward` (mean), `reward_std`,
-    `reward_saturated` (share from `saturation_level` on), `rewards/{name}` (mean of each reward), `step_index` (first step
-    with gradient) and, with `beta`, `base_distance`, all of the latest update. `kwargs["model"]` is the denoiser.
+    Logged are `reward` (mean), `reward_std`, `reward_saturated` (share within `saturation` of 0 or 1), `rewards/{name}` (mean
+    of each reward), `step_index` (first step with gradient) and, with `beta`, `base_distance`, all of the latest update. A
+    [`ReFLCallback`] is told of every update, also of those that `logging_steps` leaves out.
 
     Args:
         pipeline ([`~diffusers.DiffusionPipeline`]):
@@ -73,11 +77,13 @@ class ReFLTrainer(Trainer):
         reward (`Callable`, `list[Callable]` or `dict[str, Callable]`):
             Functions `reward(images, prompts, **context) -> Tensor (n,)`, e.g. a [`RewardDanceScorer`]. `images` are
             floats in `[0, 1]` of shape `(n, 3, height, width)` or `(n, frames, 3, height, width)`; `context` are those
-            further columns of the rows that the function takes, see [`RewardFunctions`].
+            further columns of the rows that the function takes, see [`~rewarddance_hf.rewards.as_reward`].
         args ([`ReFLTrainingArguments`], *optional*):
             Arguments of the run. Defaults to those with `output_dir="refl_output"`.
         train_dataset (`datasets.Dataset`, `list[dict]` or `torch.utils.data.Dataset`, *optional*):
-            Rows with `prompt` and what the rewards need, such as `references`; see [`PromptRows`].
+            Rows with `prompt` and what the rewards need, such as `references`; see [`PromptRows`]. The `condition` of a row
+            (first frame of image-to-video, source image of an edit) is given to the pipeline as `image` too. Such rows are
+            sampled one by one, since pipelines disagree about lists of images.
         eval_dataset (the same, or a `dict` of them by name, *optional*):
             Held-out rows. Each is sampled from one fixed noise, without gradient.
         callbacks (`list`, *optional*):
@@ -92,6 +98,8 @@ class ReFLTrainer(Trainer):
             Rewards of the latest update over all processes, as float32 on the CPU, before clip and transform.
         last_prompts (`list[str]`):
             Their prompts.
+        last_logs (`dict[str, float]`):
+            What is logged of that update.
 
     Raises:
         `ValueError`: If pipeline, rewards, rows and arguments do not fit together.
@@ -137,32 +145,31 @@ class ReFLTrainer(Trainer):
                 "FSDP or DeepSpeed was asked for, but the pipeline calls its denoiser outside of such wrappers. Train a LoRA "
                 "adapter on one GPU or with plain data parallelism, e.g. `accelerate launch --multi_gpu`."
             )
-        self.rewards = RewardFunctions(reward, args.reward_weights)
-        train_dataset = self._rows(train_dataset, "train_dataset")
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {
-                name: self._rows(dataset, f"eval_dataset[{name!r}]") for name, dataset in eval_dataset.items()
-            }
-        else:
-            eval_dataset = self._rows(eval_dataset, "eval_dataset")
-
+        self.rewards = as_reward(reward, args.reward_weights)
         self.pipeline = pipeline
         self.denoiser_name = denoiser_name(pipeline)
         self.peft_config = peft_config
+        self._settings = dict(args.pipeline_kwargs or {})
+        for name in ("num_inference_steps", "guidance_scale"):
+            if getattr(args, name) is not None:
+                self._settings[name] = getattr(args, name)
+        train_dataset = self._prepare_rows(train_dataset, "train_dataset")
         denoiser = getattr(pipeline, self.denoiser_name)
         if not (args.bf16 or args.fp16) and peft_config is None and denoiser.dtype != torch.float32:
             raise ValueError(
                 f"`pipeline.{self.denoiser_name}` has the type {denoiser.dtype}, but all of it is trained, in float32. Set "
                 "`bf16=True` so that the pipeline still runs in mixed precision, or pass a `peft_config`."
             )
-        # A full copy, made before anything is trained
-        base = _frozen_copy(denoiser) if args.beta and peft_config is None else None
+        # Before anything is trained, as it may copy the denoiser
+        self.base_distance = BaseDistance(denoiser, with_copy=peft_config is None) if args.beta else None
         set_seed(args.seed)  # of the adapter
         make_trainable(pipeline, self.denoiser_name, peft_config)
-        self._set_checkpointing(denoiser, args)
-        _complete_config(denoiser)
-        args._n_gpu = min(args.n_gpu, 1)  # `nn.DataParallel` would not be called by the pipeline
-        args.accelerator_config.dispatch_batches = False
+        if any(getattr(args, name, None) for name in CHECKPOINTING_ARGUMENTS):
+            set_gradient_checkpointing(denoiser)
+        complete_config(denoiser)
+        # On several GPUs of one process, the base class would wrap the denoiser in `nn.DataParallel`, past which the
+        # pipeline calls it, and would count batches for all of them.
+        args._n_gpu = min(args.n_gpu, 1)
 
         super().__init__(
             model=denoiser,
@@ -176,20 +183,15 @@ class ReFLTrainer(Trainer):
         )
         if pipeline.device != args.device:
             pipeline.to(args.device)
+        if self.base_distance is not None:
+            self.base_distance.to(args.device)
         pipeline.set_progress_bar_config(disable=True)
-        self.label_names = []
-        # `compute_loss` gives means over rows, which have to be divided by the accumulation steps.
-        self.model_accepts_loss_kwargs = False
-        self.loss_is_scaled_for_ga = False
 
         self.trained_parameters = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
         if args.world_size > 1:
             for parameter in self.trained_parameters:
                 parameter.data.copy_(broadcast(parameter.data.clone()))
         self.ema = EMAModel(self.trained_parameters, decay=args.ema_decay) if args.use_ema else None
-        self.base_distance = None
-        if args.beta:
-            self.base_distance = BaseDistance(denoiser, base.to(args.device) if base is not None else None)
         self.gradient_callback = RewardGradientCallback(
             method=args.method,
             step_index_range=_pair(args.step_index_range),
@@ -202,24 +204,16 @@ class ReFLTrainer(Trainer):
 
         self.last_rewards = torch.zeros(0)
         self.last_prompts: list[str] = []
+        self.last_logs: dict[str, float] = {}
         self.output_fields: tuple[str, ...] = ()
-        self._update_logs: dict[str, float] = {}
         self._records: list[dict[str, Any]] = []
         self._sampler: DrawSampler | None = None
         self._saves_checkpoint = False
         self._failed_together = False
-        self._told_step = 0
-        self.add_callback(_UpdateCallback(self))
+        self.add_callback(SetEpochCallback(self._set_epoch))
+        self.add_callback(TellCallbacks(self))
         if args.sample_steps:
-            prompts = args.sample_prompts
-            if prompts is None and train_dataset is not None:
-                prompts = [train_dataset[index]["prompt"] for index in range(min(8, len(train_dataset)))]
-            if not prompts:
-                raise ValueError(
-                    f"`sample_steps` is {args.sample_steps}, but there is no prompt to sample. Pass `sample_prompts`."
-                )
-            self.add_callback(SampleGridCallback(prompts))
-        self._introduce_callbacks()
+            self.add_callback(self._sample_grid())
 
     def train(
         self,
@@ -237,14 +231,10 @@ class ReFLTrainer(Trainer):
             raise ValueError(
                 "`train_dataset` is None, but `train` needs rows with a `prompt`. Pass some to the trainer."
             )
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(last_checkpoint(Path(self.args.output_dir)))
         self._check_first_rows()
         self._failed_together = False
-        self._told_step = 0
         try:
-            # The denoiser has its own switch, which is set already.
-            with _changed(self.args, dict.fromkeys(CHECKPOINTING_ARGUMENTS, False)):
+            with self._without_checkpointing_arguments():
                 return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except (Exception, KeyboardInterrupt):
             self._save_after_error()
@@ -252,7 +242,12 @@ class ReFLTrainer(Trainer):
 
     @torch.no_grad()
     def sample(
-        self, prompts: list[str], seeds: list[int] | None = None, output_type: str = "pil", **pipeline_kwargs: Any
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int] | None = None,
+        output_type: str = "pil",
+        conditions: Sequence[Any] | None = None,
+        **pipeline_kwargs: Any,
     ) -> Any:
         """
         Generate from the current weights, or from their average with `use_ema`.
@@ -264,6 +259,8 @@ class ReFLTrainer(Trainer):
                 Seed of the noise of each. Defaults to fixed ones, so that samples can be compared over time.
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"`, or `"pt"` for a tensor.
+            conditions (`list`, *optional*):
+                Image that the pipeline is given for each, or None.
             pipeline_kwargs:
                 Arguments of the pipeline in place of those of `args`.
 
@@ -283,7 +280,8 @@ class ReFLTrainer(Trainer):
             try:
                 for start in range(0, len(prompts), size):
                     part = slice(start, start + size)
-                    batches.append(self._generate(prompts[part], seeds[part], output_type, **pipeline_kwargs))
+                    some = None if conditions is None else conditions[part]
+                    batches.append(self._generate(prompts[part], seeds[part], some, output_type, **pipeline_kwargs))
             finally:
                 self.model.train(was_training)
         return torch.cat(batches) if output_type == "pt" else [sample for batch in batches for sample in batch]
@@ -326,99 +324,76 @@ class ReFLTrainer(Trainer):
         if isinstance(rows, dict):
             parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in rows.items()]
             return {key: value for part in parts for key, value in part.items()}
-        rows = self._rows(rows, "eval_dataset")
+        rows = self._prepare_rows(rows, "eval_dataset")
         if rows is None:
             raise ValueError("`eval_dataset` is None, but `evaluate` needs rows with a `prompt`. Pass some.")
-        records = []
-        indices = list(range(self.args.process_index, len(rows), self.args.world_size))
-        for start in range(0, len(indices), self.args.eval_batch_size):
-            part = indices[start : start + self.args.eval_batch_size]
-            columns = collate_rows([rows[index] for index in part])
-            images = self.sample(
-                columns["prompt"], [seed_of(self.args.seed, "eval", index) for index in part], output_type="pt"
-            )
-            with torch.no_grad():
-                records.append(_record(columns["prompt"], self.rewards(images.float(), columns)))
-        metrics = self._summary(self._gathered(records))
+
+        def work(indices: Sequence[int]) -> list[dict[str, Any]]:
+            records = []
+            for start in range(0, len(indices), self.args.eval_batch_size):
+                part = indices[start : start + self.args.eval_batch_size]
+                columns = collate_rows([rows[index] for index in part])
+                prompts, seeds = columns["prompt"], [seed_of(self.args.seed, "eval", index) for index in part]
+                images = self.sample(prompts, seeds, "pt", columns.get("condition"))
+                with torch.no_grad():
+                    values = self.rewards.by_name(images.float(), prompts, **context_of(columns))
+                for i, prompt in enumerate(prompts):
+                    records.append(record_rewards([prompt], {name: value[i : i + 1] for name, value in values.items()}))
+            return records
+
+        metrics = summarize_rewards(run_split(work, len(rows)), self.args.saturation)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs.update(self._update_logs)
-        super().log(logs, start_time)
-
-    def add_callback(self, callback: Any) -> None:
-        super().add_callback(callback)
-        self._introduce_callbacks()
-
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        # Wrappers of the denoiser, for data parallelism and autocast, would not be called by the pipeline.
+        # Its wrappers, for data parallelism and autocast, would not be called by the pipeline: gradients of processes would
+        # not be averaged, or the forward pass of the denoiser would run in float32.
         self.accelerator.prepare_model = lambda model, *args, **kwargs: model
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write a model card, filled from this run, into `args.output_dir`."""
-        if self.is_world_process_zero():
-            name = kwargs.get("model_name") or self.hub_model_id or Path(self.args.output_dir).name
-            card = tuned_generator_card(self, model_name=name, tags=self._tag_names)
-            folder = Path(self.args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "README.md").write_text(card, encoding="utf-8")
 
     # What one batch costs and gives
 
     def _loss(self, columns: dict[str, list[Any]]) -> tuple[torch.Tensor, dict[str, Any]]:
         """Loss of a batch, and what is logged of it."""
         prompts = columns["prompt"]
-        seeds = [seed_of(self.args.seed, "latents", draw) for draw in columns["draw"]]
-        self.gradient_callback.generator.manual_seed(seed_of(self.args.seed, "step", self.state.global_step))
+        seeds = [seed_of(self.args.seed, "latents", number) for number in columns["draw"]]
         distance = self.base_distance.measured() if self.base_distance is not None else nullcontext()
         with self.gradient_callback.attach(self.pipeline), distance:
-            images = self._generate(prompts, seeds, "pt")
-        values = self.rewards(images.float(), columns)
-        loss = -self._objective(values["reward"]).mean()
-        record = _record(prompts, values)
+            images = self._generate(prompts, seeds, columns.get("condition"), "pt")
+        values = self.rewards.by_name(images.float(), prompts, **context_of(columns))
+        loss = -_objective(values["reward"], self.args).mean()
+        record = record_rewards(prompts, values)
         if self.base_distance is not None:
             base_distance = self.base_distance.mean()
             loss = loss + self.args.beta * base_distance
             record["base_distance"] = base_distance.item()
         return loss, record
 
-    def _generate(self, prompts: list[str], seeds: list[int], output_type: str, **pipeline_kwargs: Any) -> Any:
+    def _generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        conditions: Sequence[Any] | None,
+        output_type: str,
+        **pipeline_kwargs: Any,
+    ) -> Any:
         """Samples of the pipeline, each from its own noise."""
-        settings = dict(self.args.pipeline_kwargs or {})
-        for name in ("num_inference_steps", "guidance_scale"):
-            if getattr(self.args, name) is not None:
-                settings[name] = getattr(self.args, name)
+        arguments = {**self._settings, **pipeline_kwargs, "output_type": output_type}
+        size = len(prompts) if conditions is None else 1
+        batches = []
         # Casts of trained weights, cached in steps without gradient, would be used again in those that need it.
-        autocast = self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
-        with autocast:
-            output = self.pipeline(
-                prompt=prompts,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type=output_type,
-                **{**settings, **pipeline_kwargs},
-            )
-        self.output_fields = tuple(output)
-        return output[0]
-
-    def _objective(self, rewards: torch.Tensor) -> torch.Tensor:
-        """What is maximised."""
-        if self.args.reward_clip is not None:
-            rewards = rewards.clamp(max=self.args.reward_clip)
-        if self.args.reward_transform == "none":
-            return rewards
-        if rewards.min() < 0.0 or rewards.max() > 1.0:
-            raise ValueError(
-                f"`reward_transform` is {self.args.reward_transform!r}, but rewards reach from {rewards.min().item():.3g} to "
-                f"{rewards.max().item():.3g}: it requires probabilities. Set it to 'none', or scale `reward_weights`."
-            )
-        if self.args.reward_transform == "log":
-            return rewards.clamp(min=EPS).log()
-        return torch.logit(rewards, eps=EPS)
+        with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
+            for start in range(0, len(prompts), size):
+                # All samples of an update share the step that is drawn.
+                self.gradient_callback.generator.manual_seed(seed_of(self.args.seed, "step", self.state.global_step))
+                condition = None if conditions is None else conditions[start]
+                part = slice(start, start + size)
+                output = draw(self.pipeline, prompts[part], seeds[part], condition, **arguments)
+                self.output_fields = tuple(output)
+                batches.append(output[0])
+        return torch.cat(batches) if output_type == "pt" else [sample for batch in batches for sample in batch]
 
     def _average_gradients(self) -> None:
         """Average the gradient over processes, and make sure that it is finite."""
@@ -436,31 +411,18 @@ class ReFLTrainer(Trainer):
 
     def _finish_update(self) -> None:
         """Gather what is known of the samples of an update."""
-        records = self._gathered(self._records)
+        records = Processes.current().gather(self._records)
         self._records = []
         self.last_prompts = [prompt for record in records for prompt in record["prompts"]]
         self.last_rewards = torch.tensor([value for record in records for value in record["rewards"]["reward"]])
-        self._update_logs = {**self._summary(records), "step_index": float(self.gradient_callback.last_step or 0)}
+        self.last_logs = summarize_rewards(records, self.args.saturation)
+        self.last_logs["step_index"] = float(self.gradient_callback.last_step or 0)
 
-    def _gathered(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return gather_object(records) if self.args.world_size > 1 else records
+    def _training_logs(self) -> dict[str, float]:
+        return self.last_logs
 
-    def _summary(self, records: list[dict[str, Any]]) -> dict[str, float]:
-        """Mean, spread and saturation of rewards."""
-        columns = {
-            name: torch.tensor([value for record in records for value in record["rewards"][name]])
-            for name in records[0]["rewards"]
-        }
-        reward = columns.pop("reward")
-        summary = {
-            "reward": reward.mean().item(),
-            "reward_std": reward.std(correction=0).item(),
-            "reward_saturated": (reward >= self.args.saturation_level).float().mean().item(),
-        }
-        summary.update({f"rewards/{name}": values.mean().item() for name, values in columns.items()})
-        if "base_distance" in records[0]:
-            summary["base_distance"] = sum(record["base_distance"] for record in records) / len(records)
-        return summary
+    def _card(self, model_name: str) -> str:
+        return tuned_generator_card(self, model_name, self._tag_names)
 
     # Errors
 
@@ -488,14 +450,11 @@ class ReFLTrainer(Trainer):
 
     def _raise_together(self, error: BaseException | None) -> None:
         """Raise the error of one process in all of them, so that none waits for the others."""
-        if self.args.world_size > 1:
-            errors = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
-            failed = [(rank, message) for rank, message in enumerate(errors) if message is not None]
-            if failed and error is None:
-                error = RuntimeError(f"Process {failed[0][0]} failed: {failed[0][1]}")
-        if error is not None:
+        try:
+            Processes.current().raise_together(error)
+        except BaseException:
             self._failed_together = True
-            raise error
+            raise
 
     def _save_after_error(self) -> None:
         """Save the state before the update that failed, unless it is saved already."""
@@ -563,7 +522,8 @@ class ReFLTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero():  # the base class knows the files of transformers and PEFT only
+        # The base class copies the files of transformers and PEFT only: `hub_strategy="every_save"` would push no weights.
+        if self.is_world_process_zero():
             source, target = Path(checkpoint_folder), Path(self.args.output_dir)
             if (source / LORA_FILE).is_file():
                 shutil.copy(source / LORA_FILE, target / LORA_FILE)
@@ -573,10 +533,13 @@ class ReFLTrainer(Trainer):
 
     # Data and callbacks
 
-    def _rows(self, dataset: Any, name: str) -> PromptRows | None:
+    def _prepare_rows(self, dataset: Any, name: str) -> PromptRows | None:
         if dataset is None or isinstance(dataset, PromptRows):
             return dataset
-        return PromptRows(dataset, name, needs_references=self.rewards.is_pairwise)
+        rows = PromptRows(dataset, name, needs_references=self.rewards.is_pairwise)
+        if rows.has_conditions:
+            check_conditions(self.pipeline, name, self._settings)
+        return rows
 
     def _get_train_sampler(self, train_dataset: Any = None) -> DrawSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -584,83 +547,48 @@ class ReFLTrainer(Trainer):
         self._sampler = DrawSampler(len(rows), batch_size, self.args.seed)
         return self._sampler
 
-    def _introduce_callbacks(self) -> None:
-        """Give the trainer to the callbacks that want to know it."""
-        for callback in self.callback_handler.callbacks:
-            if getattr(callback, "trainer", self) is None:
-                callback.trainer = self
+    def _set_epoch(self, epoch: int) -> None:
+        if self._sampler is not None:
+            self._sampler.epoch = epoch
 
-    def _load_callback_state(self) -> None:
-        super()._load_callback_state()  # replaces callbacks
-        self._introduce_callbacks()
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        step = self.state.global_step
-        if step > self._told_step and not self.control.should_log:
-            for callback in self.callback_handler.callbacks:
-                if getattr(callback, "trainer", None) is self:
-                    logs = dict(self._update_logs)
-                    callback.on_log(self.args, self.state, self.control, logs=logs, model=self.model)
-        self._told_step = step
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _set_checkpointing(self, denoiser: Any, args: ReFLTrainingArguments) -> None:
-        if not any(getattr(args, name, None) for name in CHECKPOINTING_ARGUMENTS):
-            return
-        if getattr(denoiser, "_supports_gradient_checkpointing", False):
-            denoiser.enable_gradient_checkpointing()
-        else:
-            logger.warning(
-                f"`{type(denoiser).__name__}` does not support gradient checkpointing and is trained without. Pass "
-                "`gradient_checkpointing=False` to silence this warning."
+    def _sample_grid(self) -> SampleGridCallback:
+        prompts, conditions = self.args.sample_prompts, None
+        if prompts is None and self.train_dataset is not None:
+            columns = collate_rows([self.train_dataset[index] for index in range(min(8, len(self.train_dataset)))])
+            prompts, conditions = columns["prompt"], columns.get("condition")
+        if not prompts:
+            raise ValueError(
+                f"`sample_steps` is {self.args.sample_steps}, but there is no prompt to sample. Pass `sample_prompts`."
             )
+        return SampleGridCallback(prompts, conditions)
+
+    @contextmanager
+    def _without_checkpointing_arguments(self) -> Iterator[None]:
+        """The base class would switch on what the denoiser, with its own switch, has or lacks already."""
+        before = {name: getattr(self.args, name) for name in CHECKPOINTING_ARGUMENTS if hasattr(self.args, name)}
+        try:
+            for name in before:
+                setattr(self.args, name, False)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self.args, name, value)
 
 
-class _UpdateCallback(TrainerCallback):
-    """
-    Tell the sampler which epoch begins, and move the average of the weights.
-
-    The data loader's own `set_epoch` does not reach a sampler when there are several processes.
-
-    Args:
-        trainer ([`ReFLTrainer`]):
-            Trainer that this callback is part of.
-    """
-
-    def __init__(self, trainer: ReFLTrainer) -> None:
-        self.refl_trainer = trainer
-        self.next_epoch = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.next_epoch = int(state.epoch or 0)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.refl_trainer._sampler is not None:
-            self.refl_trainer._sampler.epoch = self.next_epoch
-        self.next_epoch += 1
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.refl_trainer.ema is not None and not self.refl_trainer.accelerator.optimizer_step_was_skipped:
-            self.refl_trainer.ema.step(self.refl_trainer.trained_parameters)
-
-
-def _record(prompts: list[str], values: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Prompts and rewards of a batch as plain values."""
-    return {"prompts": list(prompts), "rewards": {name: value.detach().tolist() for name, value in values.items()}}
-
-
-def _frozen_copy(denoiser: Any) -> Any:
-    """A second copy of the weights, by way of the configuration: hooks and adapters stay behind."""
-    copy = type(denoiser).from_config(denoiser.config)
-    copy.load_state_dict(denoiser.state_dict())
-    return copy.to(device=denoiser.device, dtype=denoiser.dtype).eval().requires_grad_(False)
-
-
-def _complete_config(denoiser: Any) -> None:
-    """Give a denoiser's configuration the methods that reporters such as TensorBoard call on those of transformers."""
-    config = denoiser.config
-    object.__setattr__(config, "to_json_string", denoiser.to_json_string)
-    object.__setattr__(config, "to_dict", lambda: dict(config))
+def _objective(rewards: torch.Tensor, args: ReFLTrainingArguments) -> torch.Tensor:
+    """What is maximised."""
+    if args.reward_clip is not None:
+        rewards = rewards.clamp(max=args.reward_clip)
+    if args.reward_transform == "none":
+        return rewards
+    if rewards.min() < 0.0 or rewards.max() > 1.0:
+        raise ValueError(
+            f"`reward_transform` is {args.reward_transform!r}, but rewards reach from {rewards.min().item():.3g} to "
+            f"{rewards.max().item():.3g}: it requires probabilities. Set it to 'none', or scale `reward_weights`."
+        )
+    if args.reward_transform == "log":
+        return rewards.clamp(min=EPS).log()
+    return torch.logit(rewards, eps=EPS)
 
 
 def _pair(values: Any) -> tuple[Any, Any] | None:
@@ -672,14 +600,3 @@ def _pair(values: Any) -> tuple[Any, Any] | None:
             f"A range of steps is {list(values)}, but must have two entries: first step, step after the last."
         )
     return values[0], values[1]
-
-
-@contextmanager
-def _changed(owner: Any, values: dict[str, Any]) -> Iterator[None]:
-    """Set attributes that exist for a while."""
-    before = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
-    with ExitStack() as stack:
-        for name, value in before.items():
-            stack.callback(setattr, owner, name, value)
-            setattr(owner, name, values[name])
-        yield

@@ -1,6 +1,5 @@
 """Weights of a tuned denoiser on disk, in the layouts that diffusers loads."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ require_extra("diffusers", "diffusers", "peft")
 from diffusers.training_utils import cast_training_params  # noqa: E402
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from transformers.trainer_callback import TrainerState  # noqa: E402
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+
+logger = logging.get_logger(__name__)
 
 
 ADAPTER_NAME = "default"
@@ -114,6 +115,24 @@ def _add_adapter(pipeline: Any, name: str, denoiser: Any, peft_config: Any) -> N
         ) from error
 
 
+def set_gradient_checkpointing(denoiser: Any) -> None:
+    """Compute activations again in the backward pass, or warn that the denoiser cannot."""
+    if getattr(denoiser, "_supports_gradient_checkpointing", False):
+        denoiser.enable_gradient_checkpointing()
+    else:
+        logger.warning(
+            f"`{type(denoiser).__name__}` does not support gradient checkpointing and is trained without. Pass "
+            "`gradient_checkpointing=False` to silence this warning."
+        )
+
+
+def complete_config(denoiser: Any) -> None:
+    """Give a denoiser's configuration the methods that reporters such as TensorBoard call on those of transformers."""
+    config = denoiser.config
+    object.__setattr__(config, "to_json_string", denoiser.to_json_string)
+    object.__setattr__(config, "to_dict", lambda: dict(config))
+
+
 def save_denoiser(pipeline: Any, name: str, folder: Path) -> None:
     """
     Save what was trained: `pipeline.load_lora_weights(folder)` loads an adapter, with its `lora_alpha`;
@@ -180,48 +199,3 @@ def load_denoiser(pipeline: Any, name: str, folder: Path) -> None:
             f"{differing[:3]}). Resume with the `peft_config` that it was made with."
         )
     set_peft_model_state_dict(denoiser, weights, adapter_name=ADAPTER_NAME)
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """
-    Whether a checkpoint was written to its end: the state of the trainer comes last.
-
-    Args:
-        checkpoint (`Path`):
-            Folder.
-
-    Returns:
-        `bool`
-    """
-    try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    except (OSError, json.JSONDecodeError, TypeError):
-        return False
-    return True
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """
-    Newest checkpoint that was written to its end. A killed run may leave a newer one that was not.
-
-    Args:
-        folder (`Path`):
-            Output folder of a run.
-
-    Returns:
-        `Path`
-
-    Raises:
-        `ValueError`: If there is none.
-    """
-    found = [
-        (int(path.name.rpartition("-")[2]), path)
-        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.rpartition("-")[2].isdigit() and is_complete(path)
-    ]
-    if not found:
-        raise ValueError(
-            f"{folder} has no complete checkpoint to resume from. Start without `resume_from_checkpoint`, or pass the path "
-            "of one."
-        )
-    return max(found)[1]

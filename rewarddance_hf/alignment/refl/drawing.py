@@ -1,0 +1,65 @@
+"""Samples of a pipeline by prompt and seed."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ...models.processing_rewarddance import load_image
+
+
+def draw(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], condition: Any = None, **arguments: Any) -> Any:
+    """
+    Call a pipeline, with a seed for each sample.
+
+    Args:
+        pipeline ([`~diffusers.DiffusionPipeline`]):
+            Pipeline.
+        prompts (`list[str]`):
+            Prompts; a single one if there is a condition.
+        seeds (`list[int]`):
+            Seed of the noise of each.
+        condition (`Any`, *optional*):
+            Image that the pipeline is given: first frame of image-to-video, source image of an edit.
+        arguments:
+            Further arguments of the pipeline.
+
+    Returns:
+        `diffusers.utils.BaseOutput`: What the pipeline returns.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if condition is not None:
+        (prompt,), (generator,) = prompts, generators
+        return pipeline(prompt=prompt, generator=generator, image=load_image(condition, "condition"), **arguments)
+    for name, value in arguments.items():
+        if name.startswith("negative_prompt") and isinstance(value, str):
+            arguments[name] = [value] * len(prompts)  # some pipelines want the type of `prompt`
+    return pipeline(prompt=list(prompts), generator=generators, **arguments)
+
+
+def check_conditions(pipeline: Any, name: str, arguments: Mapping[str, Any]) -> None:
+    """
+    Check that a pipeline can be given the conditions of rows.
+
+    Args:
+        pipeline ([`~diffusers.DiffusionPipeline`]):
+            Pipeline.
+        name (`str`):
+            Name of the rows in error messages.
+        arguments (`dict`):
+            Arguments of the pipeline that are set for all rows.
+
+    Raises:
+        `ValueError`: If the pipeline takes no `image`, or one is set for all rows.
+    """
+    if "image" not in inspect.signature(pipeline.__call__).parameters:
+        raise ValueError(
+            f"`{name}` has a column `condition`, but `{type(pipeline).__name__}` takes no `image` to give it to. Take an "
+            "image-to-video or image-to-image pipeline, or remove the column."
+        )
+    if arguments.get("image") is not None:
+        raise ValueError(
+            f"`image` was given as an argument of the pipeline, but `{name}` has a column `condition` with one for each row. "
+            "Leave one of the two out."
+        )

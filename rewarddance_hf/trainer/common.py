@@ -1,0 +1,171 @@
+"""What the trainers of judges and of generators share: arguments, whole checkpoints, logs, cards, epochs."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+@dataclass
+class CommonTrainingArguments(TrainingArguments):
+    """Arguments whose defaults both trainers change; each says so in its own documentation."""
+
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Enable gradient checkpointing to trade compute for memory. If not set, it defaults to `True`."
+        },
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to use bf16 (mixed) precision instead of 32-bit. If not set, it defaults to `True` on an "
+            "accelerator that supports it if `fp16` is not set."
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Leave it at `False`: the trainer picks the columns that it needs."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = (
+                not self.fp16 and not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            )
+        # transformers 5.23 renamed the argument and warns about the old name, which its floor does not have yet.
+        renamed = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
+        if getattr(self, renamed) is None:
+            setattr(self, renamed, True if self.gradient_checkpointing is None else self.gradient_checkpointing)
+        super().__post_init__()
+
+
+class CommonTrainer(Trainer):
+    """Base of both trainers; see [`~transformers.Trainer`]."""
+
+    def __init__(self, model: Any, args: TrainingArguments, eval_dataset: Any = None, **kwargs: Any) -> None:
+        # A dispatched batch is sliced along the first dimension, which is not that of rows.
+        args.accelerator_config.dispatch_batches = False
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: self._prepare_rows(rows, f"eval_dataset[{name!r}]") for name, rows in eval_dataset.items()
+            }
+        else:
+            eval_dataset = self._prepare_rows(eval_dataset, "eval_dataset")
+        super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
+        # `compute_loss` gives means over rows, which have to be divided by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = False
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """
+        Train. See [`~transformers.Trainer.train`].
+
+        `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(last_checkpoint(Path(self.args.output_dir)))
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._training_logs())
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write a model card, filled from this run, into `args.output_dir`."""
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            card = self._card(kwargs.get("model_name") or self.hub_model_id or folder.name)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def _prepare_rows(self, dataset: Any, name: str) -> Any:
+        """Dataset as the trainer reads it, checked."""
+        raise NotImplementedError
+
+    def _training_logs(self) -> dict[str, float]:
+        """What is logged beside the loss."""
+        raise NotImplementedError
+
+    def _card(self, model_name: str) -> str:
+        """Text of the model card."""
+        raise NotImplementedError
+
+
+class SetEpochCallback(TrainerCallback):
+    """
+    Tell which epoch begins, whatever was resumed.
+
+    The data loader's own `set_epoch` does not reach a collator, nor a sampler or dataset when there are several processes.
+
+    Args:
+        set_epoch (`Callable`):
+            Function that is told.
+    """
+
+    def __init__(self, set_epoch: Callable[[int], Any]) -> None:
+        self.set_epoch = set_epoch
+        self.next_epoch = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.next_epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.set_epoch(self.next_epoch)
+        self.next_epoch += 1
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """
+    Whether a checkpoint was written to its end: the state of the trainer comes last.
+
+    Args:
+        checkpoint (`Path`):
+            Folder.
+
+    Returns:
+        `bool`
+    """
+    try:
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    except (OSError, json.JSONDecodeError, TypeError):
+        return False
+    return True
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """
+    Newest checkpoint that was written to its end. A killed run may leave a newer one that was not.
+
+    Args:
+        folder (`Path`):
+            Output folder of a run.
+
+    Returns:
+        `Path`
+
+    Raises:
+        `ValueError`: If there is none.
+    """
+    found = {
+        int(step): path
+        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (step := path.name.rpartition("-")[2]).isdigit() and is_complete(path)
+    }
+    if not found:
+        raise ValueError(
+            f"{folder} has no complete checkpoint to resume from. Start without `resume_from_checkpoint`, or pass the path "
+            "of one."
+        )
+    return found[max(found)]
