@@ -12,7 +12,9 @@ from transformers import TrainerCallback
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.alignment.monitor.callback import RewardDynamicsCallback
-from rewarddance_hf.alignment.monitor.dynamics import RewardDynamics, _quantile, sample_diversity
+from rewarddance_hf.alignment.monitor.dynamics import RewardDynamics
+from rewarddance_hf.alignment.monitor.statistics import sample_diversity, student_quantile
+from rewarddance_hf.alignment.refl.callbacks import ReFLCallback
 
 
 HELD_OUT = ["a blue circle", "two red square", "a green circle", "a red square"]
@@ -86,7 +88,7 @@ class TestStatistics:
     )
     def test_quantiles(self, probability, freedom, value):
         """Student's quantiles as printed in tables."""
-        assert _quantile(probability, freedom) == pytest.approx(value, rel=2e-2 if freedom == 10 else 2e-3)
+        assert student_quantile(probability, freedom) == pytest.approx(value, rel=2e-2 if freedom == 10 else 2e-3)
 
     def test_diversity(self):
         """Mean distance of pairs, for images, tensors, clips and features."""
@@ -291,15 +293,14 @@ def opposite(images, prompts):
     return 1 - pixel_reward(images, prompts)
 
 
-class Rewards(TrainerCallback):
+class Rewards(ReFLCallback):
     """Remember the rewards of each update."""
 
     def __init__(self):
-        self.trainer = None
         self.rewards = []
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self.rewards.append(self.trainer.last_rewards.tolist())
+    def on_update(self, trainer, logs):
+        self.rewards.append(trainer.last_rewards.tolist())
 
 
 class TestCallback:
@@ -384,7 +385,7 @@ class TestCallback:
         assert monitor.dynamics.best_step == 4
         before = len(seen)
         with torch.no_grad():
-            monitor._evaluate_rows(monitor.rows, range(4))
+            monitor._judge(trainer, monitor.rows, range(4))
         assert len(seen) == before + 1
         assert torch.equal(seen[-1], seen[2])
 

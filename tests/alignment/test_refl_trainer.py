@@ -32,9 +32,9 @@ from tiny_refl import (
 from tiny_refl import (
     lora as lora_config,
 )
-from transformers import TrainerCallback
 
 from rewarddance_hf.alignment.refl.arguments import ReFLTrainingArguments
+from rewarddance_hf.alignment.refl.callbacks import ReFLCallback
 from rewarddance_hf.alignment.refl.rows import seed_of
 from rewarddance_hf.alignment.refl.weights import LORA_FILE
 
@@ -390,24 +390,21 @@ def test_what_is_maximised(settings, objective, tmp_path):
     assert loss.item() == pytest.approx(-objective(rewards).mean().item(), rel=1e-5)
 
 
-class Monitor(TrainerCallback):
-    """A callback by the trainer's contract: wants the trainer, and is told of every update."""
+class Monitor(ReFLCallback):
+    """A callback by the trainer's contract: told of the run and of every update."""
 
     def __init__(self, stop_at=None):
-        self.trainer = None
         self.stop_at = stop_at
         self.seen = []
 
-    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
-        if "reward" in logs:
-            assert model is self.trainer.model
-            self.seen.append({**logs, "update": state.global_step, "all": self.trainer.last_rewards.clone()})
-            if state.global_step == self.stop_at:
-                control.should_training_stop = True
+    def on_update(self, trainer, logs):
+        self.seen.append({**logs, "update": trainer.state.global_step, "all": trainer.last_rewards.clone()})
+        if trainer.state.global_step == self.stop_at:
+            trainer.control.should_training_stop = True
 
 
 def test_a_monitor_is_told_of_every_update(tmp_path):
-    """`on_log` comes once per update with the values of that update, whatever `logging_steps`, and may stop the run."""
+    """`on_update` comes once per update with the values of that update, whatever `logging_steps`, and may stop the run."""
     monitor = Monitor(stop_at=5)
     trainer = make_trainer(tmp_path, max_steps=9, logging_steps=3, callbacks=[monitor])
     trainer.train()

@@ -199,7 +199,7 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
         all_rows = self.rows
         with _random_states_kept():
             results = run_split(lambda indices: self._judge(trainer, all_rows, indices), len(all_rows))
-        values = {name: torch.tensor([result[name] for result in results]) for name in results[0]}
+        values: dict[str, Any] = {name: torch.tensor([result[name] for result in results]) for name in results[0]}
         step = trainer.state.global_step
         new = self.dynamics.update(step, **values)
         self._evaluated_step = step

@@ -159,7 +159,5 @@ class DiversityCollapsed:
         if float(excess.mean()) >= -noise:
             return None
         value, start = float(values.mean()), float(first.mean())
-        message = (
-            f"The diversity of samples of one prompt is {value:.3g}, below {self.min_ratio:g} of the start's {start:.3g}."
-        )
+        message = f"The diversity of samples of one prompt is {value:.3g}, below {self.min_ratio:g} of the start's {start:.3g}."
         return DynamicsWarning(self.kind, step, value, self.min_ratio * start, message)

@@ -227,7 +227,11 @@ def _rank(
             logger.warning(f"Candidate {candidates[i]} of `{name}` is left out: its score is NaN or infinite.")
     order = ranking.order[::-1] if method == "bottom" else ranking.order
     order = order[:top_k]
-    return [candidates[i] for i in order], [float(ranking.wins[i]) for i in order], [float(ranking.scores[i]) for i in order]
+    return (
+        [candidates[i] for i in order],
+        [float(ranking.wins[i]) for i in order],
+        [float(ranking.scores[i]) for i in order],
+    )
 
 
 # ---- tables of one row ----
