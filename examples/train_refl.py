@@ -127,20 +127,19 @@ def add_references(
     for key in ("num_inference_steps", "guidance_scale"):
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
-    with args.main_process_first(desc=f"references of {name} prompts"):
-        return best_of_n_references(
-            pipeline.to(args.device),
-            judge,
-            rows,
-            num_candidates=script_args.num_candidates,
-            top_k=script_args.num_references,
-            method=script_args.reference_method,
-            batch_size=args.per_device_eval_batch_size,
-            seed=args.seed,
-            output_dir=Path(args.output_dir) / "references" / name,
-            show_progress=not args.disable_tqdm,
-            **settings,
-        )
+    return best_of_n_references(
+        pipeline.to(args.device),
+        judge,
+        rows,
+        num_candidates=script_args.num_candidates,
+        top_k=script_args.num_references,
+        method=script_args.reference_method,
+        batch_size=args.per_device_eval_batch_size,
+        seed=args.seed,
+        output_dir=Path(args.output_dir) / "references" / name,
+        show_progress=not args.disable_tqdm,
+        **settings,
+    )
 
 
 def make_monitor(pipeline: Any, script_args: ReFLScriptArguments, args: ReFLTrainingArguments) -> Any:

@@ -103,7 +103,9 @@ def test_candidates_depend_on_their_prompt_only(pipeline, scorers):
 
 def test_tournament_and_reward_function(pipeline, scorers):
     """Swiss rounds ask less; any function orders by its rewards, and is told what it can take."""
-    swiss = references_of(pipeline, scorers["pairwise"], num_candidates=6, top_k=6, rank_method="swiss", num_rounds=1)
+    swiss = references_of(
+        pipeline, scorers["pairwise"], num_candidates=6, top_k=6, ranking_method="swiss", num_rounds=1
+    )
     assert swiss["wins"] == [[1.0] * 3 + [0.0] * 3] * 2
 
     def redness(images, prompts, criteria=None):
@@ -119,6 +121,22 @@ def test_tournament_and_reward_function(pipeline, scorers):
     assert rows[0]["scores"] == pytest.approx(red)
     assert red == sorted(red, reverse=True)
     assert rows[0]["wins"] == [3.0, 2.0, 1.0, 0.0]
+
+
+def test_pairwise_reward_function(pipeline):
+    """A pairwise reward that is no judge plays the tournament too: against each other candidate, in both orders."""
+
+    class Redder:
+        is_pairwise = True
+
+        def __call__(self, images, prompts, references):
+            red = [[float(np.asarray(image)[..., 0].mean()) for image in samples] for samples in (images, references)]
+            return torch.tensor([a - b for a, b in zip(*red, strict=True)]).sigmoid()
+
+    (row,) = references_of(pipeline, Redder(), PROMPTS[:1], top_k=4)
+    red = [float(np.asarray(image)[..., 0].mean()) for image in row["references"]]
+    assert red == sorted(red, reverse=True)
+    assert row["wins"] == [3.0, 2.0, 1.0, 0.0]
 
 
 def test_columns_are_used_and_kept(pipeline, scorers):
@@ -231,12 +249,12 @@ def test_folder_of_another_run_is_refused(pipeline, scorers, vlm_folder, tmp_pat
         ({"seed": 1}, r"\['seed'\] were others"),
         ({"top_k": 1, "num_candidates": 5}, r"\['num_candidates', 'top_k'\] were others"),
         ({"guidance_scale": 2.0}, r"\['guidance_scale'\] were others"),
-        ({"prompts": PROMPTS[::-1]}, r"another prompt at the place of `prompts\[0\]`, 'two blue square'"),
-        ({"prompts": PROMPTS[:1]}, r"results of the prompts \[1\], but `prompts` has 1"),
+        ({"prompts": PROMPTS[::-1]}, r"result of another row in the place of row 0"),
+        ({"prompts": PROMPTS[:1]}, r"results of the rows \[1\], but there are 1 rows"),
     ]:
         with pytest.raises(ValueError, match=match):
             again(**kwargs)
-    with pytest.raises(ValueError, match=r"\['scorer'\] were others"):
+    with pytest.raises(ValueError, match=r"\['reward'\] were others"):
         again(pipeline, scorers["pointwise"])
     parameter = next(pipeline.unet.parameters())
     with torch.no_grad():
@@ -245,7 +263,8 @@ def test_folder_of_another_run_is_refused(pipeline, scorers, vlm_folder, tmp_pat
         again()
     with torch.no_grad():
         parameter.sub_(1)
-    assert "weights" in json.loads((tmp_path / "arguments.json").read_text())["scorer"]
+    (judge,) = json.loads((tmp_path / "arguments.json").read_text())["reward"].values()
+    assert "weights" in judge
 
 
 def test_broken_image_loses_its_candidate(pipeline, scorers, caplog):
@@ -285,7 +304,7 @@ def test_score_that_is_not_finite_loses_its_candidate(pipeline, scorers, caplog,
 
         def scorer(images, prompts):
             values = torch.tensor([float(np.asarray(image).mean()) for image in images])
-            return values.masked_fill(values == values.max(), torch.nan)
+            return values.masked_fill(values == brightness[-1][0], torch.nan)
 
         got = references_of(pipeline, scorer, PROMPTS[:1], top_k=3)[0]
     else:
@@ -321,7 +340,7 @@ def test_wrong_arguments(pipeline, scorers):
         (PROMPTS, {"num_candidates": 0}, "`num_candidates` is 0"),
         (PROMPTS, {"top_k": 5}, "`top_k` is 5, but only 4 candidates"),
         (PROMPTS, {"method": "best"}, "`method` is 'best'"),
-        (PROMPTS, {"rank_method": "duel"}, "`rank_method` is 'duel'"),
+        (PROMPTS, {"ranking_method": "duel"}, "`ranking_method` is 'duel'"),
         (PROMPTS, {"num_rounds": 2}, "`num_rounds` is 2, but belongs to tournaments"),
         (PROMPTS, {"output_type": "np", "latents": None}, r"\['latents', 'output_type'\] were given"),
     ]:
@@ -331,7 +350,7 @@ def test_wrong_arguments(pipeline, scorers):
         references_of(pipeline, scorer, "a red circle")
     with pytest.raises(TypeError, match=r"`prompts\[1\]` is of type `int`"):
         references_of(pipeline, scorer, ["a", 1])
-    with pytest.raises(TypeError, match="`scorer` is of type `NoneType`, but `method='top'` needs a judge"):
+    with pytest.raises(TypeError, match="`reward` is of type `NoneType`, but `method='top'` needs a judge"):
         references_of(pipeline, None)
-    with pytest.raises(ValueError, match=r"rewards of shape \(4, 1\) for 4 samples"):
+    with pytest.raises(ValueError, match=r"shape \(4, 1\) for 4 images"):
         references_of(pipeline, lambda images, prompts: torch.zeros(len(images), 1))

@@ -1,96 +1,20 @@
-"""Rewards of generated samples: context, references, weights, and a real pairwise judge."""
+"""Rewards of a generator: a real judge, a pairwise function, and a model, each with what the rows know."""
 
 import pytest
 import torch
 from PIL import Image
-from tiny_refl import PROMPTS, make_trainer, pixel_reward, trained_weights
+from tiny_refl import PROMPTS, make_trainer, trained_weights
 
-from rewarddance_hf import RewardDanceForYesScoring, RewardDanceScorer
-from rewarddance_hf.alignment.refl.rewards import RewardFunctions
+from rewarddance_hf import RewardDanceForYesScoring, RewardDanceScorer, RewardDynamicsCallback
+from rewarddance_hf.rewards import as_reward
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-COLUMNS = {"prompt": PROMPTS[:2], "draw": [7, 8]}
 
 
 def images(*colors: str) -> list[Image.Image]:
     return [Image.new("RGB", (8, 8), color) for color in colors]
-
-
-def test_columns_go_where_they_are_taken():
-    """A function gets the columns that it has arguments for, in singular or plural, and never the trainer's own."""
-    seen = {}
-
-    def narrow(images, prompts, conditions, kind=None):
-        seen["narrow"] = (prompts, conditions, kind)
-        return images.mean(dim=(1, 2, 3))
-
-    def wide(images, prompts, **context):
-        seen["wide"] = context
-        return images.mean(dim=(1, 2, 3))
-
-    def bare(images, prompts):
-        return images.mean(dim=(1, 2, 3))
-
-    columns = {**COLUMNS, "condition": ["x", "y"], "kind": ["one", "two"], "seeds": [1, 2]}
-    values = RewardFunctions([narrow, wide, bare])(IMAGES, columns)
-    assert seen["narrow"] == (PROMPTS[:2], ["x", "y"], ["one", "two"])
-    assert seen["wide"] == {"condition": ["x", "y"], "kind": ["one", "two"], "seeds": [1, 2]}
-    assert list(values) == ["narrow", "wide", "bare", "reward"]
-
-
-def test_several_references_are_averaged():
-    """A function sees one reference per image; the reward of a sample is the mean over its references."""
-    calls = []
-
-    def brightness_above(images, prompts, references):
-        calls.append((len(images), prompts, references))
-        return images.mean(dim=(1, 2, 3)) - torch.tensor(references)
-
-    columns = {**COLUMNS, "references": [[0.1, 0.3], [0.5]]}
-    images = IMAGES.clone().requires_grad_()
-    values = RewardFunctions(brightness_above)(images, columns)["reward"]
-    assert calls == [(3, [PROMPTS[0], PROMPTS[0], PROMPTS[1]], [0.1, 0.3, 0.5])]
-    means = IMAGES.mean(dim=(1, 2, 3))
-    torch.testing.assert_close(values, means - torch.tensor([0.2, 0.5]))
-    (gradient,) = torch.autograd.grad(values.sum(), images)
-    torch.testing.assert_close(gradient, torch.full_like(images, 1 / (3 * 8 * 8)))
-
-
-def test_weights_names_and_rewards_for_the_logs():
-    """The reward is the weighted sum; one of weight 0 is computed without gradient and left out of it."""
-    grad_modes = []
-
-    def logged_only(images, prompts):
-        grad_modes.append(images.requires_grad or torch.is_grad_enabled())
-        return (images > 0.5).float().mean(dim=(1, 2, 3))
-
-    rewards = RewardFunctions({"pixels": pixel_reward, "logs": logged_only}, weights=[0.5, 0.0])
-    images = IMAGES.clone().requires_grad_()
-    values = rewards(images, COLUMNS)
-    torch.testing.assert_close(values["reward"], 0.5 * pixel_reward(IMAGES, PROMPTS[:2]))
-    assert grad_modes == [False]
-    assert values["reward"].requires_grad
-    assert not values["logs"].requires_grad
-    twice = RewardFunctions([pixel_reward, pixel_reward])
-    assert twice.names == ["pixel_reward_1", "pixel_reward_2"]
-
-
-def test_clips_have_the_task_of_clips():
-    """A reward that takes a task is told that a sample is a clip, unless the row says another task."""
-    tasks = []
-
-    def reward(images, prompts, task=None):
-        tasks.append(task)
-        return images.flatten(1).mean(dim=1)
-
-    clips = IMAGES[:, None].expand(2, 4, 3, 8, 8)
-    RewardFunctions(reward)(clips, COLUMNS)
-    RewardFunctions(reward)(clips, {**COLUMNS, "condition": images("red", "blue")})
-    RewardFunctions(reward)(clips, {**COLUMNS, "task": ["mine", "mine"]})
-    RewardFunctions(reward)(IMAGES, COLUMNS)
-    assert tasks == [["text-to-video"] * 2, ["image-to-video"] * 2, ["mine", "mine"], None]
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +32,10 @@ def judges():
 def test_a_scorer_gets_its_own_arguments(judges):
     """A pairwise scorer is given references, a pointwise one is not; both know nothing of foreign columns."""
     references = [images("red", "blue"), images("green")]
-    columns = {**COLUMNS, "references": references, "wins": [[3, 2], [1]], "criteria": ["colors", None]}
-    rewards = RewardFunctions(dict(judges))
+    columns = {"references": references, "wins": [[3, 2], [1]], "criteria": ["colors", None]}
+    rewards = as_reward(dict(judges))
     assert rewards.is_pairwise
-    values = rewards(IMAGES, columns)
+    values = rewards.by_name(IMAGES, PROMPTS[:2], **columns)
     flat = judges["pairwise"].score(
         IMAGES[[0, 0, 1]],
         [PROMPTS[0], PROMPTS[0], PROMPTS[1]],
@@ -135,3 +59,62 @@ def test_a_pairwise_judge_tunes_a_generator(judges, tmp_path):
     assert all(not torch.equal(value, weights[name]) for name, value in trained_weights(trainer).items())
     for name, value in judges["pairwise"].model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_pairwise_function_tunes_a_generator(tmp_path):
+    """A pairwise reward that is no judge: one reference for each image, and columns that it takes, in training and held out."""
+    seen = []
+
+    class Brighter:
+        is_pairwise = True
+
+        def __call__(self, images, prompts, references, kind):
+            seen.append((len(images), len(references), set(kind)))
+            levels = torch.tensor([image.convert("L").getpixel((0, 0)) / 255 for image in references])
+            return (images.mean(dim=(1, 2, 3)) - levels).sigmoid()
+
+    rows = [{"prompt": prompt, "references": images("gray", "black"), "kind": "k"} for prompt in PROMPTS]
+    monitor = RewardDynamicsCallback(Brighter(), rows[:2], eval_steps=1, num_samples=1, plot=False)
+    trainer = make_trainer(
+        tmp_path, reward=Brighter(), train_dataset=rows, eval_dataset=rows[:3], callbacks=[monitor], max_steps=1
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_reward"] == pytest.approx(0.5, abs=0.4)
+    assert {count for count, _, _ in seen} == {4, 6}
+    assert all(count == others and kinds == {"k"} for count, others, kinds in seen)
+    last = monitor.dynamics.history[-1]
+    assert {"held_out", "tuned_change"} <= last.keys()
+
+
+def test_a_reward_model_gets_no_gradient(tmp_path):
+    """A differentiable reward model that requires grad is frozen while it is asked; otherwise its `.grad` would grow."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 1), torch.nn.Flatten(0))
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images, prompts):
+            return self.model(images)
+
+    reward = Model()
+    make_trainer(tmp_path, reward=reward, max_steps=1).train()
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in reward.parameters())
+
+
+def test_a_reward_that_edits_its_images_changes_no_sample(tmp_path):
+    """What a reward function is given is a copy: editing it in place neither breaks the gradient nor the next reward."""
+
+    def careless(images, prompts):
+        rewards = images.mean(dim=(1, 2, 3)).clone()
+        images.detach().zero_()
+        return rewards
+
+    def mean(images, prompts):
+        return images.mean(dim=(1, 2, 3))
+
+    trainer = make_trainer(tmp_path, reward={"careless": careless, "mean": mean}, reward_weights=[1.0, 0.0])
+    trainer.train()
+    logs = trainer.state.log_history[0]
+    assert logs["rewards/mean"] == pytest.approx(logs["rewards/careless"]) != 0

@@ -516,10 +516,11 @@ class Pairwise:
 @pytest.mark.parametrize(
     ("reward", "error", "message"),
     [
-        (not_finite, ValueError, r"'not_finite' is nan for 1 of 2 images, the first of the prompt"),
+        (not_finite, ValueError, r"'not_finite' is nan for 1 of 2 samples, the first of the prompt"),
         (lambda images, prompts: pixel_reward(images, prompts).mean(), ValueError, r"shape \(\) for 2 images"),
         (lambda images, prompts: pixel_reward(images, prompts)[:, None], ValueError, r"shape \(2, 1\) for 2 images"),
-        (lambda images, prompts: [0.5, 0.5], TypeError, "returned a `list`, but must return a tensor"),
+        (lambda images, prompts: [0.5, 0.5], TypeError, "carries no gradient"),
+        (lambda images, prompts: ["good", "bad"], TypeError, "returned a `list`, but must return a tensor"),
         (no_gradient, ValueError, "'no_gradient' carries no gradient"),
         (lambda images, prompts: 0 * pixel_reward(images, prompts), ValueError, "No gradient of the reward reaches"),
     ],
@@ -626,7 +627,7 @@ def test_nothing_is_lost_when_a_reward_fails_late(tmp_path):
         return reward * math.nan if len(calls) == 4 else reward  # the first call is the trial
 
     trainer = make_trainer(tmp_path / "failed", reward=fails_late, **settings)
-    with pytest.raises(ValueError, match="'fails_late' is nan for 2 of 2 images"):
+    with pytest.raises(ValueError, match="'fails_late' is nan for 2 of 2 samples"):
         trainer.train()
     assert [path.name for path in (tmp_path / "failed").iterdir()] == ["checkpoint-2"]
 
