@@ -1,6 +1,5 @@
 """Cards of models, datasets and metrics: the templates of `hub_cards/`, filled from what was measured."""
 
-import ast
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import DatasetCardData, EvalResult, ModelCard, ModelCardData, SpaceCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from ..cards import render_card
 from .licenses import TrainingData
@@ -17,7 +16,6 @@ from .licenses import TrainingData
 
 # Metadata of a card that tells what was released by this package from what was not.
 RELEASE_KEY = "rewarddance_release"
-GRADIO_VERSION = "6.31.0"
 
 LIMITS = (
     "A reward that a generator is tuned on can be gamed. Watch the samples, and a second judge that is not tuned on.",
@@ -41,12 +39,15 @@ class Measurement:
             Metrics as [`~rewarddance_hf.RewardDanceEvaluator`] gives them.
         config (`str`, *optional*):
             Configuration of the dataset.
+        dimension (`str`, *optional*):
+            What the verdicts are about, where rows have several.
     """
 
     dataset: str
     split: str
     metrics: Mapping[str, float]
     config: str | None = None
+    dimension: str | None = None
 
     def __post_init__(self) -> None:
         missing = {"accuracy", "accuracy_low", "accuracy_high", "accuracy_with_ties", "num_rows", "num_ties"} - set(
@@ -151,7 +152,7 @@ def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
 
     Args:
         files (`list` of `str` or `Path`):
-            JSON files with `dataset`, `split` and `metrics`, and optionally `config` and `limit`: the first rows of a split
+            JSON files with `dataset`, `split` and `metrics`, and optionally `config`, `dimension` and `limit`: the first rows of a split
             are named `test[:100]`.
 
     Returns:
@@ -173,7 +174,8 @@ def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
             dataset, split = "shapes", split or dataset.removeprefix("shapes:")
         elif split and document.get("limit"):
             split = f"{split}[:{document['limit']}]"
-        measurements.append(Measurement(dataset, split or "", metrics, document.get("config")))
+        details = document.get("config"), document.get("dimension")
+        measurements.append(Measurement(dataset, split or "", metrics, *details))
     return measurements
 
 
@@ -199,7 +201,7 @@ def model_card(facts: ModelFacts) -> str:
         datasets=[data.name for data in facts.training_data if _is_repo_id(data.name)] or None,
         model_name=name,
         eval_results=[result for measurement in facts.measurements for result in model_index(measurement)] or None,
-        **_marker("model"),
+        **release_marker_of("model"),
     )
     limits = [*facts.limits, *LIMITS]
     if facts.paradigm == "pairwise" and facts.measurements:
@@ -254,7 +256,7 @@ def dataset_card(facts: DatasetFacts) -> str:
             }
             for configuration in facts.configurations
         ],
-        **_marker("dataset"),
+        **release_marker_of("dataset"),
     )
     return render_card(
         "dataset_card.md",
@@ -315,7 +317,7 @@ def pipeline_card(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["rewarddance"],
-        **_marker(kind),
+        **release_marker_of(kind),
     )
     return render_card(
         "pipeline_card.md",
@@ -331,60 +333,6 @@ def pipeline_card(
         loading=loading,
         base_repo_id=base_repo_id,
     )
-
-
-def metric_card(module: str | Path) -> str:
-    """
-    Write the card of an `evaluate` module from the texts in it, without running it.
-
-    Args:
-        module (`str` or `Path`):
-            The module's Python file, with `_DESCRIPTION`, `_KWARGS_DESCRIPTION` and `_CITATION`.
-
-    Returns:
-        `str`: Markdown with the metadata of a Gradio Space.
-    """
-    module = Path(module)
-    texts = {
-        node.targets[0].id: ast.literal_eval(node.value).strip()
-        for node in ast.parse(module.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id.startswith("_")
-    }
-    arguments, _, example = texts["_KWARGS_DESCRIPTION"].partition("Examples:\n")
-    return render_card(
-        "metric_card.md",
-        _space_data(module.stem.replace("_", " ").capitalize(), ["evaluate", "metric"], "metric"),
-        name=module.stem,
-        description=texts["_DESCRIPTION"],
-        example=re.sub(r"^ {4}", "", example, flags=re.MULTILINE).strip(),
-        arguments=arguments.strip(),
-        citation=texts["_CITATION"],
-    )
-
-
-def space_card(title: str, text: str, models: Sequence[str] = (), datasets: Sequence[str] = ()) -> str:
-    """
-    Write the `README.md` of a Gradio Space.
-
-    Args:
-        title (`str`):
-            Title of the Space.
-        text (`str`):
-            What it shows.
-        models (`Sequence[str]`, *optional*):
-            Repository IDs of models that it uses.
-        datasets (`Sequence[str]`, *optional*):
-            Repository IDs of datasets that it uses.
-
-    Returns:
-        `str`: Markdown with metadata.
-    """
-    card_data = _space_data(
-        title, ["rewarddance"], "space", models=list(models) or None, datasets=list(datasets) or None
-    )
-    return f"---\n{card_data.to_yaml()}\n---\n\n# {title}\n\n{text.strip()}\n"
 
 
 def model_index(measurement: Measurement) -> list[EvalResult]:
@@ -415,7 +363,7 @@ def model_index(measurement: Measurement) -> list[EvalResult]:
             dataset_config=measurement.config,
             dataset_split=measurement.split,
             metric_type=key.removesuffix("_with_ties"),
-            metric_name=name,
+            metric_name=f"{measurement.dimension}: {name}" if measurement.dimension else name,
             metric_value=round(measurement.metrics[key], 4),
         )
         for key, name in names.items()
@@ -441,6 +389,20 @@ def release_marker(card: str) -> dict[str, Any] | None:
     return marker if isinstance(marker, dict) and "kind" in marker else None
 
 
+def release_marker_of(kind: str) -> dict[str, Any]:
+    """
+    Metadata by which [`release_marker`] knows a release.
+
+    Args:
+        kind (`str`):
+            Kind of release.
+
+    Returns:
+        `dict[str, Any]`
+    """
+    return {RELEASE_KEY: {"kind": kind, "tool": "rewarddance_hf"}}
+
+
 def code_blocks(card: str) -> list[str]:
     """
     Find the Python snippets of a card.
@@ -453,27 +415,6 @@ def code_blocks(card: str) -> list[str]:
         `list[str]`
     """
     return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-
-
-def _marker(kind: str) -> dict[str, Any]:
-    return {RELEASE_KEY: {"kind": kind, "tool": "rewarddance_hf"}}
-
-
-def _space_data(title: str, tags: list[str], kind: str, **fields: Any) -> SpaceCardData:
-    return SpaceCardData(
-        title=title,
-        emoji="⚖️",
-        colorFrom="blue",
-        colorTo="red",
-        sdk="gradio",
-        sdk_version=GRADIO_VERSION,
-        app_file="app.py",
-        pinned=False,
-        license="apache-2.0",
-        tags=tags,
-        **_marker(kind),
-        **fields,
-    )
 
 
 def _table_rows(measurement: Measurement) -> list[dict[str, str]]:
@@ -503,7 +444,8 @@ def _table_rows(measurement: Measurement) -> list[dict[str, str]]:
                 "pairs": f"{int(metrics['num_rows']) + num_ties}",
             }
         )
-    dataset = measurement.dataset + (f" ({measurement.config})" if measurement.config else "")
+    details = [detail for detail in (measurement.config, measurement.dimension) if detail]
+    dataset = measurement.dataset + (f" ({', '.join(details)})" if details else "")
     return [{"dataset": dataset, "split": measurement.split, **row} for row in rows]
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from PIL import Image, ImageDraw
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
+from . import clean_process
 from .cards import release_marker
 
 
@@ -21,107 +24,6 @@ NUM_IMAGES = 6
 PROMPTS = ("a red circle", "two blue squares left of a green triangle", 'a sign that says "no", at night')
 # Largest difference of log-odds between two processes, by type of the weights.
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 0.05, "bfloat16": 0.3}
-
-# What runs there. Each reads the folder (or repository and revision) and fails with the reason.
-_PREAMBLE = """
-import sys
-sys.modules["rewarddance_hf"] = None  # importing it raises ImportError
-"""
-_SCRIPTS = {
-    "model": """
-import json, sys
-from pathlib import Path
-import torch
-from huggingface_hub import snapshot_download
-from transformers import pipeline
-
-source, revision, threads = sys.argv[1], sys.argv[2] or None, int(sys.argv[3])
-torch.set_num_threads(threads)
-folder = Path(source if Path(source).is_dir() else snapshot_download(source, revision=revision))
-judge = pipeline("visual-preference", model=source, revision=revision, trust_remote_code=True, device="cpu")
-assert type(judge.model).__module__.startswith("transformers_modules."), type(judge.model).__module__
-sheet = json.loads((folder / "verification" / "scores.json").read_text())
-rows = [dict(row, **{key: str(folder / row[key]) for key in ("image", "reference") if key in row}) for row in sheet["rows"]]
-log_odds = []
-for row in rows:
-    references = [row["reference"]] if "reference" in row else None
-    inputs = judge.processor(images=[row["image"]], prompts=[row["prompt"]], references=references)
-    with torch.no_grad():
-        log_odds.append(judge.model(**inputs).logits.item())
-scores = [judge({key: row[key] for key in ("prompt", "image", "reference") if key in row})["score"] for row in rows]
-print()
-print(json.dumps({"log_odds": log_odds, "scores": scores}))
-""",
-    "dataset": """
-import json, os, sys
-from pathlib import Path
-import datasets
-
-source, revision = sys.argv[1], sys.argv[2] or None
-rows = {}
-for config in datasets.get_dataset_config_names(source, revision=revision):
-    splits = datasets.load_dataset(source, config, revision=revision, streaming=True)
-    for split, dataset in splits.items():
-        row = next(iter(dataset))
-        missing = {"prompt", "chosen", "rejected"} - set(row)
-        assert not missing, f"{config}/{split} lacks {missing}"
-        rows[f"{config}/{split}"] = row["prompt"]
-assert rows, "there is no configuration"
-print()
-print(json.dumps({"prompts": rows}), flush=True)
-os._exit(0)  # readers of a stream that was not read to its end can abort the process when Python ends it
-""",
-    "metric": """
-import doctest, json, sys
-from pathlib import Path
-from types import SimpleNamespace
-import evaluate
-
-folder = Path(sys.argv[1])
-(module,) = (path for path in folder.glob("*.py") if path.name != "app.py")
-metric = evaluate.load(str(module), keep_in_memory=True)
-names = {"evaluate": SimpleNamespace(load=lambda name: metric)}
-runner = doctest.DocTestRunner()
-runner.run(doctest.DocTestParser().get_doctest(metric.inputs_description, names, module.stem, None, 0))
-assert runner.summarize().failed == 0 < runner.summarize().attempted, "its examples are not true"
-print()
-print(json.dumps({"examples": runner.summarize().attempted}))
-""",
-    "space": """
-import ast, json, sys
-from pathlib import Path
-
-folder = Path(sys.argv[1])
-ast.parse((folder / "app.py").read_text(encoding="utf-8"))
-assert (folder / "requirements.txt").is_file(), "there is no requirements.txt"
-print()
-print(json.dumps({}))
-""",
-    "pipeline": """
-import json, sys
-from pathlib import Path
-
-folder = Path(sys.argv[1])
-index = json.loads((folder / "model_index.json").read_text())
-import diffusers
-absent = {name: None for name, part in index.items() if part == [None, None]}
-diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
-print()
-print(json.dumps({"class": index["_class_name"]}))
-""",
-    "adapter": """
-import json, sys
-from pathlib import Path
-from safetensors import safe_open
-
-with safe_open(next(Path(sys.argv[1]).glob("*.safetensors")), "np") as file:
-    names = list(file.keys())
-assert any("lora" in name for name in names), "there are no LoRA weights"
-print()
-print(json.dumps({"tensors": len(names)}))
-""",
-}
-KINDS = tuple(_SCRIPTS)
 
 
 def write_sheet(model: RewardDanceForYesScoring, processor: RewardDanceProcessor, folder: Path) -> None:
@@ -192,7 +94,7 @@ def verify_release(source: str | Path, revision: str | None = None, kind: str | 
         environment["HF_MODULES_CACHE"] = str(Path(elsewhere) / "modules")
         if folder.is_dir():
             environment["HF_DATASETS_CACHE"] = str(Path(elsewhere) / "datasets")
-        command = [sys.executable, "-c", _PREAMBLE + _SCRIPTS[kind], str(source), revision or ""]
+        command = [sys.executable, clean_process.__file__, kind, str(source), revision or ""]
         command.append(str(torch.get_num_threads()))
         done = subprocess.run(
             command, cwd=elsewhere, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -205,8 +107,9 @@ def verify_release(source: str | Path, revision: str | None = None, kind: str | 
             )
     seen = json.loads(done.stdout.splitlines()[-1])
     if kind == "model":
-        path = folder if folder.is_dir() else Path(_download_sheet(str(source), revision))
-        sheet = json.loads((path / SHEET_FOLDER / SHEET_FILE).read_text(encoding="utf-8"))
+        name = f"{SHEET_FOLDER}/{SHEET_FILE}"
+        file = folder / name if folder.is_dir() else hf_hub_download(str(source), name, revision=revision)
+        sheet = json.loads(Path(file).read_text(encoding="utf-8"))
         # A score differs by a quarter of what its log-odds do, or less.
         difference = max(
             abs(got - row[name])
@@ -232,14 +135,14 @@ def read_kind(folder: Path) -> str:
             Release folder.
 
     Returns:
-        `str`: One of `KINDS`.
+        `str`: A key of `clean_process.CHECKS`.
 
     Raises:
         `ValueError`: If it has no card of this package.
     """
     card = folder / "README.md"
     marker = release_marker(card.read_text(encoding="utf-8")) if card.is_file() else None
-    if marker is None or marker["kind"] not in KINDS:
+    if marker is None or marker["kind"] not in clean_process.CHECKS:
         raise ValueError(
             f"{str(folder)!r} has no card of a release, but only folders that `rewarddance release --model` or `make "
             "release-artifacts` built are released. Build it first."
@@ -249,9 +152,6 @@ def read_kind(folder: Path) -> str:
 
 def _find_release(repo_id: str, revision: str | None) -> tuple[str, str]:
     """Kind of a released repository, and its ID or where its files were downloaded to."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-
     for repo_type in ("model", "dataset", "space"):
         try:
             card = hf_hub_download(repo_id, "README.md", repo_type=repo_type, revision=revision)
@@ -264,12 +164,6 @@ def _find_release(repo_id: str, revision: str | None) -> tuple[str, str]:
     raise ValueError(
         f"{repo_id!r} is neither a release folder nor a repository with a card that can be seen. Check its name and your token."
     )
-
-
-def _download_sheet(repo_id: str, revision: str | None) -> str:
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(repo_id, revision=revision, allow_patterns=f"{SHEET_FOLDER}/*")
 
 
 def _image(number: int) -> Image.Image:

@@ -15,11 +15,11 @@ from typing import Any
 import datasets
 
 from ..alignment.refl.weights import LORA_FILE
-from ..cards import templates_folder
 from ..evaluation import statistics
-from ..hub.cards import DatasetFacts, dataset_card, metric_card, pipeline_card, space_card
+from ..hub.cards import DatasetFacts, dataset_card, pipeline_card
 from ..hub.licenses import TrainingData
 from ..hub.release import build_model_release
+from ..hub.spaces import build_metric, copy_template, space_card
 from ..hub.verification import verify_release
 from . import demo
 from .clips import ShapesClipPreferences
@@ -115,7 +115,7 @@ def build_artifacts(
         _build_generator(output_dir / GENERATOR, namespace, tag),
         *([_build_adapter(adapter, output_dir / ADAPTER, namespace, tag)] if adapter.is_file() else []),
         build_preferences(output_dir / PREFERENCES, f"{namespace}/{PREFERENCES}", tag, num_rows or NUM_ROWS),
-        *(build_metric(module, output_dir) for module in sorted(METRICS.glob("*/*.py")) if module.name != "app.py"),
+        *(build_metric(module, output_dir / module.stem) for module in sorted(METRICS.glob("*/*.py"))),
         build_space(output_dir / SPACE, f"{namespace}/{JUDGES['judge']}", tag, f"{namespace}/{GENERATOR}"),
     ]
     for folder in others:
@@ -169,26 +169,6 @@ def build_preferences(folder: Path, repo_id: str, tag: str, num_rows: dict[str, 
     return folder
 
 
-def build_metric(module: Path, output_dir: Path) -> Path:
-    """
-    Copy an `evaluate` module with its Space.
-
-    Args:
-        module (`Path`):
-            Python file of the module. Its repository must have the name of the module.
-        output_dir (`Path`):
-            Folder for the folder.
-
-    Returns:
-        `Path`: The folder.
-    """
-    folder = _make_empty(output_dir / module.stem)
-    for name in (module.name, "app.py", "requirements.txt"):
-        shutil.copy(module.with_name(name), folder / name)
-    (folder / "README.md").write_text(metric_card(module), encoding="utf-8")
-    return folder
-
-
 def build_space(
     folder: Path,
     judge: str,
@@ -217,10 +197,7 @@ def build_space(
     Returns:
         `Path`: The folder.
     """
-    _make_empty(folder)
-    shutil.copytree(
-        templates_folder() / "space", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-    )
+    copy_template("space", folder)
     settings = {
         "title": title,
         "text": f"[{judge}](https://huggingface.co/{judge}) is asked which of two images shows the prompt better. It is shown "

@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from rewarddance_hf.hub import cards
 from rewarddance_hf.hub.licenses import TrainingData, check_training_data, model_license
+from rewarddance_hf.hub.spaces import build_metric
 
 
 METRICS = Path(cards.__file__).parents[1] / "evaluation" / "metrics"
@@ -117,14 +118,22 @@ def test_dataset_card():
     compile(block, "card", "exec")
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in METRICS.iterdir() if (path / "app.py").exists()))
-def test_metric_cards_are_up_to_date(name):
-    """`README.md` of each metric module is what the template makes of its texts today."""
-    folder = METRICS / name
-    assert (folder / "README.md").read_text(encoding="utf-8") == cards.metric_card(folder / f"{name}.py")
-    data = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---")[1])
+@pytest.mark.parametrize("module", sorted(METRICS.glob("*/*.py")), ids=lambda module: module.stem)
+def test_metrics_are_built_from_their_module(module, tmp_path):
+    """The Space of a metric holds the module itself, a page with its first example, and a card with its texts."""
+    folder = build_metric(module, tmp_path / module.stem)
+    files = {path.name: path for path in folder.iterdir()}
+    assert set(files) == {module.name, "README.md", "app.py", "example.json", "requirements.txt"}
+    assert files[module.name].read_bytes() == module.read_bytes()
+    card = files["README.md"].read_text(encoding="utf-8")
+    assert "{{" not in card
+    assert f'>>> metric = evaluate.load("{module.stem}")' in card
+    data = yaml.safe_load(card.split("---")[1])
     assert (data["sdk"], data["app_file"]) == ("gradio", "app.py")
     assert {"evaluate", "metric"} <= set(data["tags"])
+    assert cards.release_marker(card)["kind"] == "metric"
+    arguments = json.loads(files["example.json"].read_text())
+    assert f"predictions={arguments['predictions']}" in module.read_text()
 
 
 def test_marker_tells_ours_from_others():
@@ -146,6 +155,10 @@ def test_results_files(tmp_path):
     good.write_text(json.dumps(part))
     (measurement,) = cards.read_measurements([good])
     assert (measurement.dataset, measurement.config, measurement.split) == ("a/b", "c", "test[:100]")
+    good.write_text(json.dumps({"dataset": "a/b", "dimension": "VQ", "split": "eval", "metrics": NUMBERS}))
+    (measurement,) = cards.read_measurements([good])
+    result = cards.model_index(measurement)[0]
+    assert (result.dataset_config, result.metric_name) == (None, "VQ: accuracy, ties left out, both orders")
     bad.write_text(json.dumps({"dataset": "a/b", "split": None, "metrics": NUMBERS}))
     with pytest.raises(ValueError, match="lacks dataset or split, but no number is published without"):
         cards.read_measurements([bad])

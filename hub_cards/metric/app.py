@@ -9,7 +9,7 @@ import gradio as gr
 
 FOLDER = Path(__file__).parent
 (MODULE,) = (path for path in FOLDER.glob("*.py") if path != Path(__file__))
-EXAMPLE = {"predictions": [0.0, 1.0, 0.0, 1.0, 0.75, 0.75], "window": 2}
+EXAMPLE = json.loads((FOLDER / "example.json").read_text(encoding="utf-8"))
 
 
 def compute(arguments: str) -> dict:
