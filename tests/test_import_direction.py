@@ -46,7 +46,6 @@ STILL_LONG = {
     "alignment.gradient",
     "alignment.search.search",
     "alignment.pipelines.staged",
-    "hub.cards",
     "models.processing_rewarddance",
     "models.video_rewarddance",
     "scoring.scorer",

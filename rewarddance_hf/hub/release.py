@@ -13,8 +13,9 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor, pipeline_rewarddance
 from ..scoring.loading import load_judge
 from ..trainer.model_card import FACTS_KEY
-from .cards import ModelFacts, model_card, read_measurements, release_marker
+from .cards import ModelFacts, model_card, release_marker
 from .licenses import TrainingData, check_training_data, model_license
+from .measurements import read_measurements
 from .remote_code import save_with_code
 from .verification import read_kind, verify_release, write_sheet
 

@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from rewarddance_hf.hub import cards
 from rewarddance_hf.hub.licenses import TrainingData, check_training_data, model_license
+from rewarddance_hf.hub.measurements import Measurement, model_index, read_measurements
 from rewarddance_hf.hub.spaces import build_metric
 
 
@@ -35,7 +36,7 @@ FACTS = cards.ModelFacts(
     license="apache-2.0",
     base_model="OpenGVLab/InternVL3_5-1B-HF",
     training_data=[TrainingData("ymhao/HPDv2", "apache-2.0")],
-    measurements=[cards.Measurement("org/pairs", "test", NUMBERS, "image")],
+    measurements=[Measurement("org/pairs", "test", NUMBERS, "image")],
     training={
         "steps": 700,
         "batch_size": 48,
@@ -149,25 +150,25 @@ def test_results_files(tmp_path):
     """Results of the command line become measurements; without split or interval they are refused."""
     good, bad, broken = (tmp_path / name for name in ("good.json", "bad.json", "broken.json"))
     good.write_text(json.dumps({"model": "m", "dataset": "shapes:ood", "split": None, "metrics": NUMBERS}))
-    (measurement,) = cards.read_measurements([good])
+    (measurement,) = read_measurements([good])
     assert (measurement.dataset, measurement.split) == ("shapes", "ood")
     part = {"benchmark": "hpdv2", "dataset": "a/b", "config": "c", "split": "test", "limit": 100, "metrics": NUMBERS}
     good.write_text(json.dumps(part))
-    (measurement,) = cards.read_measurements([good])
+    (measurement,) = read_measurements([good])
     assert (measurement.dataset, measurement.config, measurement.split) == ("a/b", "c", "test[:100]")
     good.write_text(json.dumps({"dataset": "a/b", "dimension": "VQ", "split": "eval", "metrics": NUMBERS}))
-    (measurement,) = cards.read_measurements([good])
-    result = cards.model_index(measurement)[0]
+    (measurement,) = read_measurements([good])
+    result = model_index(measurement)[0]
     assert (result.dataset_config, result.metric_name) == (None, "VQ: accuracy, ties left out, both orders")
     bad.write_text(json.dumps({"dataset": "a/b", "split": None, "metrics": NUMBERS}))
     with pytest.raises(ValueError, match="lacks dataset or split, but no number is published without"):
-        cards.read_measurements([bad])
+        read_measurements([bad])
     bad.write_text(json.dumps({"dataset": "a/b", "split": "test", "metrics": {"accuracy": 0.5}}))
     with pytest.raises(ValueError, match="'accuracy_high'"):
-        cards.read_measurements([bad])
+        read_measurements([bad])
     broken.write_text("{")
     with pytest.raises(ValueError, match="is no result of `rewarddance evaluate --output`"):
-        cards.read_measurements([broken])
+        read_measurements([broken])
 
 
 class TestLicenses:

@@ -1,0 +1,154 @@
+"""What was measured of a judge: results of `rewarddance evaluate`, as a card shows them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import EvalResult
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """
+    What an evaluation measured on one split of one dataset.
+
+    Args:
+        dataset (`str`):
+            Repository ID, or name, of the dataset.
+        split (`str`):
+            Name of the split.
+        metrics (`Mapping[str, float]`):
+            Metrics as [`~rewarddance_hf.RewardDanceEvaluator`] gives them.
+        config (`str`, *optional*):
+            Configuration of the dataset.
+        dimension (`str`, *optional*):
+            What the verdicts are about, where rows have several.
+    """
+
+    dataset: str
+    split: str
+    metrics: Mapping[str, float]
+    config: str | None = None
+    dimension: str | None = None
+
+    def __post_init__(self) -> None:
+        missing = {"accuracy", "accuracy_low", "accuracy_high", "accuracy_with_ties", "num_rows", "num_ties"} - set(
+            self.metrics
+        )
+        if missing or not self.dataset or not self.split:
+            raise ValueError(
+                f"A measurement of {self.dataset!r}, split {self.split!r}, lacks {sorted(missing) or 'dataset or split'}, but no "
+                "number is published without. Write it with `rewarddance evaluate --split ... --output results.json`."
+            )
+
+
+def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
+    """
+    Read results as `rewarddance evaluate --output` writes them.
+
+    Args:
+        files (`list` of `str` or `Path`):
+            JSON files with `dataset`, `split` and `metrics`, and optionally `config`, `dimension` and `limit`: the first rows of a split
+            are named `test[:100]`.
+
+    Returns:
+        `list[Measurement]`
+
+    Raises:
+        `ValueError`: If a file is no such document, or lacks a metric or the split.
+    """
+    measurements = []
+    for file in files:
+        try:
+            document = json.loads(Path(file).read_text(encoding="utf-8"))
+            dataset, split, metrics = (document[name] for name in ("dataset", "split", "metrics"))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{str(file)!r} is no result of `rewarddance evaluate --output` ({error!r}). Write it again with that command."
+            ) from error
+        if dataset.startswith("shapes:"):
+            dataset, split = "shapes", split or dataset.removeprefix("shapes:")
+        elif split and document.get("limit"):
+            split = f"{split}[:{document['limit']}]"
+        details = document.get("config"), document.get("dimension")
+        measurements.append(Measurement(dataset, split or "", metrics, *details))
+    return measurements
+
+
+def model_index(measurement: Measurement) -> list[EvalResult]:
+    """
+    Make the model-index entries of a measurement. Each names its split, and its tie rule in the name of the metric.
+
+    Args:
+        measurement ([`Measurement`]):
+            What was measured.
+
+    Returns:
+        `list[EvalResult]`
+    """
+    names = {
+        "accuracy": "accuracy, ties left out, both orders",
+        "accuracy_with_ties": "accuracy, ties counted (within 0.05 of one half)",
+        "order_consistency": "order consistency, ties left out",
+        "ece": "expected calibration error, ties left out",
+        "brier": "Brier score, ties left out",
+    }
+    if not measurement.metrics["num_ties"]:
+        del names["accuracy_with_ties"]
+    return [
+        EvalResult(
+            task_type="visual-preference",
+            dataset_type=measurement.dataset,
+            dataset_name=measurement.dataset,
+            dataset_config=measurement.config,
+            dataset_split=measurement.split,
+            metric_type=key.removesuffix("_with_ties"),
+            metric_name=f"{measurement.dimension}: {name}" if measurement.dimension else name,
+            metric_value=round(measurement.metrics[key], 4),
+        )
+        for key, name in names.items()
+        if key in measurement.metrics
+    ]
+
+
+def table_rows(measurement: Measurement) -> list[dict[str, str]]:
+    """
+    Make the rows of a card's table: one with ties left out, and one with ties counted where there are ties.
+
+    Args:
+        measurement ([`Measurement`]):
+            What was measured.
+
+    Returns:
+        `list[dict[str, str]]`: Cells by name.
+    """
+    metrics = measurement.metrics
+    num_ties = int(metrics["num_ties"])
+
+    def shown(key: str, form: str, factor: float = 1.0) -> str:
+        return format(factor * metrics[key], form) if key in metrics else "-"
+
+    rows = [
+        {
+            "ties": "left out" if num_ties else "none",
+            "accuracy": shown("accuracy", ".1f", 100),
+            "interval": f"{100 * metrics['accuracy_low']:.1f} to {100 * metrics['accuracy_high']:.1f}",
+            "order_consistency": shown("order_consistency", ".1f", 100),
+            "ece": shown("ece", ".3f"),
+            "brier": shown("brier", ".3f"),
+            "pairs": f"{int(metrics['num_rows'])}",
+        }
+    ]
+    if num_ties:
+        rows.append(
+            {
+                "ties": "counted",
+                "accuracy": shown("accuracy_with_ties", ".1f", 100),
+                **dict.fromkeys(("interval", "order_consistency", "ece", "brier"), "-"),
+                "pairs": f"{int(metrics['num_rows']) + num_ties}",
+            }
+        )
+    details = [detail for detail in (measurement.config, measurement.dimension) if detail]
+    dataset = measurement.dataset + (f" ({', '.join(details)})" if details else "")
+    return [{"dataset": dataset, "split": measurement.split, **row} for row in rows]
