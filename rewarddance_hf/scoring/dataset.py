@@ -1,133 +1,85 @@
 """Scores of large datasets, written as they come, so that an interrupted run goes on where it stopped."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
-from ..models.question_rewarddance import Example
+from ..models.question_rewarddance import Example, Question
+from ..resumable import RowFile, digest_of
 from ..rewards import NonFiniteScoreError
-from .results import Judgement
+from .judge import Judge
+from .loading import is_sharded
+from .questions import Examples
+
+
+COLUMNS = ("image", "prompt", "reference", "condition", "task", "criteria")
+NUM_DESCRIBED = 16  # rows whose images are part of the fingerprint
 
 
 def score_into_file(
-    stream: Callable[..., Iterator[tuple[torch.Tensor, torch.Tensor]]],
-    is_pairwise: bool,
-    examples_of: Callable[[str], tuple[Example, ...]],
+    judge: Judge,
     rows: Sequence[Mapping[str, Any]],
     output_file: str | os.PathLike,
     save_every: int = 256,
     show_progress: bool = True,
+    examples: Examples = None,
 ) -> int:
-    """
-    Score the rows that are not in a file yet, and append them to it.
-
-    Args:
-        stream (`Callable`):
-            Function that judges an iterable of judgements, tells a function of the progress, and yields log-odds and
-            scores of the next ones.
-        is_pairwise (`bool`):
-            Whether rows need a reference.
-        examples_of (`Callable`):
-            Function that gives the examples that rows of a task are shown, always the same ones for the same task.
-        rows (`datasets.Dataset` or `list[dict]`):
-            Rows, as in [`RewardDanceScorer.score_dataset`].
-        output_file (`str` or `os.PathLike`):
-            File of JSON lines.
-        save_every (`int`, *optional*, defaults to `256`):
-            Number of rows between two writes.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
-
-    Returns:
-        `int`: Number of rows that were scored.
-
-    Raises:
-        `ValueError`: If the file belongs to other rows, or a row cannot be scored.
-    """
+    """Score the rows that are not in a file yet, and append them to it. See [`RewardDanceScorer.score_dataset`]."""
     if save_every < 1:
         raise ValueError(f"`save_every` is {save_every}, but must be a positive number of rows. Pass 1 or more.")
-    known = read_scores(output_file)
-    beyond = sorted(row for row in known if not 0 <= row < len(rows))
-    if beyond:
+
+    @cache
+    def examples_of(task: str | None) -> tuple[Example, ...]:
+        return judge.processor.read_examples(examples, task, judge.is_pairwise)
+
+    fingerprint = {
+        **judge.fingerprint(),
+        "examples": [digest_of(*_describe_example(example)) for example in examples_of(None)],
+        "rows": _describe_rows(rows),
+    }
+    file = RowFile(output_file, fingerprint, len(rows), f"`output_file` {os.fspath(output_file)!r}")
+    processes = file.processes
+    if processes.count > 1 and is_sharded(judge.model):
         raise ValueError(
-            f"`output_file` {os.fspath(output_file)!r} has scores of the rows {beyond[:3]}, but `rows` has {len(rows)} rows "
-            "only. Choose another file for another dataset."
+            f"The weights of the judge are sharded over {processes.count} processes, but each scores rows of its own. Load "
+            "the whole judge on each, or score in one process."
         )
-    todo = [row for row in range(len(rows)) if row not in known]
-    if not todo:
-        return 0
-    judgements = (_judgement(rows[row], row, is_pairwise, examples_of) for row in todo)
+    mine = processes.rows(len(rows))
+    todo = [row for row in mine if row not in file.rows]
+    questions = (_question(rows[row], row, judge.is_pairwise, examples_of) for row in todo)
     done = 0
+    error: Exception | None = None
     with (
-        open(output_file, "a", encoding="utf-8") as file,
-        tqdm(total=len(rows), initial=len(known), desc="Scoring", unit="row", disable=not show_progress) as progress,
+        tqdm(
+            total=len(mine), initial=len(mine) - len(todo), desc="Scoring", unit="row", disable=not show_progress
+        ) as progress,
         torch.no_grad(),
     ):
         try:
-            for _, scores in stream(judgements, progress.update, window=save_every):
-                pairs = zip(todo[done : done + len(scores)], scores.tolist(), strict=True)
-                file.write("".join(json.dumps({"row": row, "score": score}) + "\n" for row, score in pairs))
-                file.flush()
-                os.fsync(file.fileno())
+            for _, scores in judge.stream(questions, progress.update, window=save_every) if todo else ():
+                results = zip(todo[done : done + len(scores)], scores.tolist(), strict=True)
+                file.append([{"row": row, "score": score} for row, score in results])
                 done += len(scores)
-        except NonFiniteScoreError as error:
-            bad = [todo[row] for row in error.rows]
-            raise ValueError(
-                f"Scores of the rows {bad} are NaN or infinite, but must be finite. Check the weights for NaN, or load them "
-                f"in another type (`dtype=torch.float32`). The {done} rows before are in the file."
-            ) from error
-    return done
-
-
-def read_scores(output_file: str | os.PathLike) -> dict[int, float]:
-    """
-    Read a file of scores, and remove a last line that was cut off.
-
-    Args:
-        output_file (`str` or `os.PathLike`):
-            File of JSON lines, which need not exist.
-
-    Returns:
-        `dict[int, float]`: Score by row.
-
-    Raises:
-        `ValueError`: If a line is none of ours, or a row is there twice.
-    """
-    if not os.path.exists(output_file):
-        return {}
-    with open(output_file, "rb") as file:
-        content = file.read()
-    end = content.rfind(b"\n") + 1
-    scores: dict[int, float] = {}
-    for number, line in enumerate(content[:end].splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            row, score = entry["row"], float(entry["score"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"Line {number} of `output_file` {os.fspath(output_file)!r} is no score ({error}), but all must be. Repair "
-                "or remove it, or choose another file."
-            ) from error
-        if row in scores:
-            raise ValueError(
-                f"Line {number} of `output_file` {os.fspath(output_file)!r} is a second score of row {row}, but each has "
-                "one. Were two runs writing to it? Remove it, or choose another file."
+        except NonFiniteScoreError as non_finite:
+            error = ValueError(
+                f"Scores of the rows {[todo[row] for row in non_finite.rows]} are NaN or infinite, but must be finite. Check "
+                "the weights for NaN, or load them in another type (`dtype=torch.float32`). The "
+                f"{done} rows before are in the file."
             )
-        scores[row] = score
-    if end < len(content):
-        with open(output_file, "r+b") as file:
-            file.truncate(end)
-    return scores
+            error.__cause__ = non_finite
+        except Exception as other:
+            error = other
+    processes.raise_together(error)
+    file.merge()
+    return sum(processes.gather([done]))
 
 
-def _judgement(
-    row: Mapping[str, Any], index: int, is_pairwise: bool, examples_of: Callable[[str], tuple[Example, ...]]
-) -> Judgement:
-    """Question about one row."""
+def _question(row: Mapping[str, Any], index: int, is_pairwise: bool, examples_of: Any) -> Question:
     wanted = ["image", "prompt", *(["reference"] if is_pairwise else [])]
     missing = [name for name in wanted if row.get(name) is None]
     if missing:
@@ -135,10 +87,8 @@ def _judgement(
             f"Row {index} has no {missing}, but {'a pairwise' if is_pairwise else 'this'} judge needs {wanted}. Add them, or "
             "rename columns."
         )
-    if not isinstance(row["prompt"], str):
-        raise TypeError(f"`prompt` of row {index} is of type `{type(row['prompt']).__name__}`, but must be a string.")
-    task = row.get("task") or "text-to-image"
-    return Judgement(
+    task = row.get("task") or None
+    return Question(
         row["image"],
         row["prompt"],
         reference=row["reference"] if is_pairwise else None,
@@ -146,4 +96,38 @@ def _judgement(
         task=task,
         criteria=row.get("criteria"),
         examples=examples_of(task),
+        row=index,
     )
+
+
+def _describe_rows(rows: Any) -> str:
+    """Tell rows from others by all their texts and paths, and by the images of some of them."""
+    described = {len(rows) * i // NUM_DESCRIBED for i in range(NUM_DESCRIBED)}
+    parts: list[str] = [str(len(rows))]
+    if hasattr(rows, "select_columns"):  # a dataset, of which not all images are to be decoded
+        texts = [name for name in COLUMNS if getattr(rows.features.get(name), "dtype", None) == "string"]
+        parts += [digest_of(row) for row in (rows.select_columns(texts) if texts else ())]
+        rows = [rows[i] for i in sorted(described)]
+    for i, row in enumerate(rows):
+        known = {name: row.get(name) for name in COLUMNS}
+        parts.append(digest_of({name: _describe(value, i in described) for name, value in known.items()}))
+    return digest_of(*parts)
+
+
+def _describe(value: Any, by_pixels: bool) -> Any:
+    """What tells a value from others in another process, too."""
+    if isinstance(value, (list, tuple)):
+        return [_describe(part, by_pixels) for part in value]
+    if isinstance(value, Mapping):
+        return {name: _describe(part, by_pixels) for name, part in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    has_pixels = isinstance(value, (Image.Image, torch.Tensor, bytes))
+    if (has_pixels and by_pixels) or value is None or isinstance(value, (str, int, float)):
+        return value
+    return type(value).__name__
+
+
+def _describe_example(example: Example) -> tuple[Any, ...]:
+    question = example.question
+    return question.prompt, question.task, question.criteria, example.verdict, question.images

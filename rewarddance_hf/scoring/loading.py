@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+import torch
+
 from ..import_utils import require_extra
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.checkpoints_rewarddance import HUB_ARGUMENTS, find_adapter
@@ -44,6 +46,12 @@ def load_judge(
             "numbers. Train it with `RewardDanceTrainer`, or score with the generative paradigm that it was made for."
         )
     return model, processor
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether no process holds all weights: by FSDP 2 or tensor parallelism, FSDP 1, or DeepSpeed."""
+    marks = ("device_mesh", "_is_flat_param", "ds_id")
+    return any(hasattr(parameter, mark) for parameter in model.parameters() for mark in marks)
 
 
 def merge_adapters(model: Any) -> RewardDanceForYesScoring:

@@ -1,7 +1,6 @@
 """Scores after reasons: the judge thinks first, and its answer is read where the reasons end (Section 3.2.1)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
-from ..models.processing_rewarddance import load_image
-from ..rewards import NonFiniteScoreError
-from .results import Judgement
+from ..models.question_rewarddance import Question
+from .judge import non_finite_error
 
 
 logger = logging.get_logger(__name__)
@@ -156,8 +154,7 @@ class _AnswerReached(StoppingCriteria):
 def score_with_reasons(
     model: RewardDanceForYesScoring,
     processor: RewardDanceProcessor,
-    make_batch: Callable[[list[Judgement]], BatchFeature],
-    judgements: list[Judgement],
+    questions: list[Question],
     batch_size: int,
     num_samples: int = 1,
     max_new_tokens: int = 512,
@@ -169,7 +166,7 @@ def score_with_reasons(
     Generate reasons, and read the reward where they end. See [`RewardDanceScorer.reason`] for the arguments.
 
     The reward is a function of question and text: the text is tokenized anew, as in training, and P("yes") is read after
-    the phrase that stands before the answer. `make_batch(judgements)` makes questions that ask for reasons first.
+    the phrase that stands before the answer. `questions` ask for reasons first.
     """
     if temperature is None:
         temperature = 0.0 if num_samples == 1 else SAMPLING_TEMPERATURE
@@ -183,13 +180,12 @@ def score_with_reasons(
             f"`temperature` is 0, with which all of `num_samples={num_samples}` chains of thought would be the same. Pass "
             f"e.g. `temperature={SAMPLING_TEMPERATURE}`, or `num_samples=1`."
         )
-    if model.config.paradigm == "regressive":
+    if model.config.has_scalar_head:
         raise ValueError(
             "The judge is regressive and gives no answer that reasons could precede. Load a pairwise or pointwise judge."
         )
     # Each image is decoded once, and before anything is generated.
-    loaded = [_load_images(processor, judgement, i) for i, judgement in enumerate(judgements)]
-    rows = [judgement for judgement in loaded for _ in range(num_samples)]
+    rows = [loaded for loaded in map(processor.load, questions) for _ in range(num_samples)]
     texts: list[str] = []
     scores = torch.full((len(rows),), torch.nan)
     devices = range(torch.cuda.device_count())
@@ -199,7 +195,7 @@ def score_with_reasons(
     ):
         torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
-            batch = make_batch(rows[start : start + batch_size])
+            batch = processor.encode(rows[start : start + batch_size])
             generated = generate_texts(
                 model, processor, BatchFeature(dict(batch)), max_new_tokens, temperature, until_answer=True
             )
@@ -214,12 +210,7 @@ def score_with_reasons(
                 bad = answered & ~(output.scores.isfinite() & output.logits[:, 0].isfinite()).cpu()
                 if bad.any():
                     found = [(start + int(i)) // num_samples for i in bad.nonzero()[:, 0]]
-                    raise NonFiniteScoreError(
-                        f"Scores of the rows {found} are NaN or infinite, but must be finite. Check the weights for NaN, or "
-                        "load them in another type (`dtype=torch.float32`).",
-                        found,
-                        scores[: start + batch_size],
-                    )
+                    raise non_finite_error(found, scores[: start + batch_size])
             texts += [text if reason is None else reason for text, reason in zip(generated, reasons, strict=True)]
             progress.update(len(reasons))
 
@@ -235,17 +226,6 @@ def score_with_reasons(
         texts=all_texts,
         num_failed=int(failed.sum()),
     )
-
-
-def _load_images(processor: RewardDanceProcessor, judgement: Judgement, index: int) -> Judgement:
-    sample, reference = (
-        None if media is None else processor.load_frames(media, f"{name}[{index}]", judgement.task)
-        for name, media in {"images": judgement.sample, "references": judgement.reference}.items()
-    )
-    condition = judgement.condition
-    if condition is not None:
-        condition = load_image(condition, f"conditions[{index}]")
-    return replace(judgement, sample=sample, reference=reference, condition=condition)
 
 
 def _usable_reasons(processor: RewardDanceProcessor, text: str) -> str | None:

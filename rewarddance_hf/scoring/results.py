@@ -1,45 +1,9 @@
-"""What a judge is asked, and what it answers."""
+"""What a judge answers about several samples."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from ..models.question_rewarddance import Example
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """
-    One question to a judge.
-
-    Args:
-        sample (image or `list` of images):
-            Image or clip to be judged: anything that [`~rewarddance_hf.models.processing_rewarddance.load_frames`] takes.
-        prompt (`str`):
-            Prompt that the sample was generated from.
-        reference (image or `list` of images, *optional*):
-            Sample to compare with, image 1 of the question. Pairwise paradigm only.
-        condition (image, *optional*):
-            First frame that was given to an image-to-video generator.
-        task (`str`, *optional*, defaults to `"text-to-image"`):
-            Task whose criteria are used.
-        criteria (`str`, *optional*):
-            Criteria in place of those of `task`.
-        examples (`tuple[Example, ...]`, *optional*):
-            Judgements with known verdicts that are shown before the question.
-        row (`int`, *optional*, defaults to its index among the judgements of a call):
-            Row that it is about, for error messages.
-    """
-
-    sample: Any
-    prompt: str
-    reference: Any = None
-    condition: Any = None
-    task: str = "text-to-image"
-    criteria: str | None = None
-    examples: tuple[Example, ...] = ()
-    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +32,33 @@ class Comparison:
     order_consistent: bool | None = None
     rationale: str | None = None
     dimensions: "dict[str, Comparison] | None" = None
+
+    @classmethod
+    def from_log_odds(cls, logits: torch.Tensor, is_pairwise: bool) -> "Comparison":
+        """
+        Read the verdict of a judge.
+
+        Args:
+            logits (`torch.Tensor`):
+                Log-odds. Of a pairwise judge those that B is better than A and, if it was asked in both orders, that A is
+                better than B; of another one those of A and B.
+            is_pairwise (`bool`):
+                Whether the judge sees a reference.
+
+        Returns:
+            [`Comparison`]
+        """
+        order_consistent = None
+        if not is_pairwise:
+            margin = float(logits[1] - logits[0])  # above 0 if B is better
+            probability_b = float((logits[1] - logits[0]).sigmoid())
+        else:
+            yes = logits.sigmoid().tolist()
+            margin = yes[0] - (yes[1] if len(yes) == 2 else 0.5)
+            probability_b = 0.5 + margin / 2 if len(yes) == 2 else yes[0]
+            if len(yes) == 2:
+                order_consistent = _winner(yes[0] - 0.5) == _winner(0.5 - yes[1])
+        return cls(1 - probability_b, probability_b, _winner(margin), order_consistent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,3 +89,7 @@ class Ranking:
     matrix: torch.Tensor
     num_questions: int = 0
     error: Exception | None = None
+
+
+def _winner(margin: float) -> str:
+    return "tie" if margin == 0 else "b" if margin > 0 else "a"

@@ -1,7 +1,7 @@
 """
 Engine behind the scorer: vision features once per image, key/value states once per shared prefix.
 
-Judgements of one call are a tree: those with the same first tokens and images share a branch, which is computed once,
+Questions of one call are a tree: those with the same first tokens and images share a branch, which is computed once,
 and whose key/value states are expanded over all that follow. Nothing is approximated: in a causal language model the
 states of a token depend on what goes before it only. Models in which this is not known to hold are scored plainly.
 """
@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from itertools import islice
 from typing import Any
 
@@ -21,12 +22,13 @@ from transformers.utils import logging
 
 from ...models import RewardDanceForYesScoring, RewardDanceProcessor
 from ...models.modeling_rewarddance import CACHE_NAME
-from ..results import Judgement
+from ...models.question_rewarddance import Question
+from ..loading import is_sharded
 from .media_desk import ImageDesk, needs_graph
 from .memory import BatchLimit
 from .session import EngineSession
 from .states import PrefixesNotShareableError, expand_states, take_states
-from .tree import Node, Question, QuestionWriter, build_tree
+from .tree import Node, QuestionWriter, TokenizedQuestion, build_tree
 from .vision import VisionEncoder
 
 
@@ -46,13 +48,13 @@ EXACT_MODEL_TYPES = (
 # Attention functions that take a mask over cached and new tokens as it is.
 EXACT_ATTENTION = ("eager", "sdpa")
 
-WINDOW = 256  # judgements that are planned together, while the images of the next ones are prepared
+WINDOW = 256  # questions that are planned together, while the images of the next ones are prepared
 MIN_SAVING = 64  # tokens that a shared part must save to be computed apart
 
 
 class ScoringEngine:
     r"""
-    Compute judgements with as little work as gives the same scores.
+    Answer questions with as little work as gives the same scores.
 
     Args:
         model ([`RewardDanceForYesScoring`]):
@@ -60,7 +62,7 @@ class ScoringEngine:
         processor ([`RewardDanceProcessor`]):
             Processor of the judge.
         batch_size (`int`, *optional*, defaults to `8`):
-            Largest number of judgements per forward pass.
+            Largest number of questions per forward pass.
         max_batch_tokens (`int`, *optional*, defaults to `32768`):
             Largest number of tokens per forward pass, cached ones and padding included. Halved whenever memory runs out.
         num_workers (`int`, *optional*, defaults to `2`):
@@ -124,9 +126,7 @@ class ScoringEngine:
         adapters = getattr(model, "peft_config", None) or {}
         if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters.values()):
             return "an adapter adds virtual tokens to the prompt"
-        # Of FSDP 2 and tensor parallelism, FSDP 1, and DeepSpeed.
-        marks = ("device_mesh", "_is_flat_param", "ds_id")
-        if any(hasattr(parameter, mark) for parameter in model.parameters() for mark in marks):
+        if is_sharded(model):
             return "its weights are sharded over devices"
         return None
 
@@ -141,48 +141,54 @@ class ScoringEngine:
             if executor is not None:
                 executor.shutdown(wait=True, cancel_futures=True)
 
-    def judge(
+    def with_batch_size(self, batch_size: int) -> "ScoringEngine":
+        """The same engine with another largest number of questions per forward pass."""
+        engine = copy(self)
+        engine.batch_size, engine._limit = batch_size, BatchLimit(batch_size)
+        engine.vision = VisionEncoder(self.model, engine._limit)
+        return engine
+
+    def answer(
         self,
-        judgements: Iterable[Judgement],
+        questions: Iterable[Question],
         session: EngineSession,
         on_progress: Callable[[int], Any] = lambda count: None,
         window: int | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """
-        Compute log-odds and scores of judgements.
+        Compute log-odds and scores of questions.
 
         Args:
-            judgements (`Iterable[Judgement]`):
+            questions (`Iterable[Question]`):
                 What is asked. Taken a window at a time.
             session ([`EngineSession`]):
                 Session that the call belongs to.
             on_progress (`Callable`, *optional*):
-                Function that is told how many more judgements are done.
+                Function that is told how many more questions are answered.
             window (`int`, *optional*, defaults to `256`):
-                Number of judgements that are planned together, and given back together.
+                Number of questions that are planned together, and given back together.
 
         Yields:
-            `tuple`: `logits` and `scores` of the model for the next judgements, each of shape `(n,)`, as float32.
+            `tuple`: `logits` and `scores` of the model for the next questions, each of shape `(n,)`, as float32.
         """
-        rest = iter(judgements)
+        rest = iter(questions)
         size = window or WINDOW
-        start, planned = 0, session.desk.open(list(islice(rest, size)))
+        planned = session.desk.open(list(islice(rest, size)))
         futures = session.desk.take(planned)
         while planned:
             images = self.vision.encode(futures, session)
             self.vision.forget(session, images)
-            following = session.desk.open(list(islice(rest, size)), start + len(planned))
-            # Prepared while the language model works.
-            futures = session.desk.take(following, start + len(planned))
-            questions = [session.writer.write(*pair) for pair in zip(planned, images, strict=True)]
-            answers = self._answer(questions, session, on_progress)
-            session.statistics.num_judgements += len(planned)
+            following = session.desk.open(list(islice(rest, size)))
+            futures = session.desk.take(following)  # prepared while the language model works
+            tokenized = [session.writer.write(*pair) for pair in zip(planned, images, strict=True)]
+            answers = self._answer(tokenized, session, on_progress)
+            session.statistics.num_questions += len(planned)
             session.statistics.num_images = session.desk.num_preprocessed
             yield answers
-            start, planned = start + len(planned), following
+            planned = following
 
     def _answer(
-        self, questions: list[Question], session: EngineSession, on_progress: Callable[[int], Any]
+        self, questions: list[TokenizedQuestion], session: EngineSession, on_progress: Callable[[int], Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         roots, minimum = build_tree(questions, MIN_SAVING if self._may_share() else 1 << 62)
         session.statistics.minimum_tokens += minimum
@@ -217,7 +223,7 @@ class ScoringEngine:
         """Compute parts whose parents have been computed, and all below them."""
         leaves = [node for node in nodes if not node.children]
         for batch in self._batches(leaves):
-            self._limit.run_in_halves(batch, lambda part: collect(part, *self._judge_leaves(part, session)))
+            self._limit.run_in_halves(batch, lambda part: collect(part, *self._answer_leaves(part, session)))
         # The states of so many branches are in memory at a time.
         inner = [node for node in nodes if node.children]
         for chunk in self._chunks(inner):
@@ -266,7 +272,7 @@ class ScoringEngine:
             longest, past = max(longest, length), max(past, node.start)
         yield batch
 
-    def _judge_leaves(self, nodes: list[Node], session: EngineSession) -> tuple[torch.Tensor, torch.Tensor]:
+    def _answer_leaves(self, nodes: list[Node], session: EngineSession) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-odds and scores of the questions that end in some parts, each `(len(nodes),)`."""
         inputs = self._inputs(nodes, session)
         config = self.model.config
@@ -282,7 +288,7 @@ class ScoringEngine:
 
     def _answer_head(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Weights of the two answers alone, if the scores need no other logits and the head is a plain product."""
-        if self.model.config.paradigm == "regressive" or self.model.config.score_normalization != "yes_no":
+        if self.model.config.has_scalar_head or self.model.config.score_normalization != "yes_no":
             return None
         head = self.model.get_output_embeddings()
         changes = (getattr(self.model.config.get_text_config(), name, None) for name in ("final_logit_softcapping",))

@@ -14,8 +14,8 @@ class ScoringStatistics:
     What the engine computed in one call of a scorer.
 
     Args:
-        num_judgements (`int`):
-            Number of judgements.
+        num_questions (`int`):
+            Number of questions.
         num_images (`int`):
             Number of images that were preprocessed: distinct ones.
         num_encoded (`int`):
@@ -26,12 +26,12 @@ class ScoringStatistics:
             Number of tokens that the language model computed, with padding.
         minimum_tokens (`int`):
             Least number with which the same states can be computed: each distinct beginning of a question once, among
-            judgements that are planned together.
+            those that are planned together.
         plain_tokens (`int`):
             Number of tokens of all questions, which is what the plain path computes, without its padding.
     """
 
-    num_judgements: int = 0
+    num_questions: int = 0
     num_images: int = 0
     num_encoded: int = 0
     num_forward_passes: int = 0

@@ -1,0 +1,218 @@
+"""A judge that answers questions: with the engine where scores stay the same, else plainly."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from copy import copy
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..models import RewardDanceForYesScoring, RewardDanceProcessor
+from ..models.question_rewarddance import Question
+from ..resumable import describe_weights, digest_of
+from ..rewards import NonFiniteScoreError
+from .engine.engine import ScoringEngine
+from .engine.session import EngineSession, ScoringStatistics
+
+
+ENGINES = ("auto", "features", "plain")
+
+
+class Judge:
+    """
+    Model and processor that answer [`~rewarddance_hf.models.question_rewarddance.Question`]; the base of
+    [`RewardDanceScorer`], which documents the arguments.
+    """
+
+    def __init__(
+        self,
+        model: RewardDanceForYesScoring,
+        processor: RewardDanceProcessor,
+        batch_size: int = 8,
+        engine: str = "auto",
+        max_batch_tokens: int = 32768,
+        num_workers: int = 2,
+        pad_to_multiple_of: int | None = None,
+        compile_model: bool | dict[str, Any] = False,
+    ) -> None:
+        least = {
+            "batch_size": (batch_size, 1),
+            "max_batch_tokens": (max_batch_tokens, 1),
+            "num_workers": (num_workers, 0),
+            "pad_to_multiple_of": (1 if pad_to_multiple_of is None else pad_to_multiple_of, 1),
+        }
+        for name, (value, minimum) in least.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                wanted = "a positive integer" if minimum else "0 or a positive integer"
+                raise ValueError(f"`{name}` is {value!r}, but must be {wanted}. Pass {minimum} or more.")
+        if engine not in ENGINES:
+            raise ValueError(f"`engine` is {engine!r}, but must be one of {ENGINES}.")
+        model.check_processor(processor)
+        self.model = model.eval()
+        self.processor = processor
+        self.batch_size = batch_size
+        self.statistics: ScoringStatistics | None = None
+        self._engine: ScoringEngine | None = None
+        self._kept: EngineSession | None = None
+        reason = None if engine == "plain" else ScoringEngine.unsupported_reason(model)
+        if engine == "features" and reason is not None:
+            raise ValueError(
+                f"`engine` is 'features', but {reason}, so that scores may differ. Pass `engine=\"plain\"`, or leave it out."
+            )
+        if engine != "plain" and reason is None:
+            self._engine = ScoringEngine(
+                model,
+                processor,
+                batch_size=batch_size,
+                max_batch_tokens=max_batch_tokens,
+                num_workers=num_workers,
+                share_prefixes=engine == "auto",
+                pad_to_multiple_of=pad_to_multiple_of,
+                compile_model=compile_model,
+            )
+
+    @property
+    def is_pairwise(self) -> bool:
+        """Whether a sample is judged relative to a reference."""
+        return self.model.config.uses_reference
+
+    def fingerprint(self) -> dict[str, Any]:
+        """
+        Tell this judge from others, for files that hold its scores.
+
+        Returns:
+            `dict[str, Any]`: Digests of weights and of the processor's settings, paradigm, normalization and temperature.
+        """
+        config = self.model.config
+        settings = {name: getattr(config, name) for name in ("paradigm", "score_normalization", "score_temperature")}
+        return {
+            "class": "RewardDanceScorer",
+            **settings,
+            "weights": describe_weights(self.model),
+            "processor": digest_of(self.processor.to_dict()),
+        }
+
+    def with_batch_size(self, batch_size: int) -> "Judge":
+        """The same judge with another largest number of questions per forward pass."""
+        judge = copy(self)
+        judge.batch_size, judge._kept = batch_size, None
+        judge._engine = None if self._engine is None else self._engine.with_batch_size(batch_size)
+        return judge
+
+    def ask(
+        self,
+        questions: Iterable[Question],
+        count: int | None = None,
+        show_progress: bool = False,
+        session: EngineSession | None = None,
+        window: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds and scores of all questions, each of shape `(n,)`, as in [`~Judge.stream`]."""
+        with tqdm(total=count, desc="Scoring", unit="question", disable=not show_progress) as progress:
+            logits, scores = zip(*self.stream(questions, progress.update, session, window), strict=True)
+        return torch.cat(logits), torch.cat(scores)
+
+    def stream(
+        self,
+        questions: Iterable[Question],
+        on_progress: Callable[[int], Any] = lambda count: None,
+        session: EngineSession | None = None,
+        window: int | None = None,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """
+        Answer questions as they come, with all images seen once. All rewards come from here.
+
+        Args:
+            questions (`Iterable[Question]`):
+                What is asked. Taken so many at a time as are answered together.
+            on_progress (`Callable`, *optional*):
+                Function that is told how many more questions are answered.
+            session ([`~rewarddance_hf.scoring.engine.session.EngineSession`], *optional*):
+                Open session of the engine to go on with, from [`~Judge.session`]. By default one is opened.
+            window (`int`, *optional*, defaults to `256`):
+                Number of questions that the engine plans together, and yields together.
+
+        Yields:
+            `tuple`: `logits` and `scores` of the model for the next questions, each of shape `(n,)`, as float32.
+
+        Raises:
+            `NonFiniteScoreError`: If a score is NaN or infinite, with the numbers of such questions.
+        """
+        count, known = 0, []
+        numbered = (q if q.row is not None else replace(q, row=i) for i, q in enumerate(questions))
+        with nullcontext(session) if session is not None else self.session() as session:
+            if self._engine is None or session is None:
+                batches = self._answer_plainly(numbered, on_progress)
+            else:
+                batches = self._engine.answer(numbered, session, on_progress, window)
+            for logits, scores in batches:
+                known.append(scores.detach())
+                finite = logits.isfinite() & scores.isfinite()
+                if not finite.all():
+                    raise non_finite_error(
+                        [count + i for i in (~finite).nonzero()[:, 0].tolist()], torch.cat(known)
+                    )
+                count += len(finite)
+                yield logits, scores
+
+    def _answer_plainly(
+        self, questions: Iterator[Question], on_progress: Callable[[int], Any]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Log-odds and scores of batches, each question computed on its own."""
+        while batch := list(islice(questions, self.batch_size)):
+            output = self.model(**self.processor.encode(batch).to(self.model.device))
+            on_progress(len(batch))
+            yield output.logits[:, 0].float(), output.scores.float()
+
+    @contextmanager
+    def reuse(self) -> Iterator[None]:
+        """
+        Keep images and their features from call to call inside this context, e.g. references that come in every step
+        of a training run. The weights of the judge must not change meanwhile. Images with a gradient are not kept.
+
+        Example:
+
+        ```python
+        with scorer.reuse():
+            for samples in generator:
+                scorer.score(samples, prompts, references).mean().backward()
+        ```
+        """
+        if self._engine is None or self._kept is not None:
+            yield
+            return
+        with self._engine.session() as self._kept:
+            try:
+                yield
+            finally:
+                self._kept = None
+
+    @contextmanager
+    def session(self) -> Iterator[EngineSession | None]:
+        """Questions of one session share images and features. Without an engine there is nothing to share."""
+        self.statistics = None
+        if self._engine is None:
+            yield None
+        elif self._kept is not None:
+            self.statistics = self._kept.statistics
+            try:
+                yield self._kept
+            finally:
+                self._engine.vision.drop_gradients(self._kept)
+        else:
+            with self._engine.session() as session:
+                self.statistics = session.statistics
+                yield session
+
+
+def non_finite_error(rows: list[int], scores: torch.Tensor) -> NonFiniteScoreError:
+    """Error about rows whose scores are NaN or infinite."""
+    return NonFiniteScoreError(
+        f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or load them in "
+        "another type (`dtype=torch.float32`). Scores until there are in `scores` of this error.",
+        rows,
+        scores,
+    )

@@ -1,0 +1,92 @@
+"""Questions from lists of samples, prompts and what else users pass."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+
+from ..models import RewardDanceProcessor
+from ..models.question_rewarddance import Example, Question
+
+
+Examples: TypeAlias = Sequence[Mapping[str, Any] | Example] | None
+
+
+def make_questions(
+    processor: RewardDanceProcessor,
+    is_pairwise: bool,
+    images: Any,
+    prompts: str | Sequence[str],
+    references: Any = None,
+    examples: Examples = None,
+    reasons_first: bool = False,
+    **columns: Any,
+) -> list[Question]:
+    """One question for each sample. Arguments and errors are those of [`RewardDanceScorer.score`]."""
+    samples = as_list(images, "images")
+    count = len(samples)
+    if count == 0:
+        raise ValueError("`images` is empty, but must hold at least one sample.")
+    if is_pairwise and references is None:
+        raise ValueError(
+            "`references` is None, but the judge is pairwise: its reward is relative to another sample of the same "
+            "prompt. Pass one reference per image, use `compare` or `rank`, or load a pointwise judge."
+        )
+    if not is_pairwise and references is not None:
+        raise ValueError(
+            "`references` was given, but the judge looks at one sample only. Leave `references` out, or load a pairwise judge."
+        )
+    columns |= {"prompts": prompts, "references": None if references is None else as_list(references, "references")}
+    spread = {name: _spread(values, count, name) for name, values in columns.items()}
+    shown = processor.read_examples(examples, spread["task"], is_pairwise)
+    names = {name: name.removesuffix("s") if name != "criteria" else name for name in spread}
+    questions = []
+    for i, sample in enumerate(samples):
+        if is_pairwise and spread["references"][i] is None:
+            raise ValueError(f"`references[{i}]` is None, but a pairwise judge needs a reference for every image.")
+        own = {names[name]: values[i] for name, values in spread.items()}
+        questions.append(Question(sample, **own, examples=shown, reasons_first=reasons_first, row=i))
+    return questions
+
+
+def by_dimension(processor: RewardDanceProcessor, question: Question, dimensions: Sequence[str]) -> list[Question]:
+    """The same question, with its media loaded once, by the criteria of each dimension."""
+    if isinstance(dimensions, str) or not dimensions or len(set(dimensions)) < len(dimensions):
+        raise ValueError(
+            f"`dimensions` is {dimensions!r}, but must be a list of different names, e.g. `['alignment']`."
+        )
+    if question.criteria is not None:
+        raise ValueError(
+            "`criteria` and `dimensions` were both given, but a question is asked by one of them. Leave one out; own "
+            "dimensions are an argument of `RewardDanceProcessor.from_pretrained`."
+        )
+    loaded = processor.load(question, keep_gradient=True)
+    return [replace(loaded, criteria=processor.dimension_criteria(name, loaded.task)) for name in dimensions]
+
+
+def as_list(media: Any, name: str) -> list[Any]:
+    """Samples of a batch, which is a list or a tensor."""
+    if isinstance(media, torch.Tensor) and media.ndim not in (4, 5):
+        raise ValueError(
+            f"`{name}` has shape {tuple(media.shape)}, but a tensor must be of shape `(n, 3, height, width)` or "
+            "`(n, frames, 3, height, width)`. Add the batch dimension, e.g. `image[None]`."
+        )
+    if not isinstance(media, (list, tuple, torch.Tensor)):
+        raise TypeError(
+            f"`{name}` is of type `{type(media).__name__}`, but must be a list with one entry per sample, or a tensor. Wrap "
+            "a single sample in a list."
+        )
+    return list(media)
+
+
+def _spread(values: Any, count: int, name: str) -> list[Any]:
+    """One value per row, from one for all (a string or None) or a sequence."""
+    if values is None or isinstance(values, str):
+        return [values] * count
+    values = list(values)
+    if len(values) != count:
+        raise ValueError(
+            f"`{name}` has {len(values)} entries for {count} images, but must have one per image. Make both equally long."
+        )
+    return values
