@@ -1,4 +1,4 @@
-"""Other judges of images, through the same rows and statistics: CLIPScore, PickScore, any reward function."""
+"""Other judges of images as reward functions: CLIPScore, PickScore, and functions named on the command line."""
 
 import importlib
 import os
@@ -7,25 +7,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from ..data.preference import check_row
-from ..models.processing_rewarddance import load_frames, load_image
-from ..models.video_rewarddance import open_clip
-from .evaluator import EvaluationResults, RewardDanceEvaluator, _make_results
+from ..models.media_rewarddance import load_frames
 
 
 CLIPSCORE_MODEL = "openai/clip-vit-large-patch14"
 # PickScore was published without a processor: it uses that of the model it was tuned from.
 PICKSCORE_MODEL = "yuvalkirstain/PickScore_v1"
 PICKSCORE_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-
-# Frames of a clip at equal distances, as a judge sees by default.
-MAX_FRAMES = 16
 
 
 class CLIPJudge:
@@ -135,80 +126,6 @@ class CLIPJudge:
         similarities = outputs.logits_per_image.float().cpu()[torch.arange(len(owners)), owners]
         sums = torch.zeros(len(frames)).index_add_(0, owners, similarities)
         return sums / torch.bincount(owners)
-
-
-class FunctionEvaluator(RewardDanceEvaluator):
-    r"""
-    Measure a reward function on preference rows as [`RewardDanceEvaluator`] measures a judge. Each sample has one score,
-    whose difference is read as the log-odds of a preference: `accuracy` needs its sign only, `accuracy_with_ties` and
-    calibration its scale too.
-
-    Inputs:
-        A function `reward(images, prompts, conditions=..., task=..., criteria=...) -> torch.Tensor (n,)`. `images` are PIL
-        images or lists of them, and all other arguments have one entry for each.
-
-    Raises:
-        `TypeError`: If the function takes no such arguments.
-        `ValueError`: If it does not give one finite score for each sample.
-    """
-
-    def _ask(self, model: Any, processor: Any = None) -> EvaluationResults:
-        scores: list[np.ndarray] = []
-        ties: list[bool] = []
-        categories: list[str | None] = []
-        try:
-            with tqdm(
-                total=len(self.dataset), desc="Evaluating", unit="row", disable=not self.show_progress
-            ) as progress:
-                for rows in self._batches(self.batch_size or 8):
-                    scores.extend(_ask_function(model, rows, len(ties)))
-                    ties += [bool(row.get("tie")) for row in rows]
-                    categories += [row.get("category") for row in rows]
-                    progress.update(len(rows))
-        finally:
-            self.results = _make_results(scores, scores, ties, categories, is_pairwise=False)
-        return self.results
-
-
-def _ask_function(function: Callable[..., Any], rows: list[Any], start: int) -> np.ndarray:
-    """Scores of shape `(rows, 2)`: chosen, rejected."""
-    samples: list[Image.Image | list[Image.Image]] = []
-    conditions: list[Image.Image | None] = []
-    for i, row in enumerate(rows, start):
-        name = f"row {i}"
-        check_row(row, name)
-        for column in ("chosen", "rejected"):
-            samples.append(_load_sample(row[column], f"{column} of {name}"))
-        condition = row.get("condition")
-        conditions += [None if condition is None else load_image(condition, f"condition of {name}")] * 2
-    twice = [row for row in rows for _ in range(2)]
-    with torch.no_grad():
-        scores = function(
-            samples,
-            [row["prompt"] for row in twice],
-            conditions=conditions,
-            task=[row.get("task") or "text-to-image" for row in twice],
-            criteria=[row.get("criteria") for row in twice],
-        )
-    scores = torch.as_tensor(scores).detach().double().cpu()
-    if scores.shape != (len(samples),):
-        raise ValueError(
-            f"The reward function gave scores of shape {tuple(scores.shape)} for {len(samples)} samples, but must give one "
-            "for each, of shape `(n,)`."
-        )
-    if not scores.isfinite().all():
-        bad = sorted({start + i // 2 for i in (~scores.isfinite()).nonzero()[:, 0].tolist()})
-        raise ValueError(
-            f"Scores of the rows {bad} by the reward function are NaN or infinite, but must be finite. Check its weights."
-        )
-    return scores.numpy().reshape(-1, 2)
-
-
-def _load_sample(media: Any, name: str) -> Image.Image | list[Image.Image]:
-    reader = open_clip(media, name)
-    if reader is None:
-        return load_image(media, name)
-    return load_frames(reader.sample(max_frames=MAX_FRAMES), name)
 
 
 def load_baseline(name: str, device: str | torch.device = "cpu", dtype: Any = "auto") -> Callable[..., Any] | None:

@@ -22,7 +22,6 @@ from ..data.rows import keep_images_encoded
 from ..data.sources import BENCHMARKS, load_source
 from ..data.sources.repository import DatasetRepository
 from ..scoring.scorer import RewardDanceScorer
-from .baselines import FunctionEvaluator
 from .evaluator import EvaluationResults, RewardDanceEvaluator
 
 
@@ -186,7 +185,7 @@ class BenchmarkRun:
             judge_name (`str`):
                 Name of the judge in the table.
             judge ([`RewardDanceScorer`] or `Callable`):
-                Judge, which is asked in both orders if it is pairwise, or a function as [`FunctionEvaluator`] takes it.
+                Judge, which is asked in both orders if it is pairwise, or any reward function.
 
         Returns:
             `dict[str, float]`: Metrics.
@@ -194,8 +193,7 @@ class BenchmarkRun:
         Raises:
             `ValueError`: If an image cannot be read, or a score is not finite.
         """
-        kind = RewardDanceEvaluator if isinstance(judge, RewardDanceScorer) else FunctionEvaluator
-        evaluator = kind(self.rows, **self._settings)
+        evaluator = RewardDanceEvaluator(self.rows, **self._settings)
         metrics = evaluator(judge)
         answers = evaluator.results
         if isinstance(answers, EvaluationResults) and answers.ties.any():

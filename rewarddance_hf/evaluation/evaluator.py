@@ -1,9 +1,9 @@
 """Evaluator: how often, how consistently and how honestly a judge prefers the chosen image."""
 
-import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +12,20 @@ from transformers.utils import logging
 
 from ..data.preference import check_columns, check_row
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
-from ..models.processing_rewarddance import load_image
-from ..rewards import NonFiniteScoreError
-from ..scoring.results import Judgement
-from ..scoring.scorer import RewardDanceScorer
+from ..models.media_rewarddance import load_image, read_clip
+from ..models.question_rewarddance import Question, infer_task
+from ..models.video_rewarddance import open_clip
+from ..parallel import run_split
+from ..rewards import NonFiniteScoreError, as_reward
+from ..scoring.judge import Judge
+from ..scoring.loading import is_sharded
 from . import statistics
 
 
 logger = logging.get_logger(__name__)
+
+# Frames of a clip at equal distances that reward functions see, as judges do by default.
+MAX_FRAMES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +62,12 @@ class EvaluationResults:
 
 class RewardDanceEvaluator:
     r"""
-    Measure a judge on preference rows.
+    Measure a judge or any reward function on preference rows.
 
     Pairwise judges are asked about each row in both orders; others score both samples, and their preference is the sigmoid
-    of the difference of `logits`. Rows that are ties in truth count in `accuracy_with_ties` and `mean_reward` only.
+    of the difference of `logits`. The difference of both rewards of a function is read in the same way: `accuracy` needs its
+    sign only, `accuracy_with_ties` and calibration its scale too. Rows that are ties in truth count in `accuracy_with_ties`
+    and `mean_reward` only. Under several processes each asks about its share of the rows; all get the same figures.
 
     Args:
         dataset (`datasets.Dataset`, `list` or any dataset with a length):
@@ -67,7 +75,7 @@ class RewardDanceEvaluator:
         name (`str`, *optional*, defaults to `""`):
             Prefix of all metrics.
         batch_size (`int`, *optional*, defaults to that of the scorer, or `8`):
-            Number of judgements per forward pass.
+            Number of questions per forward pass, or of rows that a reward function is asked about together.
         bootstrap_samples (`int`, *optional*, defaults to `1000`):
             Number of resampled datasets behind the 95 % interval of the accuracy.
         tie_margin (`float`, *optional*, defaults to `0.05`):
@@ -146,17 +154,18 @@ class RewardDanceEvaluator:
 
     def __call__(
         self,
-        model: RewardDanceScorer | RewardDanceForYesScoring,
+        model: Judge | RewardDanceForYesScoring | Callable[..., Any],
         processor: RewardDanceProcessor | None = None,
     ) -> dict[str, float]:
         """
         Measure a judge. What it said about each row stays in `results`.
 
         Args:
-            model ([`RewardDanceScorer`] or [`RewardDanceForYesScoring`]):
-                Judge. A model keeps its training mode.
+            model ([`RewardDanceScorer`], [`RewardDanceForYesScoring`] or `Callable`):
+                Judge, whose model keeps its training mode; or what [`~rewarddance_hf.rewards.as_reward`] takes, which is
+                given images or lists of frames.
             processor ([`RewardDanceProcessor`], *optional*):
-                Processor, if `model` is not a scorer.
+                Processor, if `model` is a model and no scorer.
 
         Returns:
             `dict[str, float]`: Metrics as listed above.
@@ -172,7 +181,7 @@ class RewardDanceEvaluator:
         averaged = probabilities.mean(axis=1)
         row_credits = statistics.verdict_credits(log_odds).mean(axis=1)
         low, high = statistics.bootstrap_interval(row_credits, self.bootstrap_samples, self.seed)
-        yes_log_odds, labels = _questions(log_odds)
+        yes_log_odds, labels = _yes_log_odds(log_odds)
         yes_probabilities = statistics.sigmoid(yes_log_odds)
         metrics = {
             "accuracy": row_credits.mean(),
@@ -196,7 +205,7 @@ class RewardDanceEvaluator:
 
     def calibrate(
         self,
-        model: RewardDanceScorer | RewardDanceForYesScoring,
+        model: Judge | RewardDanceForYesScoring,
         processor: RewardDanceProcessor | None = None,
         results: EvaluationResults | None = None,
     ) -> dict[str, float]:
@@ -221,7 +230,7 @@ class RewardDanceEvaluator:
         if results is None:
             results = self._ask(model, processor)
         _check_preferences(~results.ties)
-        log_odds, labels = _questions(results.log_odds[~results.ties])
+        log_odds, labels = _yes_log_odds(results.log_odds[~results.ties])
         temperature = statistics.fit_temperature(log_odds, labels)
         lowest, highest = statistics.TEMPERATURE_BOUNDS
         if not 1.01 * lowest < temperature < highest / 1.01:
@@ -229,7 +238,7 @@ class RewardDanceEvaluator:
                 f"The fitted temperature ran into its bound, {temperature:.3g}: all verdicts of {len(labels)} rows are right, or "
                 "at most half of them. Calibrate on more rows or a better judge; ignore this if that is what you measure."
             )
-        config = (model.model if isinstance(model, RewardDanceScorer) else model).config
+        config = (model.model if isinstance(model, Judge) else model).config
         config.score_temperature = float(config.score_temperature * temperature)
         calibrated = log_odds / temperature
         return {
@@ -240,120 +249,184 @@ class RewardDanceEvaluator:
             "nll_after": statistics.negative_log_likelihood(calibrated, labels),
         }
 
-    def _ask(
-        self, model: RewardDanceScorer | RewardDanceForYesScoring, processor: RewardDanceProcessor | None
-    ) -> EvaluationResults:
-        """Ask a judge about all rows; what it says is kept in `results`, even if it fails midway."""
-        if isinstance(model, RewardDanceScorer):
-            scorer = copy.copy(model)
-            if self.batch_size is not None:
-                scorer.batch_size = self.batch_size
-            return self._ask_scorer(scorer)
-        if processor is None:
+    def _ask(self, model: Any, processor: RewardDanceProcessor | None) -> EvaluationResults:
+        """
+        Ask about all rows, on each process about its share; what is known is kept in `results`, even if that fails midway.
+        """
+        if processor is None and hasattr(model, "check_processor"):
             raise ValueError(
                 f"`processor` is None, but a `{type(model).__name__}` cannot be asked without. Pass its processor, or a "
                 "`RewardDanceScorer`."
             )
-        was_training = model.training
-        try:
-            return self._ask_scorer(RewardDanceScorer(model, processor, batch_size=self.batch_size or 8))
-        finally:
-            model.train(was_training)
+        module = model.model if isinstance(model, Judge) else model if processor is not None else None
+        was_training = module is not None and module.training
+        if processor is not None:
+            model = Judge(model, processor, batch_size=self.batch_size or 8)
+        elif isinstance(model, Judge):
+            module.eval()
+            model = model if self.batch_size is None else model.with_batch_size(self.batch_size)
+        is_pairwise = isinstance(model, Judge) and model.is_pairwise
+        answers: dict[int, _Answer] = {}
 
-    def _ask_scorer(self, scorer: RewardDanceScorer) -> EvaluationResults:
-        was_training = scorer.model.training
-        scorer.model.eval()
-        logits: list[np.ndarray] = []
-        scores: list[np.ndarray] = []
-        ties: list[bool] = []
-        categories: list[str | None] = []
+        def work(indices: Sequence[int]) -> list[_Answer]:
+            total = 2 * len(indices)
+            with tqdm(total=total, desc="Evaluating", unit="question", disable=not self.show_progress) as progress:
+                ask = _ask_judge if isinstance(model, Judge) else self._ask_function
+                for index, answer in ask(model, self._rows(indices), progress.update):
+                    answers[index] = answer
+            return [answers[index] for index in indices]
+
         try:
-            with tqdm(
-                total=len(self.dataset), desc="Evaluating", unit="row", disable=not self.show_progress
-            ) as progress:
-                for rows in self._batches(scorer.batch_size):
-                    start = len(logits)
-                    judgements = [j for i, row in enumerate(rows, start) for j in _row_judgements(row, i, scorer)]
-                    batch_logits, batch_scores = _ask_batch(scorer, judgements, start)
-                    logits.extend(batch_logits)
-                    scores.extend(batch_scores)
-                    ties += [bool(row.get("tie")) for row in rows]
-                    categories += [row.get("category") for row in rows]
-                    progress.update(len(rows))
+            if module is not None and is_sharded(module):  # all processes must compute the same
+                work(range(len(self.dataset)))
+            else:
+                answers = dict(enumerate(run_split(work, len(self.dataset))))
         finally:
-            scorer.model.train(was_training)
-            self.results = _make_results(logits, scores, ties, categories, scorer.is_pairwise)
+            if module is not None:
+                module.train(was_training)
+            self.results = _make_results([answer for _, answer in sorted(answers.items())], is_pairwise)
         return self.results
 
-    def _batches(self, size: int) -> Iterator[list[Mapping[str, Any]]]:
-        rows: list[Mapping[str, Any]] = []
-        has_index = hasattr(self.dataset, "__getitem__")
-        for row in (self.dataset[i] for i in range(len(self.dataset))) if has_index else self.dataset:
-            rows.append(row)
-            if len(rows) == size:
-                yield rows
-                rows = []
-        if rows:
-            yield rows
+    def _rows(self, indices: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        if hasattr(self.dataset, "__getitem__"):
+            rows: Iterable[tuple[int, Any]] = ((i, self.dataset[i]) for i in indices)
+        else:
+            mine = set(indices)
+            rows = ((i, row) for i, row in enumerate(self.dataset) if i in mine)
+        for i, row in rows:
+            check_row(row, f"row {i}")
+            yield i, row
+
+    def _ask_function(
+        self, reward: Any, rows: Iterator[tuple[int, Any]], on_progress: Callable[[int], Any]
+    ) -> Iterator[tuple[int, "_Answer"]]:
+        """Scores of both samples of each row by any reward, which is read as their log-odds."""
+        adapted = as_reward(reward)
+        while batch := list(islice(rows, self.batch_size or 8)):
+            questions = [_load(question) for index, row in batch for question in _questions_about(row, index, True)]
+            columns = {name: [getattr(q, name) for q in questions] for name in ("condition", "task", "criteria")}
+            if adapted.is_pairwise:
+                columns["references"] = [[question.reference] for question in questions]
+            samples = [question.sample for question in questions]
+            try:
+                with torch.no_grad():
+                    scores = adapted(samples, [question.prompt for question in questions], **columns).double()
+            except NonFiniteScoreError as error:
+                raise _non_finite([batch[i // 2][0] for i in error.rows], error) from error
+            on_progress(len(questions))
+            for (index, row), pair in zip(batch, scores.view(-1, 2).tolist(), strict=True):
+                yield index, _Answer(pair, pair, bool(row.get("tie")), row.get("category"))
 
 
-def _row_judgements(row: Mapping[str, Any], index: int, scorer: RewardDanceScorer) -> list[Judgement]:
+class _Answer(NamedTuple):
+    """What a judge said about the chosen and the rejected sample of a row, and what else is in it."""
+
+    logits: list[float]
+    scores: list[float]
+    tie: bool
+    category: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class _RowQuestion(Question):
+    """Question about one sample of a row, which errors name by its column."""
+
+    columns: tuple[str, str] = ("chosen", "rejected")
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        sample, reference = self.columns
+        return f"{sample} of row {self.row}", f"{reference} of row {self.row}", f"condition of row {self.row}"
+
+
+def _questions_about(row: Mapping[str, Any], index: int, with_reference: bool) -> list[Question]:
     """The chosen image as sample, then the rejected one; the other is the reference of a pairwise judge."""
-    name = f"row {index}"
-    check_row(row, name)
-    task = row.get("task") or "text-to-image"
-    chosen, rejected = (
-        scorer.processor.load_frames(row[column], f"{column} of {name}", task) for column in ("chosen", "rejected")
-    )
-    condition = row.get("condition")
-    context = {
-        "prompt": row["prompt"],
-        "condition": None if condition is None else load_image(condition, f"condition of {name}"),
-        "task": task,
-        "criteria": row.get("criteria"),
-    }
     return [
-        Judgement(chosen, reference=rejected if scorer.is_pairwise else None, **context),
-        Judgement(rejected, reference=chosen if scorer.is_pairwise else None, **context),
+        _RowQuestion(
+            row[sample],
+            row["prompt"],
+            reference=row[reference] if with_reference else None,
+            condition=row.get("condition"),
+            task=row.get("task") or None,
+            criteria=row.get("criteria"),
+            row=index,
+            columns=(sample, reference),
+        )
+        for sample, reference in (("chosen", "rejected"), ("rejected", "chosen"))
     ]
 
 
-def _ask_batch(scorer: RewardDanceScorer, judgements: list[Judgement], start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and scores of shape `(rows, 2)`."""
-    try:
-        with torch.no_grad():
-            answers = scorer._judge(judgements)
-    except NonFiniteScoreError as error:
-        rows = sorted({start + judgement // 2 for judgement in error.rows})
-        raise ValueError(
-            f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or load them in "
-            "another type (`dtype=torch.float32`). Rows before are in `results` of the evaluator."
-        ) from error
-    logits, scores = (values.double().cpu().numpy().reshape(-1, 2) for values in answers)
-    return logits, scores
+def _load(question: Question) -> Question:
+    """The same with images or lists of frames, for functions that have no processor."""
+    sample_name, reference_name, condition_name = question.names
 
+    def load(media: Any, name: str) -> Any:
+        reader = open_clip(media, name)
+        return load_image(media, name) if reader is None else read_clip(reader.sample(max_frames=MAX_FRAMES))
 
-def _make_results(
-    logits: list[np.ndarray],
-    scores: list[np.ndarray],
-    ties: list[bool],
-    categories: list[str | None],
-    is_pairwise: bool,
-) -> EvaluationResults:
-    all_logits = np.array(logits, dtype=np.float64).reshape(-1, 2)
-    # A pairwise judge that is asked about the rejected image should say "no".
-    difference = all_logits[:, :1] - all_logits[:, 1:]
-    log_odds = all_logits * [1.0, -1.0] if is_pairwise else np.repeat(difference, 2, axis=1)
-    return EvaluationResults(
-        logits=all_logits,
-        scores=np.array(scores, dtype=np.float64).reshape(-1, 2),
-        log_odds=log_odds,
-        ties=np.array(ties, dtype=bool),
-        categories=categories,
+    sample, condition = load(question.sample, sample_name), question.condition
+    return replace(
+        question,
+        sample=sample,
+        reference=load(question.reference, reference_name),
+        condition=None if condition is None else load_image(condition, condition_name),
+        task=question.task or infer_task(sample, condition),
     )
 
 
-def _questions(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ask_judge(
+    judge: Judge, rows: Iterator[tuple[int, Any]], on_progress: Callable[[int], Any]
+) -> Iterator[tuple[int, _Answer]]:
+    """Answers about rows, as they come, with all images in one session."""
+    asked: list[tuple[int, Mapping[str, Any]]] = []
+
+    def questions() -> Iterator[Question]:
+        for index, row in rows:
+            asked.append((index, {name: row.get(name) for name in ("tie", "category")}))
+            yield from _questions_about(row, index, judge.is_pairwise)
+
+    done = 0
+    waiting: list[tuple[float, float]] = []
+    try:
+        with torch.no_grad():
+            for logits, scores in judge.stream(questions(), on_progress):
+                waiting += zip(logits.double().tolist(), scores.double().tolist(), strict=True)
+                while len(waiting) > 1:
+                    pair = tuple(zip(*waiting[:2], strict=True))
+                    index, row = asked[done]
+                    yield index, _Answer(*map(list, pair), bool(row["tie"]), row["category"])
+                    del waiting[:2]
+                    done += 1
+    except NonFiniteScoreError as error:
+        raise _non_finite([asked[question // 2][0] for question in error.rows], error) from error
+
+
+def _non_finite(rows: list[int], error: NonFiniteScoreError) -> ValueError:
+    return NonFiniteScoreError(
+        f"Scores of the rows {sorted(set(rows))} are NaN or infinite, but must be finite. Check the weights for NaN, or load them "
+        "in another type (`dtype=torch.float32`). Rows before are in `results` of the evaluator.",
+        sorted(set(rows)),
+        error.scores,
+    )
+
+
+def _make_results(answers: list[_Answer], is_pairwise: bool) -> EvaluationResults:
+    logits, scores = (
+        np.array([getattr(answer, name) for answer in answers], dtype=np.float64).reshape(-1, 2)
+        for name in ("logits", "scores")
+    )
+    # A pairwise judge that is asked about the rejected image should say "no".
+    log_odds = logits * [1.0, -1.0] if is_pairwise else np.repeat(logits[:, :1] - logits[:, 1:], 2, axis=1)
+    return EvaluationResults(
+        logits=logits,
+        scores=scores,
+        log_odds=log_odds,
+        ties=np.array([answer.tie for answer in answers], dtype=bool),
+        categories=[answer.category for answer in answers],
+    )
+
+
+def _yes_log_odds(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log-odds of "yes", and whether it is right, of shape `(rows, 2)`: first the chosen image is image 2, then image 1."""
     return log_odds * [1.0, -1.0], np.broadcast_to([1.0, 0.0], log_odds.shape)
 

@@ -13,7 +13,7 @@ from tiny_vlms import random_image
 from trl.data_utils import prepare_multimodal_messages
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
-from rewarddance_hf.scoring.results import Judgement
+from rewarddance_hf.models.question_rewarddance import Question
 
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_judge_grpo.py"
@@ -91,8 +91,8 @@ def test_prompts_are_the_questions_of_the_scorer(example, vlm_folder, family):
             [messages], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         sample, reference = ("chosen", "rejected") if entry["label"] == "yes" else ("rejected", "chosen")
-        judgement = Judgement(row[sample], row["prompt"], reference=row[reference])
-        want = scorer._inputs([judgement], reasons_first=True)
+        question = Question(row[sample], row["prompt"], reference=row[reference], reasons_first=True)
+        want = scorer.processor.encode([question])
         assert torch.equal(got["input_ids"], want["input_ids"])
         assert torch.equal(got["pixel_values"], want["pixel_values"])
     example.check_tokens(ROWS, scorer.processor, wrapped)

@@ -16,7 +16,7 @@ from rewarddance_hf.scoring.engine import media_desk as images_module
 from rewarddance_hf.scoring.engine import states as states_module
 from rewarddance_hf.scoring.engine import vision as vision_module
 from rewarddance_hf.scoring.engine.tree import Question, build_tree
-from rewarddance_hf.scoring.results import Judgement
+from rewarddance_hf.models.question_rewarddance import Question
 
 
 IMAGES = [random_image(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56), (40, 40), (33, 41)])]
@@ -25,7 +25,7 @@ PROMPT = "a red circle"
 
 
 def round_robin(images, prompt=PROMPT):
-    return [Judgement(images[j], prompt, images[i]) for i, j in itertools.permutations(range(len(images)), 2)]
+    return [Question(images[j], prompt, images[i]) for i, j in itertools.permutations(range(len(images)), 2)]
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +87,13 @@ def num_features(scorer, *images):
     return int((ids == scorer.model.config.vlm_config.image_token_id).sum()) // 2
 
 
-def assert_same(scorer, judgements):
-    """Judgements of the engine are those of the plain path of the same scorer."""
+def assert_same(scorer, questions):
+    """Questions of the engine are those of the plain path of the same scorer."""
     plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
     with torch.no_grad():
-        want, got = plain._judge(judgements), scorer._judge(judgements)
+        want, got = plain.ask(questions), scorer.ask(questions)
     assert plain.statistics is None
-    assert scorer.statistics.num_judgements == len(judgements)
+    assert scorer.statistics.num_questions == len(questions)
     for one, other in zip(got, want, strict=True):
         assert one.shape == other.shape
         assert one.dtype == other.dtype
@@ -109,8 +109,8 @@ def assert_same(scorer, judgements):
 def test_scores_of_all_families(make_scorer, family, layout):
     """Images of mixed sizes in all orders, several prompts, a clip with first frame: any family, any layout."""
     scorer = make_scorer(family, layout=layout)
-    clip = Judgement(IMAGES[::3], "two", IMAGES[3::-3], condition=IMAGES[0], task="text-to-video")
-    others = [Judgement(IMAGES[4], "two green triangles", IMAGES[1]), Judgement(IMAGES[4], "a", IMAGES[1])]
+    clip = Question(IMAGES[::3], "two", IMAGES[3::-3], condition=IMAGES[0], task="text-to-video")
+    others = [Question(IMAGES[4], "two green triangles", IMAGES[1]), Question(IMAGES[4], "a", IMAGES[1])]
     statistics = assert_same(scorer, [*round_robin(IMAGES[:4]), clip, *others])
     assert statistics.num_images == statistics.num_encoded == 5
     assert statistics.minimum_tokens <= statistics.tokens < statistics.plain_tokens
@@ -122,8 +122,8 @@ def test_scores_without_references(make_scorer, family, paradigm):
     if paradigm == "regressive" and family not in ("internvl", "qwen3_vl", "gemma3"):
         pytest.skip("the head is the same in all families")
     scorer = make_scorer(family, paradigm, "text_first")
-    judgements = [Judgement(image, prompt) for image in IMAGES for prompt in (PROMPT, "two")]
-    statistics = assert_same(scorer, [*judgements, Judgement(IMAGES[::3], "a clip", task="text-to-video")])
+    questions = [Question(image, prompt) for image in IMAGES for prompt in (PROMPT, "two")]
+    statistics = assert_same(scorer, [*questions, Question(IMAGES[::3], "a clip", task="text-to-video")])
     # LLaVA-OneVision sees an image that is alone in other ways than a frame.
     assert statistics.num_encoded == (7 if family == "llava_onevision" else 5)
 
@@ -135,11 +135,11 @@ def test_answers_alone_give_the_same_scores(make_scorer, family, monkeypatch):
     monkeypatch.setattr(scorer.model.config, "score_normalization", "yes_no")
     monkeypatch.setattr(scorer.model.config, "score_temperature", 1.7)
     plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
-    judgements = round_robin(IMAGES[:3])
+    questions = round_robin(IMAGES[:3])
     with torch.no_grad():
-        want = plain._judge(judgements)
+        want = plain.ask(questions)
         handle = scorer.model.get_output_embeddings().register_forward_pre_hook(lambda *_: pytest.fail("full head"))
-        got = scorer._judge(judgements)
+        got = scorer.ask(questions)
         handle.remove()
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -205,7 +205,7 @@ def test_errors_of_threads_are_raised(make_scorer, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     samples = [*IMAGES[:4], tmp_path / "broken.png"]
     with pytest.raises(ValueError, match=r"`images\[4\]` cannot be read"):
-        list(make_scorer()._stream([Judgement(s, PROMPT, IMAGES[0]) for s in samples], lambda _: None, window=2))
+        list(make_scorer().stream([Question(s, PROMPT, IMAGES[0]) for s in samples], lambda _: None, window=2))
 
 
 def test_unknown_models_are_scored_plainly(make_scorer, monkeypatch):
@@ -291,7 +291,7 @@ def test_both_orders_share_features(make_scorer):
     with Meter(scorer.model) as meter:
         scorer.compare(IMAGES[0], IMAGES[1], PROMPT)
     assert meter.features == num_features(scorer, IMAGES[0], IMAGES[1])
-    assert scorer.statistics.num_judgements == 2
+    assert scorer.statistics.num_questions == 2
 
 
 def test_few_shapes(make_scorer):
@@ -370,9 +370,9 @@ def test_sharded_models_are_scored_plainly(vlm_folder):
 
 
 def test_out_of_memory_is_survived(make_scorer, caplog):
-    """Batches are halved until they fit, and stay small; a judgement that does not fit alone is an error."""
+    """Batches are halved until they fit, and stay small; a question that does not fit alone is an error."""
     scorer = make_scorer(batch_size=8)
-    judgements = round_robin([random_image(i) for i in range(5)])
+    questions = round_robin([random_image(i) for i in range(5)])
     text_model = scorer.model.vlm.base_model.language_model
     budget = [600]
     failures = []
@@ -386,7 +386,7 @@ def test_out_of_memory_is_survived(make_scorer, caplog):
     handle = text_model.register_forward_pre_hook(allocate, with_kwargs=True)
     try:
         with torch.no_grad():
-            got = scorer._judge(judgements)
+            got = scorer.ask(questions)
         assert failures == [8, 4, 4]
         assert "Memory ran out with 8 rows" in caplog.text
         budget[0] = 100
@@ -394,7 +394,7 @@ def test_out_of_memory_is_survived(make_scorer, caplog):
             scorer.rank(IMAGES, PROMPT)
     finally:
         handle.remove()
-    want = make_scorer(batch_size=8)._judge(judgements)
+    want = make_scorer(batch_size=8).ask(questions)
     torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-5)
 
 
@@ -477,9 +477,9 @@ def test_scores_with_examples(make_scorer, family):
         "verdict": True,
     }
     clips = scorer.processor.read_examples([clip], "image-to-video")
-    video = Judgement(IMAGES[3::-3], "down", IMAGES[::3], IMAGES[3], "image-to-video", examples=clips)
-    judgements = [replace(judgement, examples=examples) for judgement in round_robin(IMAGES[:2])]
-    statistics = assert_same(scorer, [*judgements, video, round_robin(IMAGES[:2])[0]])
+    video = Question(IMAGES[3::-3], "down", IMAGES[::3], IMAGES[3], "image-to-video", examples=clips)
+    questions = [replace(question, examples=examples) for question in round_robin(IMAGES[:2])]
+    statistics = assert_same(scorer, [*questions, video, round_robin(IMAGES[:2])[0]])
     assert statistics.num_images == statistics.num_encoded == 5
     assert statistics.tokens < statistics.plain_tokens
 
@@ -488,7 +488,7 @@ def test_scores_of_single_samples_with_examples(make_scorer, family):
     """A sample that would be seen in tiles if it were alone has company in its examples."""
     scorer = make_scorer(family, "pointwise", "text_first")
     examples = scorer.processor.read_examples(make_examples(False), is_pairwise=False)
-    statistics = assert_same(scorer, [Judgement(image, PROMPT, examples=examples) for image in IMAGES])
+    statistics = assert_same(scorer, [Question(image, PROMPT, examples=examples) for image in IMAGES])
     assert statistics.num_encoded == 5
 
 

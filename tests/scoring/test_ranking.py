@@ -78,7 +78,7 @@ def test_tournament_gives_a_ranking(scorer, method):
     statistics = scorer.statistics
     assert statistics.num_images == statistics.num_encoded == 9
     asked = ~got.matrix.isnan()
-    assert statistics.num_judgements == asked.sum() == 2 * got.wins.sum()
+    assert statistics.num_questions == asked.sum() == 2 * got.wins.sum()
     assert (
         got.num_questions
         == asked.sum()

@@ -9,7 +9,7 @@ from tiny_vlms import random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.rewards import NonFiniteScoreError
-from rewarddance_hf.scoring.results import Judgement
+from rewarddance_hf.models.question_rewarddance import Question
 
 
 PROMPTS = ["a red circle", "two green triangles left of a blue square", "yes", "a blue square", "no"]
@@ -353,8 +353,8 @@ def test_plain_batches_have_the_same_examples(scorers):
     scorer = RewardDanceScorer(scorers["pointwise"].model, scorers["pointwise"].processor, engine="plain")
     examples = [{"image": SAMPLES[4], "prompt": "no", "verdict": True}]
     shown = scorer.processor.read_examples(examples, is_pairwise=False)
-    judgements = [Judgement(SAMPLES[i], "yes", examples=own) for i, own in enumerate([(), shown, shown, ()])]
-    got = scorer._judge(judgements)[1]
+    questions = [Question(SAMPLES[i], "yes", examples=own) for i, own in enumerate([(), shown, shown, ()])]
+    got = scorer.ask(questions)[1]
     for i, own in enumerate([(), examples, examples, ()]):
         torch.testing.assert_close(
             got[i], ask(scorer, SAMPLES[i], "yes", examples=own).scores[0], rtol=1e-4, atol=1e-6

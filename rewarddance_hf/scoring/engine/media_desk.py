@@ -1,4 +1,4 @@
-"""Images of judgements: each is decoded, identified and preprocessed once, in threads beside the model."""
+"""Images of questions: each is decoded, identified and preprocessed once, in threads beside the model."""
 
 import copy
 import hashlib
@@ -17,8 +17,8 @@ from PIL import Image
 from ...models import RewardDanceProcessor
 from ...models.pixels_rewarddance import preprocess_with_gradient
 from ...models.processing_rewarddance import load_image
+from ...models.question_rewarddance import Question, infer_task
 from ...models.video_rewarddance import ClipReader
-from ..results import Judgement
 
 
 SEPARATOR = "\n"
@@ -41,7 +41,7 @@ class PreparedImage:
         requires_grad (`bool`):
             Whether the pixels carry a gradient.
         number (`int`, *optional*, defaults to `-1`):
-            Number of the image in its session, given in the order of judgements and not in that of threads, so that
+            Number of the image in its session, given in the order of questions and not in that of threads, so that
             results do not depend on the latter.
     """
 
@@ -76,66 +76,44 @@ class ImageDesk:
         vlm_processor: Any = processor.vlm_processor
         self._placeholder = str(vlm_processor.image_token)
 
-    def open(self, judgements: list[Judgement], start: int = 0) -> list[Judgement]:
+    def open(self, questions: list[Question]) -> list[Question]:
         """
-        Find out which frames of clips are seen, without decoding them.
-
-        Args:
-            judgements (`list[Judgement]`):
-                What is asked.
-            start (`int`, *optional*, defaults to `0`):
-                Index of the first judgement, for error messages.
-
-        Returns:
-            `list[Judgement]`: The same with a [`~rewarddance_hf.models.video_rewarddance.ClipReader`] in place of each clip.
-            One that cannot be opened says so when its frames are taken.
+        Find out which frames of clips are seen, without decoding them, and what task questions without one have. A clip that
+        cannot be opened says so when its frames are taken.
         """
         readers: dict[Any, ClipReader | None] = {}
 
-        def opened(media: Any, name: str, task: str) -> Any:
+        def opened(media: Any, name: str, task: str | None) -> ClipReader | None:
             key = (_identity(media), task)
             if key not in readers:
                 try:
                     readers[key] = self.processor.open_clip(media, name, task)
                 except Exception as error:
                     readers[key] = _broken_clip(error, name)
-            return readers[key] or media
+            return readers[key]
 
         found = []
-        for i, judgement in enumerate(judgements, start):
-            row = i if judgement.row is None else judgement.row
-            sample, reference = opened(judgement.sample, f"images[{row}]", judgement.task), judgement.reference
+        for question in questions:
+            sample_name, reference_name, _ = question.names
+            sample, reference = opened(question.sample, sample_name, question.task), question.reference
+            task = question.task or infer_task(sample, question.condition)
             if reference is not None:
-                reference = opened(reference, f"references[{row}]", judgement.task)
-            found.append(replace(judgement, sample=sample, reference=reference))
+                reference = opened(reference, reference_name, task) or reference
+            found.append(replace(question, sample=sample or question.sample, reference=reference, task=task))
         return found
 
-    def take(self, judgements: list[Judgement], start: int = 0) -> list[list["Future[PreparedImage]"]]:
+    def take(self, questions: list[Question]) -> list[list["Future[PreparedImage]"]]:
         """
-        Start to prepare the images of judgements.
-
-        Args:
-            judgements (`list[Judgement]`):
-                What is asked, as given by [`~ImageDesk.open`].
-            start (`int`, *optional*, defaults to `0`):
-                Index of the first judgement, for error messages.
-
-        Returns:
-            `list[list[Future]]`: Prepared images of each question in their order: those of examples, first frame,
-            reference, sample.
+        Start to prepare the images of opened questions. Gives those of each in their order: of examples, first frame,
+        reference, sample.
         """
         # Objects are kept until the end, as their `id` names them.
         sources: dict[Any, tuple[Any, list[Future]]] = {}
         rows = []
-        for i, judgement in enumerate(judgements, start):
-            index = i if judgement.row is None else judgement.row
-            named = [
-                *((image, "examples") for example in judgement.examples for image in example.question.images),
-                (judgement.condition, f"conditions[{index}]"),
-                (judgement.reference, f"references[{index}]"),
-                (judgement.sample, f"images[{index}]"),
-            ]
-            named = [(media, name) for media, name in named if media is not None]
+        for question in questions:
+            named = [(image, "examples") for example in question.examples for image in example.question.images]
+            own = (question.condition, question.reference, question.sample)
+            named += [pair for pair in zip(own, reversed(question.names), strict=True) if pair[0] is not None]
             alone = self._knows_company and sum(num_frames(media) for media, _ in named) == 1
             row: list[Future[PreparedImage]] = []
             for media, name in named:

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from ...models import RewardDanceForYesScoring, RewardDanceProcessor
-from ...models.question_rewarddance import Question as AskedQuestion
-from ..results import Judgement
+from ...models.question_rewarddance import Question
 from .media_desk import PreparedImage
 
 
@@ -20,7 +19,7 @@ MAX_TEXTS = 4096  # questions whose tokens are kept for the next ones
 
 
 @dataclass(eq=False)
-class Question:
+class TokenizedQuestion:
     """
     Question as tokens. Two questions have the same states up to where their symbols and positions differ first.
 
@@ -54,7 +53,7 @@ class Node:
     Part of one or more questions that is computed once.
 
     Args:
-        question ([`Question`]):
+        question ([`TokenizedQuestion`]):
             One of the questions.
         start (`int`):
             Index of the first token of the part. All before are parts of `parent` and its parents.
@@ -70,7 +69,7 @@ class Node:
             Key/value states up to `end`, while they are needed.
     """
 
-    question: Question
+    question: TokenizedQuestion
     start: int
     end: int
     parent: "Node | None" = None
@@ -91,7 +90,7 @@ class Node:
 
 class QuestionWriter:
     """
-    Turn judgements into sequences of tokens without running the image processor: it has seen each image before.
+    Turn questions into sequences of tokens without running the image processor: it has seen each image before.
 
     Args:
         model ([`RewardDanceForYesScoring`]):
@@ -110,34 +109,14 @@ class QuestionWriter:
         self._tokens: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
         self._counts: dict[str, int] = {}
 
-    def write(self, judgement: Judgement, images: list[PreparedImage]) -> Question:
-        """
-        Write one question.
-
-        Args:
-            judgement ([`Judgement`]):
-                What is asked, with opened clips.
-            images (`list[PreparedImage]`):
-                Its images in their order.
-
-        Returns:
-            [`Question`]
-        """
-        asked = AskedQuestion(
-            judgement.sample,
-            judgement.prompt,
-            judgement.reference,
-            judgement.condition,
-            judgement.task,
-            judgement.criteria,
-            judgement.examples,
-        )
-        key = asked.asked
+    def write(self, question: Question, images: list[PreparedImage]) -> TokenizedQuestion:
+        """Tokens of a question with opened clips, and its images in their order."""
         if len(self._tokens) > MAX_TEXTS:
             self._texts, self._tokens, self._counts = {}, {}, {}
+        key = question.asked
         text = self._texts.get(key)
         if text is None:
-            text = self._texts[key] = self.processor.write_question(asked)
+            text = self._texts[key] = self.processor.write_question(question)
         expansions, grids = tuple(p.expansion for p in images), tuple(p.grid for p in images)
         tokens = self._tokens.get((text, expansions, grids))
         if tokens is None:
@@ -158,7 +137,7 @@ class QuestionWriter:
             symbols[own] = FIRST_SYMBOL + image.number * TOKENS_OF_IMAGE + np.arange(count)
             starts.append(int(own[0]))
             used += count
-        return Question(token_ids, symbols, positions, images, starts)
+        return TokenizedQuestion(token_ids, symbols, positions, images, starts)
 
     def num_tokens(self, image: PreparedImage) -> int:
         """Number of tokens that stand for an image."""
@@ -194,12 +173,12 @@ class QuestionWriter:
         return token_ids, positions[:, 0].numpy()
 
 
-def build_tree(questions: Sequence[Question], min_saving: int) -> tuple[list[Node], int]:
+def build_tree(questions: Sequence[TokenizedQuestion], min_saving: int) -> tuple[list[Node], int]:
     """
     Find what questions share.
 
     Args:
-        questions (`list[Question]`):
+        questions (`list[TokenizedQuestion]`):
             Questions; equal ones become one.
         min_saving (`int`):
             Number of tokens that a shared part must save to be computed apart, as each part costs a forward pass.
@@ -234,7 +213,7 @@ def build_tree(questions: Sequence[Question], min_saving: int) -> tuple[list[Nod
     return roots, minimum
 
 
-def _num_shared(a: Question, b: Question) -> int:
+def _num_shared(a: TokenizedQuestion, b: TokenizedQuestion) -> int:
     """Number of first tokens that two questions share. The last one of each is its own: its output is the answer."""
     length = min(len(a.token_ids), len(b.token_ids)) - 1
     differs = (a.symbols[:length] != b.symbols[:length]) | (a.positions[:, :length] != b.positions[:, :length]).any(0)
