@@ -21,7 +21,6 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from ..data.rows import keep_images_encoded
 from ..data.sources import BENCHMARKS, load_source
 from ..data.sources.repository import DatasetRepository
-from ..scoring.scorer import RewardDanceScorer
 from .evaluator import EvaluationResults, RewardDanceEvaluator
 
 

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..data.preference import check_columns, check_row
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
-from ..models.media_rewarddance import load_image, read_clip
+from ..models.media_rewarddance import load_frames, load_image
 from ..models.question_rewarddance import Question, infer_task
 from ..models.video_rewarddance import open_clip
 from ..parallel import run_split
@@ -263,7 +263,7 @@ class RewardDanceEvaluator:
         if processor is not None:
             model = Judge(model, processor, batch_size=self.batch_size or 8)
         elif isinstance(model, Judge):
-            module.eval()
+            model.model.eval()
             model = model if self.batch_size is None else model.with_batch_size(self.batch_size)
         is_pairwise = isinstance(model, Judge) and model.is_pairwise
         answers: dict[int, _Answer] = {}
@@ -362,7 +362,7 @@ def _load(question: Question) -> Question:
 
     def load(media: Any, name: str) -> Any:
         reader = open_clip(media, name)
-        return load_image(media, name) if reader is None else read_clip(reader.sample(max_frames=MAX_FRAMES))
+        return load_image(media, name) if reader is None else load_frames(reader.sample(max_frames=MAX_FRAMES), name)
 
     sample, condition = load(question.sample, sample_name), question.condition
     return replace(
@@ -392,9 +392,9 @@ def _ask_judge(
             for logits, scores in judge.stream(questions(), on_progress):
                 waiting += zip(logits.double().tolist(), scores.double().tolist(), strict=True)
                 while len(waiting) > 1:
-                    pair = tuple(zip(*waiting[:2], strict=True))
+                    pair_logits, pair_scores = map(list, zip(*waiting[:2], strict=True))
                     index, row = asked[done]
-                    yield index, _Answer(*map(list, pair), bool(row["tie"]), row["category"])
+                    yield index, _Answer(pair_logits, pair_scores, bool(row["tie"]), row["category"])
                     del waiting[:2]
                     done += 1
     except NonFiniteScoreError as error:

@@ -152,9 +152,7 @@ class Judge:
                 known.append(scores.detach())
                 finite = logits.isfinite() & scores.isfinite()
                 if not finite.all():
-                    raise non_finite_error(
-                        [count + i for i in (~finite).nonzero()[:, 0].tolist()], torch.cat(known)
-                    )
+                    raise non_finite_error([count + i for i in (~finite).nonzero()[:, 0].tolist()], torch.cat(known))
                 count += len(finite)
                 yield logits, scores
 

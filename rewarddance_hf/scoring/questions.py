@@ -8,14 +8,14 @@ import torch
 
 from ..models import RewardDanceProcessor
 from ..models.question_rewarddance import Example, Question
+from .judge import Judge
 
 
 Examples: TypeAlias = Sequence[Mapping[str, Any] | Example] | None
 
 
 def make_questions(
-    processor: RewardDanceProcessor,
-    is_pairwise: bool,
+    judge: Judge,
     images: Any,
     prompts: str | Sequence[str],
     references: Any = None,
@@ -28,6 +28,7 @@ def make_questions(
     count = len(samples)
     if count == 0:
         raise ValueError("`images` is empty, but must hold at least one sample.")
+    is_pairwise = judge.is_pairwise
     if is_pairwise and references is None:
         raise ValueError(
             "`references` is None, but the judge is pairwise: its reward is relative to another sample of the same "
@@ -35,11 +36,12 @@ def make_questions(
         )
     if not is_pairwise and references is not None:
         raise ValueError(
-            "`references` was given, but the judge looks at one sample only. Leave `references` out, or load a pairwise judge."
+            f"`references` was given, but the judge is {judge.model.config.paradigm} and looks at one sample only. Leave "
+            "`references` out, or load a pairwise judge."
         )
     columns |= {"prompts": prompts, "references": None if references is None else as_list(references, "references")}
     spread = {name: _spread(values, count, name) for name, values in columns.items()}
-    shown = processor.read_examples(examples, spread["task"], is_pairwise)
+    shown = judge.processor.read_examples(examples, spread["task"], is_pairwise)
     names = {name: name.removesuffix("s") if name != "criteria" else name for name in spread}
     questions = []
     for i, sample in enumerate(samples):
@@ -62,7 +64,8 @@ def by_dimension(processor: RewardDanceProcessor, question: Question, dimensions
             "dimensions are an argument of `RewardDanceProcessor.from_pretrained`."
         )
     loaded = processor.load(question, keep_gradient=True)
-    return [replace(loaded, criteria=processor.dimension_criteria(name, loaded.task)) for name in dimensions]
+    lookup = processor.dimension_criteria
+    return [replace(loaded, criteria=lookup(name, str(loaded.task))) for name in dimensions]
 
 
 def as_list(media: Any, name: str) -> list[Any]:

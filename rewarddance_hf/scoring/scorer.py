@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from ..models import RewardDanceForYesScoring
 from ..models.question_rewarddance import Question
 from ..rewards import NonFiniteScoreError, frozen
 from .dataset import score_into_file
@@ -175,8 +174,7 @@ class RewardDanceScorer(Judge):
             `NotImplementedError`: If an image requires a gradient that cannot pass through the image processor.
         """
         questions = make_questions(
-            self.processor,
-            self.is_pairwise,
+            self,
             images,
             prompts,
             references,
@@ -243,8 +241,7 @@ class RewardDanceScorer(Judge):
             `NoAnswerError`: If no chain reached an answer; a `ValueError` with the `texts`.
         """
         questions = make_questions(
-            self.processor,
-            self.is_pairwise,
+            self,
             images,
             prompts,
             references,

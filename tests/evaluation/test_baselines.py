@@ -10,7 +10,7 @@ from tiny_vlms import random_image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from rewarddance_hf import RewardDanceEvaluator
-from rewarddance_hf.evaluation.baselines import CLIPJudge, FunctionEvaluator, load_baseline
+from rewarddance_hf.evaluation.baselines import CLIPJudge, load_baseline
 
 
 PROMPTS = ["a red circle", "two green triangles " * 40, "a blue square"]
@@ -78,7 +78,7 @@ def test_incomplete_weights_are_refused(clip_folder, tmp_path):
 
 def test_function_metrics_equal_a_plain_loop(judge):
     """A function is measured by the same statistics: both samples of each row, ties left out, equal scores half right."""
-    evaluator = FunctionEvaluator(rows(), batch_size=2)
+    evaluator = RewardDanceEvaluator(rows(), batch_size=2)
     metrics = evaluator(judge)
     scores = np.array([judge([row["chosen"], row["rejected"]], [row["prompt"]] * 2).tolist() for row in rows()])
     untied = [0, 1, 3, 4]
@@ -87,7 +87,7 @@ def test_function_metrics_equal_a_plain_loop(judge):
     assert (metrics["num_rows"], metrics["num_ties"]) == (5, 1)
     assert evaluator.results.scores == pytest.approx(scores, rel=1e-4)
     assert evaluator.results.categories == ["even", "odd", "even", "odd", "even"]
-    constant = FunctionEvaluator(rows())(lambda images, prompts, **context: torch.zeros(len(images)))
+    constant = RewardDanceEvaluator(rows())(lambda images, prompts, **context: torch.zeros(len(images)))
     assert constant["accuracy"] == 0.5
 
 
@@ -102,7 +102,7 @@ def test_function_gets_the_whole_context():
     clip = [random_image(i) for i in range(4)]
     row = {"prompt": "a", "chosen": clip, "rejected": clip[::-1], "task": "image-to-video", "condition": clip[0]}
     other = {"prompt": "b", "chosen": clip[0], "rejected": clip[1], "criteria": "quality"}
-    assert FunctionEvaluator([row, other])(reward)["accuracy"] == 0
+    assert RewardDanceEvaluator([row, other])(reward)["accuracy"] == 0
     assert seen["prompts"] == ["a", "a", "b", "b"]
     assert seen["task"] == ["image-to-video"] * 2 + ["text-to-image"] * 2
     assert seen["criteria"] == [None, None, "quality", "quality"]
@@ -114,17 +114,17 @@ def test_function_gets_the_whole_context():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda n: torch.zeros(n, 1), r"scores of shape \(4, 1\) for 4 samples"),
-        (lambda n: torch.zeros(n - 1), r"scores of shape \(3,\) for 4 samples"),
+        (lambda n: torch.zeros(n, 1), r"tensor of shape \(4, 1\) for 4 images"),
+        (lambda n: torch.zeros(n - 1), r"tensor of shape \(3,\) for 4 images"),
         (
             lambda n: torch.tensor([0.0, 1.0, math.nan, 0.0]),
-            r"Scores of the rows \[3\] by the reward function are NaN",
+            r"Scores of the rows \[3\] are NaN",
         ),
     ],
 )
 def test_wrong_scores_are_refused(answer, message):
     """What is not one finite score for each sample is no result; rows before it are kept."""
-    evaluator = FunctionEvaluator(rows(4), batch_size=2)
+    evaluator = RewardDanceEvaluator(rows(4), batch_size=2)
 
     def reward(images, prompts, **context):
         return torch.arange(4.0) if prompts[0].endswith("0") else answer(len(images))
@@ -153,7 +153,17 @@ def test_names_of_the_command_line(clip_folder, monkeypatch, tmp_path):
         load_baseline("no_such_module:reward")
 
 
-def test_evaluator_of_judges_is_not_changed():
-    """A function is no judge: the evaluator of judges still asks for a processor."""
-    with pytest.raises(ValueError, match="`processor` is None"):
-        RewardDanceEvaluator(rows())(torch.nn.Linear(1, 1))
+def test_pairwise_function_sees_the_other_sample_as_reference():
+    """A function that compares is asked in both orders, and the higher reward is the verdict."""
+    seen = []
+
+    def reward(images, prompts, references):
+        seen.extend(zip(images, references, strict=True))
+        return torch.tensor([float(len(image) - len(other)) for image, other in zip(images, references, strict=True)])
+
+    reward.is_pairwise = True
+    clips = [[random_image(i) for i in range(count)] for count in (3, 2)]
+    evaluator = RewardDanceEvaluator([{"prompt": "a", "chosen": clips[0], "rejected": clips[1]}])
+    assert evaluator(reward)["accuracy"] == 1
+    assert [(len(image), len(other)) for image, other in seen] == [(3, 2), (2, 3)]
+    assert evaluator.results.scores.tolist() == [[1, -1]]

@@ -286,7 +286,7 @@ def test_wrong_rows(scorers, tmp_path):
     with pytest.raises(ValueError, match="`chosen of row 3` cannot be read"):
         RewardDanceEvaluator([*rows[:3], {**rows[3], "chosen": b"no image"}])(scorers["pairwise"])
     encoded = datasets.Dataset.from_list(
-        [{"prompt": "a", "chosen": {"bytes": b"no image", "path": None}, "rejected": {"bytes": b"", "path": None}}],
+        [{"prompt": "a", "chosen": {"bytes": b"no image", "path": None}, "rejected": rows[0]["rejected"]}],
         features=datasets.Features(
             {"prompt": datasets.Value("string"), "chosen": datasets.Image(), "rejected": datasets.Image()}
         ),

@@ -2,18 +2,24 @@
 
 import json
 
+import datasets
 import pytest
 import torch
 from tiny_vlms import random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
-from rewarddance_hf.scoring.dataset import read_scores
 
 
 ROWS = [
     {"image": random_image(i), "prompt": prompt, "reference": random_image(20 + i // 3)}
     for i, prompt in enumerate(["a red circle", "two", "a", "a red circle", "no", "yes", "two", "a"])
 ]
+
+
+def read_scores(path):
+    """Scores in a file, by row."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {entry["row"]: entry["score"] for entry in map(json.loads, lines)}
 
 
 @pytest.fixture(scope="module")
@@ -144,29 +150,80 @@ def test_wrong_examples_are_refused_before_anything_is_scored(scorer, tmp_path):
 def test_progress_starts_where_it_stopped(scorer, tmp_path, capfd):
     """The bar counts rows that are known."""
     path = tmp_path / "scores.jsonl"
+    scorer.score_dataset(ROWS, path, show_progress=False)
     path.write_text("".join(f'{{"row": {row}, "score": 0.5}}\n' for row in range(6)))
     scorer.score_dataset(ROWS, path)
     assert "8/8" in capfd.readouterr().err
     assert read_scores(path)[5] == 0.5
 
 
-def test_wrong_files_and_rows(scorer, tmp_path):
-    """Files of other datasets, broken files, and rows that lack something are refused by name."""
+def test_file_of_another_judge_or_other_rows_is_refused(scorer, vlm_folder, tmp_path):
+    """Scores of another judge, other prompts, other images or after other examples are not mixed; the file stays."""
     path = tmp_path / "scores.jsonl"
+    scorer.score_dataset(ROWS[:3], path, show_progress=False, examples=EXAMPLES)
+    content = path.read_bytes()
+    model = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"))
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
+    again = RewardDanceScorer(model, processor, engine="plain")
+    assert again.score_dataset(ROWS[:3], path, show_progress=False, examples=EXAMPLES) == 0
+    other_rows = [ROWS[0], ROWS[1] | {"prompt": "another"}, ROWS[2]]
+    other_images = [ROWS[0], ROWS[1] | {"image": ROWS[3]["image"]}, ROWS[2]]
+    for rows, examples, match in [
+        (other_rows, EXAMPLES, r"\['rows'\] were others"),
+        (other_images, EXAMPLES, r"\['rows'\] were others"),
+        (ROWS, EXAMPLES, r"\['rows'\] were others"),
+        (ROWS[:3], EXAMPLES[:1], r"\['examples'\] were others"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            scorer.score_dataset(rows, path, show_progress=False, examples=examples)
+    settings = {"criteria": {"text-to-image": "whether it is red"}}
+    asking = RewardDanceScorer(model, RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), **settings))
+    with pytest.raises(ValueError, match=r"`output_file` .* in which \['processor'\] were others"):
+        asking.score_dataset(ROWS[:3], path, show_progress=False, examples=EXAMPLES)
+    model.get_output_embeddings().weight.data[0, 0] += 1
+    with pytest.raises(ValueError, match=r"\['weights'\] were others"):
+        again.score_dataset(ROWS[:3], path, show_progress=False, examples=EXAMPLES)
+    assert path.read_bytes() == content
+
+
+def test_rows_of_a_dataset(scorer, scores, tmp_path):
+    """A dataset goes on where it stopped, also when it is loaded again; other prompts are refused."""
+    columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    features = datasets.Features(
+        {"image": datasets.Image(), "prompt": datasets.Value("string"), "reference": datasets.Image()}
+    )
+    path = tmp_path / "scores.jsonl"
+    assert scorer.score_dataset(datasets.Dataset.from_dict(columns, features), path, show_progress=False) == 8
+    assert_complete(path, scores)
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "rows.parquet")
+    loaded = datasets.Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert scorer.score_dataset(loaded, path, show_progress=False) == 0
+    renamed = columns | {"prompt": [*columns["prompt"][:-1], "b"]}
+    with pytest.raises(ValueError, match=r"\['rows'\] were others"):
+        scorer.score_dataset(datasets.Dataset.from_dict(renamed, features), path, show_progress=False)
+
+
+def test_wrong_files_and_rows(scorer, tmp_path):
+    """Files of unknown origin, broken files, and rows that lack something are refused by name."""
+    path = tmp_path / "scores.jsonl"
+    scorer.score_dataset(ROWS, path, show_progress=False)
     for content, match in [
-        ('{"row": 8, "score": 0.5}\n', r"has scores of the rows \[8\], but `rows` has 8 rows"),
-        ('{"row": 1, "score": 0.5}\n{"row": 1, "score": 0.5}\n', "Line 2 .* is a second score of row 1"),
-        ('{"row": 0, "score": 0.5}\nhello\n{"row": 2, "score": 0.5}\n', "Line 2 .* is no score"),
+        ('{"row": 8, "score": 0.5}\n', r"has results of the rows \[8\], but there are 8 rows"),
+        ('{"row": 1, "score": 0.5}\n{"row": 1, "score": 0.5}\n', "Line 2 .* is a second result of row 1"),
+        ('{"row": 0, "score": 0.5}\nhello\n{"row": 2, "score": 0.5}\n', "Line 2 .* is no result"),
     ]:
         path.write_text(content)
         with pytest.raises(ValueError, match=match):
             scorer.score_dataset(ROWS, path, show_progress=False)
         assert path.read_text() == content
-    path.unlink()
+    (tmp_path / "scores.jsonl.fingerprint.json").unlink()
+    with pytest.raises(ValueError, match="which tells what made them, is not beside it"):
+        scorer.score_dataset(ROWS, path, show_progress=False)
+    path = tmp_path / "others.jsonl"
     with pytest.raises(ValueError, match=r"Row 1 has no \['reference'\], but a pairwise judge needs"):
         scorer.score_dataset([ROWS[0], {"image": ROWS[0]["image"], "prompt": "a"}], path, show_progress=False)
-    with pytest.raises(TypeError, match="`prompt` of row 0 is of type `int`"):
-        scorer.score_dataset([ROWS[0] | {"prompt": 3}], path, show_progress=False)
+    with pytest.raises(TypeError, match=r"`prompts\[0\]` is of type `int`"):
+        scorer.score_dataset([ROWS[0] | {"prompt": 3}], tmp_path / "third.jsonl", show_progress=False)
     with pytest.raises(ValueError, match="`save_every` is 0"):
         scorer.score_dataset(ROWS, path, save_every=0)
 

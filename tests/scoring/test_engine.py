@@ -11,12 +11,12 @@ from tiny_vlms import FAMILIES, random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.models.modeling_rewarddance import CACHE_NAME
+from rewarddance_hf.models.question_rewarddance import Question
 from rewarddance_hf.scoring.engine import engine as engine_module
 from rewarddance_hf.scoring.engine import media_desk as images_module
 from rewarddance_hf.scoring.engine import states as states_module
 from rewarddance_hf.scoring.engine import vision as vision_module
-from rewarddance_hf.scoring.engine.tree import Question, build_tree
-from rewarddance_hf.models.question_rewarddance import Question
+from rewarddance_hf.scoring.engine.tree import TokenizedQuestion, build_tree
 
 
 IMAGES = [random_image(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56), (40, 40), (33, 41)])]
@@ -584,7 +584,7 @@ def test_gradient_of_dimensions(make_scorer):
 
 def question(*symbols):
     tokens = np.array(symbols)
-    return Question(tokens, tokens, np.arange(len(tokens))[None], [], [])
+    return TokenizedQuestion(tokens, tokens, np.arange(len(tokens))[None], [], [])
 
 
 def paths(nodes, before=()):

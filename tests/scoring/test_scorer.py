@@ -8,8 +8,8 @@ from PIL import Image
 from tiny_vlms import random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
-from rewarddance_hf.rewards import NonFiniteScoreError
 from rewarddance_hf.models.question_rewarddance import Question
+from rewarddance_hf.rewards import NonFiniteScoreError
 
 
 PROMPTS = ["a red circle", "two green triangles left of a blue square", "yes", "a blue square", "no"]
