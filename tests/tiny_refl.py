@@ -91,6 +91,12 @@ def tiny_sd(seed: int = 0) -> diffusers.StableDiffusionPipeline:
     return pipeline
 
 
+def tiny_img2img(seed: int = 0) -> diffusers.StableDiffusionImg2ImgPipeline:
+    """Stable Diffusion from an image."""
+    components = tiny_sd(seed).components
+    return diffusers.StableDiffusionImg2ImgPipeline(**components, requires_safety_checker=False)
+
+
 def tiny_wan(seed: int = 0) -> diffusers.WanPipeline:
     """Wan, the pipeline for clips."""
     torch.manual_seed(seed)
@@ -103,6 +109,7 @@ def tiny_wan(seed: int = 0) -> diffusers.WanPipeline:
 SIZES = {
     "StableDiffusion3Pipeline": {"height": 8, "width": 8, "max_sequence_length": 8},
     "StableDiffusionPipeline": {"height": 16, "width": 16},
+    "StableDiffusionImg2ImgPipeline": {},
     "WanPipeline": {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 8},
 }
 

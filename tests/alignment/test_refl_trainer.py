@@ -24,6 +24,7 @@ from tiny_refl import (
     make_trainer,
     pixel_reward,
     rows,
+    tiny_img2img,
     tiny_sd,
     tiny_sd3,
     tiny_wan,
@@ -32,7 +33,9 @@ from tiny_refl import (
 from tiny_refl import (
     lora as lora_config,
 )
+from tiny_vlms import random_image
 
+from rewarddance_hf.alignment.monitor.callback import RewardDynamicsCallback
 from rewarddance_hf.alignment.refl.arguments import ReFLTrainingArguments
 from rewarddance_hf.alignment.refl.callbacks import ReFLCallback
 from rewarddance_hf.alignment.refl.rows import seed_of
@@ -285,6 +288,58 @@ def test_sample_gives_each_prompt_its_seed(tmp_path):
     assert [image.size for image in images] == [(8, 8)] * 3
     with pytest.raises(ValueError, match="`seeds` has 1 entries, but there are 3 prompts"):
         trainer.sample(PROMPTS[:3], [1])
+
+
+def test_each_row_is_sampled_from_its_own_condition(tmp_path):
+    """
+    The condition of a row reaches pipeline and reward alike, in training, evaluation and samples, and all rows of an update
+    share the drawn step. All rows used to be generated from the one image of `pipeline_kwargs`.
+    """
+    pipeline = tiny_img2img()
+    frames = [random_image(i, 16, 16) for i in range(3)]
+    rows = [{"prompt": prompt, "condition": frame} for prompt, frame in zip(PROMPTS, frames, strict=False)]
+    judged, steps = [], []
+
+    def reward(images, prompts, conditions):
+        judged.append((images.detach().clone(), list(prompts), conditions))
+        return pixel_reward(images, prompts)
+
+    kwargs = {"strength": 1.0}
+    monitor = RewardDynamicsCallback(reward, rows, eval_steps=1, num_samples=1, plot=False)
+    trainer = make_trainer(
+        tmp_path,
+        pipeline,
+        reward=reward,
+        train_dataset=rows,
+        eval_dataset=rows,
+        callbacks=[monitor],
+        pipeline_kwargs=kwargs,
+        max_steps=1,
+        sample_steps=1,
+    )
+    assert trainer.callback_handler.callbacks[-1].conditions == frames
+    draw_step = trainer.gradient_callback._draw_step
+    trainer.gradient_callback._draw_step = lambda *args: steps.append(draw_step(*args)) or steps[-1]
+    trainer.train()
+    assert len(steps) == 4  # two rows before training, two in the update
+    assert steps[2] == steps[3]
+    judged.clear()
+    trainer.evaluate()
+    seen = {
+        prompt: (image, frame) for images, *rest in judged for image, prompt, frame in zip(images, *rest, strict=True)
+    }
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "pt", **kwargs}
+    for index, row in enumerate(rows):
+        generator = torch.Generator().manual_seed(seed_of(42, "eval", index))
+        alone = pipeline(row["prompt"], image=row["condition"], generator=generator, **settings)[0][0]
+        torch.testing.assert_close(seen[row["prompt"]][0], alone)
+        assert seen[row["prompt"]][1] is row["condition"]
+    assert (seen[PROMPTS[0]][0] - seen[PROMPTS[1]][0]).abs().max() > 1e-3
+
+    with pytest.raises(ValueError, match="`StableDiffusion3Pipeline` takes no `image` to give it to"):
+        make_trainer(tmp_path, train_dataset=rows)
+    with pytest.raises(ValueError, match="`image` was given as an argument of the pipeline, but `train_dataset`"):
+        make_trainer(tmp_path, tiny_img2img(), train_dataset=rows, pipeline_kwargs={"image": frames[0]})
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
