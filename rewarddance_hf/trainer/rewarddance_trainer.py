@@ -47,12 +47,13 @@ class RewardDanceTrainer(CommonTrainer):
         eval_dataset (the same, or a `dict` of them by name, *optional*):
             Held-out preference rows. Each is judged in one fixed order of its images.
         processing_class ([`RewardDanceProcessor`], *optional*):
-            Processor of the judge. Loaded from `model` if not given.
+            Processor of the judge. Loaded from where `model` is from, its revision too, if not given.
         data_collator ([`DataCollatorForRewardDance`], *optional*):
             Collator in place of the one that follows from `args`.
         evaluator (`Callable`, *optional*):
             Function of model and processor that gives further metrics at each evaluation of all of `eval_dataset`, e.g.
-            a [`RewardDanceEvaluator`]: accuracy with its interval, order consistency, calibration.
+            a [`RewardDanceEvaluator`]: accuracy with its interval, order consistency, calibration. Every process calls it;
+            a [`RewardDanceEvaluator`] then asks about its share of the rows on each.
         compute_metrics (`Callable`, *optional*):
             Metrics in place of `accuracy`, `margin`, `mean_reward`, `min_reward` and `max_reward`. `predictions` are the
             log-odds that the chosen sample is better, of shape `(rows,)`, and scores, of shape `(rows, 1 or 2)`.
@@ -136,6 +137,7 @@ class RewardDanceTrainer(CommonTrainer):
                     module.p = 0.0
         _freeze_unused_parameters(model)
         model.add_model_tags(self._tag_names)
+        self.judge_config = model.config
         if peft_config is not None:
             model = _add_adapter(model, peft_config, args)
 
@@ -182,7 +184,7 @@ class RewardDanceTrainer(CommonTrainer):
         labels, margin = inputs.pop("labels"), inputs.pop("margin", None)
         outputs: RewardDanceOutput = model(**inputs)
         logits, scores = outputs.logits[:, 0], outputs.scores
-        if self.args.paradigm == "pairwise":
+        if self.judge_config.uses_reference:
             loss = answer_cross_entropy(outputs.answer_log_probs, labels, margin)
             if outputs.rationale_loss is not None:
                 loss = loss + self.args.rationale_weight * outputs.rationale_loss.mean()
@@ -190,7 +192,7 @@ class RewardDanceTrainer(CommonTrainer):
             scores = scores[:, None]
         else:
             chosen, rejected = logits.chunk(2)
-            if self.args.paradigm == "regressive":
+            if self.judge_config.has_scalar_head:
                 loss = bradley_terry_loss(chosen, rejected, labels, margin)
             else:
                 log_probs = outputs.answer_log_probs.chunk(2)
@@ -304,7 +306,7 @@ def _add_adapter(model: RewardDanceForYesScoring, peft_config: Any, args: Reward
             f"`peft_config.task_type` is {peft_config.task_type!r}, but must be None: a judge is no language model to PEFT. "
             "Leave it out (in YAML: `lora_task_type: null`)."
         )
-    if args.paradigm == "regressive" and "score" not in (peft_config.modules_to_save or []):
+    if model.config.has_scalar_head and "score" not in (peft_config.modules_to_save or []):
         peft_config.modules_to_save = [*(peft_config.modules_to_save or []), "score"]  # the head is new
     model = get_peft_model(model, peft_config)
     if args.gradient_checkpointing:
@@ -318,7 +320,7 @@ def _freeze_unused_parameters(model: RewardDanceForYesScoring) -> None:
     language-model head under a scalar head, and what follows the vision layer that LLaVA-like models read.
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if model.config.paradigm == "regressive" and head is not None and head.weight is not embeddings.weight:
+    if model.config.has_scalar_head and head is not None and head.weight is not embeddings.weight:
         head.requires_grad_(False)
     layer = getattr(model.config.vlm_config, "vision_feature_layer", None)
     tower = getattr(model.vlm.base_model, "vision_tower", None)

@@ -106,6 +106,10 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(family, vlm_folder, da
     whole = make_trainer(vlm_folder(family), tmp_path / "whole", dataset, **settings)
     whole.train()
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    # What a kill while the next one is written leaves is passed over. Resuming used to fail at it.
+    unfinished = shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-3")
+    (unfinished / "trainer_state.json").unlink()
+    (unfinished / "optimizer.pt").write_bytes((unfinished / "optimizer.pt").read_bytes()[:100])
 
     class Watch(TrainerCallback):
         def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -118,6 +122,24 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(family, vlm_folder, da
     for name, value in watch.at_start.items():
         assert torch.equal(value, saved[name]), name
     assert_equal_weights(whole.model, resumed.model)
+
+
+def test_processor_is_of_the_revision_of_the_model(vlm_folder, dataset, tmp_path):
+    """Of a repository with several revisions, model and processor are those of the one that was asked for."""
+    cache, processor = tmp_path / "cache", RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
+    repository = cache / "models--org--judge"
+    for revision, digest in (("main", "a" * 40), ("small", "b" * 40)):
+        snapshot = shutil.copytree(vlm_folder("internvl"), repository / "snapshots" / digest)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(digest)
+    processor.prompt_layout = "text_first"
+    processor.save_pretrained(snapshot)
+    trainer = make_trainer(
+        "org/judge", tmp_path, dataset, model_init_kwargs={"revision": "small", "cache_dir": str(cache)}
+    )
+    assert trainer.processing_class.prompt_layout == "text_first"
+    plain = make_trainer("org/judge", tmp_path, dataset, model_init_kwargs={"cache_dir": str(cache)})
+    assert plain.processing_class.prompt_layout != "text_first"
 
 
 def test_resume_crosses_epochs_with_the_same_orders(vlm_folder, dataset, tmp_path):
