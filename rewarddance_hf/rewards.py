@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from .models.question_rewarddance import infer_task
+
 
 logger = logging.get_logger(__name__)
 
@@ -241,10 +243,7 @@ def _complete(images: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
     if is_clip:
         conditions = known.get("condition") or known.get("conditions") or [None] * count
         named = known.get("task") or [None] * count
-        known["task"] = [
-            task or ("text-to-video" if condition is None else "image-to-video")
-            for task, condition in zip(named, conditions, strict=True)
-        ]
+        known["task"] = [task or infer_task(*sample) for task, *sample in zip(named, images, conditions, strict=True)]
     return known
 
 
