@@ -8,16 +8,12 @@ random, whose prediction of the clean image is decoded; [DRaFT-K](https://huggin
 the last K steps. The paper uses ReFL; DRaFT-K is an addition.
 """
 
-import functools
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ..import_utils import require_extra
 
@@ -26,9 +22,10 @@ require_extra("diffusers", "diffusers")
 
 from diffusers.callbacks import PipelineCallback  # noqa: E402
 from diffusers.configuration_utils import register_to_config  # noqa: E402
-from diffusers.models.autoencoders.vae import DecoderOutput  # noqa: E402
 
-from .pipelines.clean_prediction import detach_state, step_to_clean  # noqa: E402
+from .pipelines.hooks import Hooks, argument_of  # noqa: E402
+from .pipelines.noise_levels import detach_state, step_to_clean  # noqa: E402
+from .pipelines.vae import decode_in_parts  # noqa: E402
 
 
 ATTACH = "`with callback.attach(pipeline): images = pipeline(...).images`"
@@ -61,8 +58,9 @@ class RewardGradientCallback(PipelineCallback):
     none either. The pipeline may be called under `torch.no_grad()`, but not under `torch.inference_mode()`. Models that
     are offloaded (`enable_model_cpu_offload()`) are not where the backward pass needs them.
 
-    Note: This callback mutates the scheduler (its `step`), the pipeline (`_interrupt`) and the VAE (its `decode`, if one
-    of the options below is used) for the time of the call. They are as before when the call ends, also by an exception.
+    Note: This callback hooks methods of the pipeline, its scheduler, VAE and image processor for the time of the call. They
+    are as before when the call ends. A call that fails leaves hooks without effect, which go when the next one begins;
+    [`~RewardGradientCallback.attach`] undoes everything at once.
 
     Args:
         method (`str`, *optional*, defaults to `"refl"`):
@@ -143,6 +141,7 @@ class RewardGradientCallback(PipelineCallback):
         self.vae_scale = vae_scale
         self.generator = torch.Generator().manual_seed(seed)
         self.last_step: int | None = None
+        self._attached = False
         self._run: _Run | None = None
 
     @staticmethod
@@ -172,38 +171,23 @@ class RewardGradientCallback(PipelineCallback):
         timestep: int | torch.Tensor,
         callback_kwargs: dict[str, Any],
     ) -> dict[str, Any]:
-        run = self._run or self._begin_in_callback(pipeline, step_index)
-        if not run.attached:
-            run.finish_step(step_index)
-        return callback_kwargs
-
-    def _begin_in_callback(self, pipeline: Any, step_index: int) -> "_Run":
-        """Change the scheduler until the denoising loop ends, and the VAE until it has decoded."""
-        call = _running_call(pipeline)
-        bar: Any = call.get("progress_bar")
-        if step_index != 0 or bar is None:
+        if self._attached:
+            return callback_kwargs
+        if step_index == 0 and not torch.is_grad_enabled():  # pipelines run under `torch.no_grad()`
+            hooks = Hooks(pipeline)
+            try:
+                self._hook(pipeline, hooks, hooks.close, set_timesteps=hooks.close)
+                self._begin(pipeline, pipeline.num_timesteps, 1)
+            except BaseException:
+                hooks.close()
+                raise
+        elif self._run is None or self._run.num_steps_made != step_index + 1:
             raise RuntimeError(
-                f"`{type(pipeline).__name__}` called the callback first after step {step_index} and "
-                f"{'without' if bar is None else 'with'} a progress bar, but the callback needs to be called from the "
-                f"first step on, within `pipeline.progress_bar(...)`. Use {ATTACH}."
+                f"The callback was called after step {step_index} of `{type(pipeline).__name__}`, but needs to be called "
+                "from the first step on, within a call of the pipeline, and once for each step that `pipeline.scheduler` "
+                f"itself makes. Use {ATTACH}."
             )
-        _check_call(pipeline, call)
-        first_step = self._draw_step(pipeline.num_timesteps, 1)
-        run = _Run(self, pipeline, pipeline.num_timesteps, first_step)
-        exception = sys.exc_info()[1]
-
-        def close() -> None:
-            run.close()
-            # An exception that is new since the call began is leaving the denoising loop: nothing will be decoded.
-            if self._changes_decode and call.get("output_type") == "pt" and sys.exc_info()[1] is exception:
-                self._change_next_decode(pipeline.vae)
-            bar.close()
-
-        # The progress bar is closed when the denoising loop ends, also by an exception. Nothing else that a pipeline
-        # calls tells of that.
-        run.changes.enter_context(_replaced(bar, "close", close))
-        run.changes.enter_context(_replaced(pipeline.scheduler, "step", run.scheduler_step(pipeline.scheduler.step)))
-        return run
+        return callback_kwargs
 
     @contextmanager
     def attach(self, pipeline: Any) -> Iterator["RewardGradientCallback"]:
@@ -213,7 +197,7 @@ class RewardGradientCallback(PipelineCallback):
         Works for pipelines that have no step-end callback, and alone allows gradient in the first step. One step is
         drawn for each call of the pipeline in the `with` block.
 
-        Note: `pipeline.scheduler` and `pipeline.vae` are changed within the block, and as before after it.
+        Note: The hooks stay within the block, and everything is as before after it.
 
         Args:
             pipeline ([`~diffusers.DiffusionPipeline`]):
@@ -226,46 +210,52 @@ class RewardGradientCallback(PipelineCallback):
             images = pipeline(prompt, output_type="pt").images
         ```
         """
-        scheduler = pipeline.scheduler
-        step, set_timesteps = scheduler.step, scheduler.set_timesteps
 
-        @functools.wraps(set_timesteps)
-        def begin_call(*args: Any, **kwargs: Any) -> None:
-            set_timesteps(*args, **kwargs)
-            self._end_run()
-            num_steps = len(scheduler.timesteps)
-            run = _Run(self, pipeline, num_steps, self._draw_step(num_steps, 0), attached=True)
-            run.finish_step(-1)
+        def begin() -> None:
+            # Pipelines set `_num_timesteps` if they may leave out some of the schedule.
+            num_steps = getattr(pipeline, "_num_timesteps", None) or len(pipeline.scheduler.timesteps)
+            self._begin(pipeline, num_steps, 0)
 
-        @functools.wraps(step)
-        def run_step(*args: Any, **kwargs: Any) -> Any:
-            run = self._run
-            if run is None:
-                raise RuntimeError(
-                    "`scheduler.step` was called before `scheduler.set_timesteps`, but the number of steps must be "
-                    "known. Call the pipeline itself within `attach`."
-                )
-            if run.step_index == 0:
-                call = _running_call(pipeline)
-                _check_call(pipeline, call)
-                timesteps = call.get("timesteps", scheduler.timesteps)
-                if len(timesteps) != run.num_steps:
-                    raise NotImplementedError(
-                        f"`{type(pipeline).__name__}` makes {len(timesteps)} of the scheduler's {run.num_steps} steps, "
-                        "but `attach` requires all of them. Pass the callback as `callback_on_step_end`."
-                    )
-            output = run.scheduler_step(step)(*args, **kwargs)
-            run.finish_step(run.step_index)
-            return output
-
-        with ExitStack() as changes:
-            changes.callback(torch.set_grad_enabled, torch.is_grad_enabled())
-            changes.callback(self._end_run)
-            changes.enter_context(_replaced(scheduler, "set_timesteps", begin_call))
-            changes.enter_context(_replaced(scheduler, "step", run_step))
-            if self._changes_decode:
-                changes.enter_context(_replaced(pipeline.vae, "decode", self._decode(pipeline.vae.decode)))
+        with Hooks(pipeline) as hooks:
+            hooks.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+            hooks.set(self, "_attached", True)
+            self._hook(pipeline, hooks, self._end, progress_bar=begin)
             yield self
+
+    def _hook(self, pipeline: Any, hooks: Hooks, end: Callable[[], None], **before: Callable[[], None]) -> None:
+        """Hook a pipeline for one call or several, each of which calls `end` when it has its images."""
+        more = {name: _before(action) for name, action in before.items()}  # the pipeline's or the scheduler's methods
+        hooks.callback(self._end)
+        if hasattr(pipeline, "_interrupt"):
+            hooks.callback(setattr, pipeline, "_interrupt", pipeline._interrupt)
+        hooks.wrap(pipeline.scheduler, step=self._step, add_noise=self._noise, scale_noise=self._noise, **more)
+        hooks.wrap(pipeline, maybe_free_model_hooks=_before(self._check_steps, end), **more)
+        for name in ("vae", "movq"):
+            if getattr(pipeline, name, None) is not None:
+                hooks.wrap(getattr(pipeline, name), decode=lambda vae, decode: self._decode(pipeline, decode))
+        for name in ("image_processor", "video_processor"):
+            if getattr(pipeline, name, None) is not None:
+                hooks.wrap(getattr(pipeline, name), postprocess=self._output, postprocess_video=self._output)
+
+    def _begin(self, pipeline: Any, num_steps: int, num_steps_made: int) -> None:
+        """Begin the denoising loop of one call."""
+        self._end()
+        _check_call(pipeline)
+        self._run = _Run(self, pipeline, num_steps, self._draw_step(num_steps, num_steps_made), num_steps_made)
+
+    def _end(self) -> None:
+        if self._run is not None:
+            for scheduler in self._run.schedulers:
+                detach_state(scheduler)
+        self._run = None
+
+    def _check_steps(self) -> None:
+        if self._run is not None and self._run.num_steps_made <= self._run.first_step:
+            run = self._run
+            raise RuntimeError(
+                f"`{type(run.pipeline).__name__}` made {run.num_steps_made} of the {run.num_steps} steps that it told of, "
+                f"but gradient was to begin in step {run.first_step}. Use another pipeline."
+            )
 
     def _draw_step(self, num_steps: int, earliest: int) -> int:
         """First step with gradient: random for ReFL, fixed for DRaFT-K."""
@@ -294,54 +284,63 @@ class RewardGradientCallback(PipelineCallback):
             self.last_step = int(torch.randint(start, stop, (1,), generator=self.generator))
         return self.last_step
 
-    def _end_run(self) -> None:
-        if self._run is not None:
-            self._run.close()
+    # What is called in place of the pipeline's methods
 
-    @property
-    def _changes_decode(self) -> bool:
-        return self.vae_checkpointing or self.vae_slicing or self.vae_scale < 1.0
+    def _step(self, scheduler: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self._run is None:
+                raise RuntimeError(
+                    "`scheduler.step` was called before `pipeline.progress_bar`, but the number of steps must be known. Call "
+                    "the pipeline itself within `attach`."
+                )
+            return self._run.step(scheduler, step, args, kwargs)
 
-    def _change_next_decode(self, vae: Any) -> None:
-        """Decode with the memory options, once."""
-        changes = ExitStack()
-        decode = self._decode(vae.decode)
+        return wrapper
 
-        def decode_once(*args: Any, **kwargs: Any) -> DecoderOutput | tuple[torch.Tensor]:
-            with changes:
-                return decode(*args, **kwargs)
+    def _noise(self, scheduler: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Inpainting keeps a region as it is: noised after each step, and clean beside the clean prediction."""
 
-        changes.enter_context(_replaced(vae, "decode", decode_once))
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            holds = self._run is not None and id(scheduler) in self._run.clean
+            return argument_of(method, args, kwargs) if holds else method(*args, **kwargs)
 
-    def _decode(self, decode: Callable[..., Any]) -> Callable[..., Any]:
-        """A VAE's `decode` with the memory options."""
+        return wrapper
 
-        @functools.wraps(decode)
-        def wrapper(z: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-            if self.vae_scale < 1.0:
-                z = _shrink(z, self.vae_scale)
-            slices = z.split(1) if self.vae_slicing else (z,)
-            images = []
-            for index, latents in enumerate(slices):
-                # Tensors with one entry for each image, such as the timestep of some video VAEs
-                arguments = [
-                    value[index : index + 1] if len(slices) > 1 and isinstance(value, torch.Tensor) else value
-                    for value in args
-                ]
-                if self.vae_checkpointing:
-                    output = checkpoint(decode, latents, *arguments, return_dict=False, use_reentrant=False, **kwargs)
-                else:
-                    output = decode(latents, *arguments, return_dict=False, **kwargs)
-                images.append(output[0])
-            sample = torch.cat(images)
-            return DecoderOutput(sample=sample) if return_dict else (sample,)
+    def _decode(self, pipeline: Any, decode: Callable[..., Any]) -> Callable[..., Any]:
+        changes_decode = self.vae_checkpointing or self.vae_slicing or self.vae_scale < 1.0
+        changed = decode_in_parts(decode, self.vae_checkpointing, self.vae_slicing, self.vae_scale)
+
+        def wrapper(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self._run is None or not z.requires_grad:  # somebody else's latents
+                return decode(z, *args, **kwargs)
+            for name in ("safety_checker", "watermark"):
+                if getattr(pipeline, name, None) is not None:
+                    raise ValueError(
+                        f"`pipeline.{name}` is a `{type(getattr(pipeline, name)).__name__}`, but it turns images into "
+                        f"arrays, which cuts the gradient. Set `pipeline.{name} = None`."
+                    )
+            return (changed if changes_decode else decode)(z, *args, **kwargs)
+
+        return wrapper
+
+    def _output(self, _: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            output_type = argument_of(method, args, kwargs, "output_type")
+            if output_type not in ("pt", "latent", None) and getattr(
+                argument_of(method, args, kwargs), "requires_grad", False
+            ):
+                raise ValueError(
+                    f"`output_type` is {output_type!r}, but only tensors carry gradient. Call the pipeline with "
+                    '`output_type="pt"`.'
+                )
+            return method(*args, **kwargs)
 
         return wrapper
 
 
 class _Run:
     """
-    One call of a pipeline: which step is under way, and what is undone at its end.
+    The denoising loop of one call of a pipeline.
 
     Args:
         callback ([`RewardGradientCallback`]):
@@ -352,131 +351,123 @@ class _Run:
             Number of steps that the pipeline makes.
         first_step (`int`):
             First step with gradient.
-        attached (`bool`, *optional*, defaults to `False`):
-            Whether the steps are counted by calls of the scheduler.
+        num_steps_made (`int`):
+            Number of steps before the run was known.
     """
 
     def __init__(
-        self,
-        callback: RewardGradientCallback,
-        pipeline: Any,
-        num_steps: int,
-        first_step: int,
-        attached: bool = False,
-    ):
+        self, callback: RewardGradientCallback, pipeline: Any, num_steps: int, first_step: int, num_steps_made: int
+    ) -> None:
         self.pipeline = pipeline
         self.num_steps = num_steps
         self.first_step = first_step
-        self.attached = attached
         self.refl = callback.method == "refl"
-        self.step_index = 0
-        self.clean: Any = None
+        self.begins_at = self.num_steps_made = num_steps_made
+        # Some pipelines copy their scheduler: each copy counts its own steps and has its own prediction.
+        self.schedulers: list[Any] = []
+        self.steps: dict[int, int] = {}
+        self.clean: dict[int, Any] = {}
         # Pipelines without this attribute make all steps.
         self.interruptible = hasattr(pipeline, "_interrupt")
-        self.changes = ExitStack()
-        callback._run = self
-        self.changes.callback(setattr, callback, "_run", None)
-        self.changes.callback(detach_state, pipeline.scheduler)
-        if self.interruptible:
-            self.changes.callback(setattr, pipeline, "_interrupt", pipeline._interrupt)
+        torch.set_grad_enabled(num_steps_made == first_step)
 
-    def close(self) -> None:
-        self.clean = None
-        self.changes.close()
-
-    def finish_step(self, step_index: int) -> None:
-        """Open the gradient if the step after this one is the first that needs it."""
-        self.step_index = step_index + 1
-        if self.step_index == self.first_step:
+    def step(self, scheduler: Any, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A step of a scheduler, whose result is the clean prediction from ReFL's random step on."""
+        if id(scheduler) not in self.steps:
+            self.schedulers.append(scheduler)
+            self._check_schedule(scheduler, argument_of(step, args, kwargs, "timestep"))
+        index = self.steps.get(id(scheduler), self.begins_at)
+        if self.refl and index >= self.first_step:
+            output = self._hold(scheduler, step, args, kwargs, index)
+        else:
+            output = step(*args, **kwargs)
+        if index == (self.first_step if self.refl else self.num_steps - 1) and index == self.num_steps_made:
+            self._check_gradient(index, output[0])
+        self.steps[id(scheduler)] = index + 1
+        self.num_steps_made = max(self.num_steps_made, index + 1)
+        if index + 1 == self.first_step:
             torch.set_grad_enabled(True)
+        return output
 
-    def scheduler_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """`step` of a scheduler, whose result is the clean prediction from ReFL's random step on."""
-        signature = inspect.signature(step)
+    def _hold(
+        self, scheduler: Any, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], index: int
+    ) -> Any:
+        arguments = inspect.signature(step).bind(*args, **kwargs)
+        return_dict = arguments.arguments.get("return_dict", True)
+        if id(scheduler) not in self.clean:
+            with torch.enable_grad():
+                self.clean[id(scheduler)] = step_to_clean(scheduler, step, arguments)
+            if self.interruptible:
+                self.pipeline._interrupt = True
+        else:
+            self.interruptible = False
+        # Steps that the pipeline makes all the same hold the prediction and need no gradient.
+        torch.set_grad_enabled(self.interruptible or index == self.num_steps - 1)
+        clean = self.clean[id(scheduler)]
+        return clean if return_dict else clean.to_tuple()
 
-        @functools.wraps(step)
+    def _check_schedule(self, scheduler: Any, timestep: Any) -> None:
+        """Refuse pipelines that leave out the first steps without telling."""
+        if self.begins_at or self.num_steps != len(scheduler.timesteps) or torch.as_tensor(timestep).numel() != 1:
+            return
+        times = scheduler.timesteps.tolist()
+        skipped = times.index(float(timestep)) if float(timestep) in times else 0
+        if skipped:
+            raise NotImplementedError(
+                f"`{type(self.pipeline).__name__}` makes {self.num_steps - skipped} of the scheduler's {self.num_steps} "
+                "steps, but gradient requires all of them. Pass `strength=1.0`."
+            )
+
+    def _check_gradient(self, index: int, latents: torch.Tensor) -> None:
+        if not latents.requires_grad:
+            raise ValueError(
+                f"Step {index} ran without gradient: the denoiser that made it has no parameter that requires grad, while "
+                f"{_listed(_trained(self.pipeline))} has. Put the adapter on the denoiser of this step, or choose other steps."
+            )
+
+
+def _before(*actions: Callable[[], None]) -> Callable[..., Any]:
+    """Hook that does something else before a method is called."""
+
+    def wrap(_: Any, method: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if not self.refl or self.step_index < self.first_step:
-                return step(*args, **kwargs)
-            arguments = signature.bind(*args, **kwargs)
-            return_dict = arguments.arguments.get("return_dict", True)
-            if self.clean is None:
-                self.clean = step_to_clean(self.pipeline.scheduler, step, arguments)
-                detach_state(self.pipeline.scheduler)
-                if self.interruptible:
-                    self.pipeline._interrupt = True
-            elif self.step_index > self.first_step:
-                self.interruptible = False
-            # Steps that the pipeline makes all the same hold the prediction and need no gradient.
-            torch.set_grad_enabled(self.interruptible or self.step_index == self.num_steps - 1)
-            return self.clean if return_dict else self.clean.to_tuple()
+            for action in actions:
+                action()
+            return method(*args, **kwargs)
 
         return wrapper
 
-
-def _running_call(pipeline: Any) -> dict[str, Any]:
-    """Progress bar, timesteps and output type of the running call of `pipeline`, as far as it is one."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "__call__":
-            variables = frame.f_locals
-            if variables.get("self") is pipeline:
-                names = ("progress_bar", "timesteps", "output_type")
-                return {name: variables[name] for name in names if name in variables}
-        frame = frame.f_back
-    return {}
+    return wrap
 
 
-def _check_call(pipeline: Any, call: dict[str, Any]) -> None:
+def _models(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """Models that the gradient may reach."""
+    frozen = ("text_encoder", "image_encoder", "vae", "safety_checker")
+    return {
+        name: model
+        for name, model in pipeline.components.items()
+        if isinstance(model, torch.nn.Module) and not name.startswith(frozen)
+    }
+
+
+def _trained(pipeline: Any) -> list[str]:
+    return [name for name, model in _models(pipeline).items() if any(p.requires_grad for p in model.parameters())]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`pipeline.{name}`" for name in names)
+
+
+def _check_call(pipeline: Any) -> None:
     """Refuse calls whose images could not carry gradient."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "The pipeline runs in `torch.inference_mode()`, but gradient requires normal mode or `torch.no_grad()`. "
             "Call the pipeline outside of inference mode."
         )
-    output_type = call.get("output_type", "pt")
-    if output_type not in ("pt", "latent"):
+    if not _trained(pipeline):
         raise ValueError(
-            f"`output_type` is {output_type!r}, but only tensors carry gradient. Call the pipeline with "
-            '`output_type="pt"`.'
-        )
-    for name in ("safety_checker", "watermark"):
-        if output_type == "pt" and getattr(pipeline, name, None) is not None:
-            raise ValueError(
-                f"`pipeline.{name}` is a `{type(getattr(pipeline, name)).__name__}`, but it turns images into arrays, "
-                f"which cuts the gradient. Set `pipeline.{name} = None`."
-            )
-    frozen = ("text_encoder", "image_encoder", "vae", "safety_checker")
-    models = {
-        name: model
-        for name, model in pipeline.components.items()
-        if isinstance(model, torch.nn.Module) and not name.startswith(frozen)
-    }
-    if not any(parameter.requires_grad for model in models.values() for parameter in model.parameters()):
-        raise ValueError(
-            f"No parameter of {', '.join(f'`pipeline.{name}`' for name in models)} requires grad, but the images "
+            f"No parameter of {_listed(_models(pipeline))} requires grad, but the images "
             "shall carry gradient to at least one. Add an adapter with `add_adapter(lora_config)` or call "
             "`requires_grad_(True)`."
         )
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of an instance for a while."""
-    missing = object()
-    before = vars(owner).get(name, missing)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is missing:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-
-
-def _shrink(latents: torch.Tensor, scale: float) -> torch.Tensor:
-    """Average latents over space, `(batch_size, channels, [num_frames,] height, width)`."""
-    height, width = (max(1, round(size * scale)) for size in latents.shape[-2:])
-    frames = latents.reshape(latents.shape[0], -1, *latents.shape[-2:])
-    return F.interpolate(frames, size=(height, width), mode="area").reshape(*latents.shape[:-2], height, width)

@@ -9,7 +9,8 @@ import torch
 from tiny_pipelines import BUILDERS, STABLE_DIFFUSION_BETAS, TinyPipeline, noise, stable_diffusion
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
-from rewarddance_hf.alignment.pipelines.staged import StagedPipeline, Trajectory, noise_levels
+from rewarddance_hf.alignment.pipelines.noise_levels import noise_levels
+from rewarddance_hf.alignment.pipelines.staged import StagedPipeline, Trajectory
 
 
 SEEDS = (5, 6)
@@ -104,12 +105,12 @@ def test_renoising_keeps_the_marginals(kind):
     clean, fresh = torch.full((1, 1, 400, 400), 0.8), noise(1, 1, 1, 400, 400)
     staged = StagedPipeline(tiny("StableDiffusion3").pipeline, ["a"], {})
     staged.__dict__["noise_levels"] = noise_levels(scheduler)
-    late = Trajectory(0, torch.Generator(), latents=forward(scheduler, clean, 7, fresh))
-    early = staged.renoise(late, 7, 3, torch.Generator().manual_seed(2)).latents
+    late = Trajectory(0, torch.Generator(), latents=(forward(scheduler, clean, 7, fresh),))
+    (early,) = staged.renoise(late, 7, 3, torch.Generator().manual_seed(2)).latents
     wanted = forward(scheduler, clean, 3, noise(3, 1, 1, 400, 400))
     assert early.mean().item() == pytest.approx(wanted.mean().item(), abs=0.02 * wanted.std().item())
     assert early.std().item() == pytest.approx(wanted.std().item(), rel=0.01)
-    assert late.latents.std() < 0.9 * early.std()
+    assert late.latents[0].std() < 0.9 * early.std()
     share = torch.corrcoef(torch.stack([early.flatten(), fresh.flatten()]))[0, 1].item()
     (signal, sigma), (new_signal, new_sigma) = (noise_levels(scheduler)[index] for index in (7, 3))
     assert share == pytest.approx(new_signal / signal * sigma / new_sigma, abs=0.02)
@@ -131,7 +132,7 @@ def test_renoising_by_no_step_branches(eta):
     staged = staged_of(model, eta=eta)
     trajectories, _ = run(staged, start(), 0, 2)
     branches = [staged.renoise(trajectories[0], 2, 2, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    assert torch.equal(branches[0].latents, trajectories[0].latents)
+    assert torch.equal(branches[0].latents[0], trajectories[0].latents[0])
     images = run(staged, branches, 2, 4)[1]
     # Without noise of its own both are equal, but for the place in the batch.
     assert math.isclose(float((images[0] - images[1]).abs().max()), 0, abs_tol=1e-6) == (eta == 0.0)
@@ -192,8 +193,9 @@ def test_image_to_image():
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     arguments = {**model.inputs, "image": images, "strength": 0.5, "num_inference_steps": 8}
     staged = StagedPipeline(pipeline, ["a", "b"], arguments)
-    plain = pipeline(**arguments, generator=generators(), output_type="pt").images
-    assert torch.equal(run(staged, start(), 0, staged.num_steps)[1], plain)
+    for row, (_, image) in enumerate(staged.advance(start(), 0, staged.num_steps)):  # one by one
+        alone = {name: value[[row]] if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+        assert torch.equal(image, pipeline(**alone, generator=generators()[row], output_type="pt").images)
     assert staged.evaluations == [4, 4]
     with pytest.raises(
         NotImplementedError, match="`strength` is 0.5, so that .* leaves out the first steps.*`best_of_n`"

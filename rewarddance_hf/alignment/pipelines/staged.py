@@ -2,11 +2,11 @@
 Parts of a schedule, run by an unmodified pipeline.
 
 A search denoises to some noise level, goes on from there with the best, or goes back to more noise. Each of these stages is
-one ordinary call of the pipeline, with its own prompt encoding, denoising loop, guidance and decoding. Two methods are
-wrapped on their instances for the time of the call: `scheduler.set_timesteps`, so that the loop runs over the steps of the
-stage only, and `pipeline.prepare_latents`, so that it starts where the paths stand. `scheduler.step` is wrapped to see where
-they end. This is one route for all pipelines: it needs neither a step-end callback nor an argument `sigmas` or `latents`,
-and those of the user's own keep their meaning.
+one ordinary call of the pipeline, with its own prompt encoding, denoising loop, guidance and decoding. Methods are hooked
+for the time of the call: `scheduler.set_timesteps`, so that the loop runs over the steps of the stage only;
+`pipeline.prepare_latents`, so that it starts where the paths stand; and `scheduler.step`, to see where they end. This is one
+route for all pipelines: it needs neither a step-end callback nor an argument `sigmas` or `latents`, and those of the user's
+own keep their meaning.
 """
 
 import copy
@@ -14,26 +14,21 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from ...import_utils import require_extra
-
-
-require_extra("diffusers", "diffusers")
-
-from diffusers import PNDMScheduler  # noqa: E402
-
-from ..gradient import _replaced  # noqa: E402
-from .clean_prediction import FLOW_MATCH_SCHEDULERS, step_to_clean  # noqa: E402
+from .hooks import Hooks
+from .noise_levels import noise_levels, step_to_clean
 
 
 DENOISERS = ("transformer", "transformer_2", "unet")
 # Arguments with one entry for each prompt, beside all whose name contains "prompt"
-IMAGE_ARGUMENTS = ("image", "mask_image", "control_image", "last_image", "image_embeds")
+PIXEL_ARGUMENTS = ("image", "mask_image", "control_image", "last_image")
+IMAGE_ARGUMENTS = (*PIXEL_ARGUMENTS, "image_embeds", "negative_image_embeds")
+# What draws the noise that `scheduler.step` takes away; the second one by pipelines that make sound beside the clip
+PREPARE = ("prepare_latents", "prepare_audio_latents")
 REFUSED_ARGUMENTS = {
     "generator": "the search makes a generator for each path, from `seed`",
     "latents": "the search draws the noise of each path, from `seed`",
@@ -53,25 +48,26 @@ class Trajectory:
             Prompt that the path belongs to.
         generator (`torch.Generator`):
             Source of all random numbers of the path.
-        latents (`torch.Tensor` of shape `(1, ...)`, *optional*):
-            Latents at the present noise level, in the layout of the pipeline's loop. None before the first step.
-        initial (`torch.Tensor` of shape `(1, ...)`, *optional*):
+        latents (`tuple[torch.Tensor, ...]` of shapes `(1, ...)`, *optional*):
+            Latents at the present noise level, in the layout of the pipeline's loop: one tensor, and a second one if the
+            pipeline makes sound. None before the first step.
+        initial (`tuple[torch.Tensor, ...]`, *optional*):
             Pure noise that the path began with.
-        pivot (`torch.Tensor` of shape `(1, ...)`, *optional*):
+        pivot (`tuple[torch.Tensor, ...]`, *optional*):
             Pure noise near which the path shall begin.
         strength (`float`, *optional*, defaults to `1.0`):
             Distance from `pivot`: share of fresh noise, from 0 to 1.
-        scheduler_state (`dict`, *optional*):
-            What a multistep scheduler remembers of the earlier steps.
+        scheduler_states (`tuple[dict, ...]`, *optional*):
+            What the scheduler of each latents remembers of the earlier steps.
     """
 
     prompt_index: int
     generator: torch.Generator
-    latents: torch.Tensor | None = None
-    initial: torch.Tensor | None = None
-    pivot: torch.Tensor | None = None
+    latents: tuple[torch.Tensor, ...] | None = None
+    initial: tuple[torch.Tensor, ...] | None = None
+    pivot: tuple[torch.Tensor, ...] | None = None
     strength: float = 1.0
-    scheduler_state: Mapping[str, Any] | None = None
+    scheduler_states: tuple[Mapping[str, Any], ...] | None = None
 
 
 class StagedPipeline:
@@ -90,7 +86,8 @@ class StagedPipeline:
             Other arguments of the pipeline's call. Those whose name contains "prompt", and images such as `image`, may be
             a list or tensor with one entry for each prompt.
         batch_size (`int`):
-            Largest number of paths per call of the pipeline.
+            Largest number of paths per call of the pipeline. With an input image it is 1: pipelines may draw noise for the
+            image from the first generator of a batch, so that no seed but the first would make its image again.
 
     Attributes:
         evaluations (`list[int]`):
@@ -116,11 +113,12 @@ class StagedPipeline:
             )
         self.pipeline = pipeline
         self.prompts = list(prompts)
-        self.batch_size = batch_size
+        self.batch_size = 1 if any(arguments.get(name) is not None for name in PIXEL_ARGUMENTS) else batch_size
         self.arguments = {
             name: self._per_prompt(name, value) for name, value in arguments.items() if name != "output_type"
         }
-        if arguments.get("prompt_embeds") is None:
+        self.takes = inspect.signature(type(pipeline).__call__).parameters
+        if arguments.get("prompt_embeds") is None and "prompt" in self.takes:
             self.arguments["prompt"] = (True, self.prompts)
         self.evaluations = [0] * len(self.prompts)
         self.forward_passes = [0] * len(self.prompts)
@@ -143,15 +141,17 @@ class StagedPipeline:
     def _probed_scheduler(self) -> Any:
         """Scheduler as the pipeline sets it up for this call, which ends there."""
         scheduler = self.pipeline.scheduler
-        set_timesteps = scheduler.set_timesteps
 
-        @functools.wraps(set_timesteps)
-        def probe(*args: Any, **kwargs: Any) -> None:
-            set_timesteps(*args, **kwargs)
-            raise _ProbedError
+        def probed(_: Any, set_timesteps: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapper(*args: Any, **kwargs: Any) -> None:
+                set_timesteps(*args, **kwargs)
+                raise _ProbedError
+
+            return wrapper
 
         try:
-            with _replaced(scheduler, "set_timesteps", probe):
+            with Hooks(self.pipeline) as hooks:
+                hooks.wrap(scheduler, set_timesteps=probed)
                 self.pipeline(**self._call_arguments([0]), generator=[torch.Generator().manual_seed(0)])
         except _ProbedError:
             self.pipeline.maybe_free_model_hooks()
@@ -194,7 +194,7 @@ class StagedPipeline:
             `NotImplementedError`: If the pipeline cannot run a part of its schedule.
         """
         if stop - start < self.num_steps:
-            self._check_parts()
+            self.check_parts()
         for first in range(0, len(trajectories), self.batch_size):
             yield self._run(trajectories[first : first + self.batch_size], start, stop)
 
@@ -217,14 +217,15 @@ class StagedPipeline:
         """
         if back_to == step:
             return replace(trajectory, generator=generator)
-        latents = trajectory.latents
-        assert latents is not None
+        assert trajectory.latents is not None
         (signal, noise), (new_signal, new_noise) = self.noise_levels[step], self.noise_levels[back_to]
         scale = new_signal / signal
         added = math.sqrt(max(new_noise**2 - (scale * noise) ** 2, 0.0))
-        fresh = torch.randn(latents.shape, generator=generator).to(latents.device)
-        noisy = (scale * latents.float() + added * fresh).to(latents.dtype)
-        return replace(trajectory, generator=generator, latents=noisy, scheduler_state=None)
+        noisy = []
+        for latents in trajectory.latents:
+            fresh = torch.randn(latents.shape, generator=generator).to(latents.device)
+            noisy.append((scale * latents.float() + added * fresh).to(latents.dtype))
+        return replace(trajectory, generator=generator, latents=tuple(noisy), scheduler_states=None)
 
     def _call_arguments(self, prompt_indices: Sequence[int]) -> dict[str, Any]:
         arguments = {}
@@ -236,10 +237,17 @@ class StagedPipeline:
             arguments[name] = value
         return arguments
 
-    def _check_parts(self) -> None:
-        """Refuse pipelines that take a part of the schedule out by themselves."""
-        parameter = inspect.signature(type(self.pipeline).__call__).parameters.get("strength")
-        strength = None if parameter is None else self.arguments.get("strength", (False, parameter.default))[1]
+    def check_parts(self) -> None:
+        """
+        Make sure that parts of the schedule can be run.
+
+        Raises:
+            `NotImplementedError`: If the scheduler's noise levels are not known, or the pipeline takes a part of the schedule
+                out by itself.
+        """
+        self.noise_levels  # noqa: B018 (raises for unknown schedulers)
+        default = self.takes["strength"].default if "strength" in self.takes else None
+        strength = self.arguments.get("strength", (False, default))[1]
         if isinstance(strength, float) and strength < 1.0:
             raise NotImplementedError(
                 f"`strength` is {strength}, so that `{type(self.pipeline).__name__}` leaves out the first steps of its "
@@ -249,23 +257,37 @@ class StagedPipeline:
 
     def _run(self, trajectories: Sequence[Trajectory], start: int, stop: int) -> tuple[list[Trajectory], torch.Tensor]:
         prompt_indices = [trajectory.prompt_index for trajectory in trajectories]
-        stage = _Stage(self.pipeline, trajectories, start, stop, self.num_steps)
-        with stage.run(), _counted(self.pipeline) as passes, torch.no_grad():
+        # Without a processor of its own, a pipeline may leave tensors in [-1, 1].
+        has_processor = hasattr(self.pipeline, "image_processor") or hasattr(self.pipeline, "video_processor")
+        with Hooks(self.pipeline) as hooks, torch.no_grad():
+            stage = _Stage(self.pipeline, hooks, trajectories, start, stop, self.num_steps)
             images = self.pipeline(
                 **self._call_arguments(prompt_indices),
                 generator=[trajectory.generator for trajectory in trajectories],
-                output_type="pt",
+                output_type="pt" if has_processor else "np",
             )[0]
         for index in prompt_indices:
             self.evaluations[index] += stage.num_steps_made
-            self.forward_passes[index] += passes[0] // len(prompt_indices)
-        if not isinstance(images, torch.Tensor):
+            self.forward_passes[index] += stage.num_passes // len(prompt_indices)
+        if not has_processor:
+            images = torch.from_numpy(images).movedim(-1, -3)
+        elif not isinstance(images, torch.Tensor):
             images = torch.stack(list(images))
         return stage.end(), images
 
 
 class _ProbedError(Exception):
     """The schedule is known."""
+
+
+@dataclass
+class _Stream:
+    """Latents that one scheduler denoises: the pipeline's own, or a copy that it made."""
+
+    scheduler: Any
+    before: dict[str, Any]
+    num_steps: int = 0
+    latents: Any = None
 
 
 class _Stage:
@@ -275,6 +297,8 @@ class _Stage:
     Args:
         pipeline ([`~diffusers.DiffusionPipeline`]):
             Pipeline that is called.
+        hooks ([`Hooks`]):
+            Hooks on it, for the time of the call.
         trajectories (`list[Trajectory]`):
             Paths before the call.
         start (`int`):
@@ -286,214 +310,175 @@ class _Stage:
     """
 
     def __init__(
-        self, pipeline: Any, trajectories: Sequence[Trajectory], start: int, stop: int, num_steps: int
+        self, pipeline: Any, hooks: Hooks, trajectories: Sequence[Trajectory], start: int, stop: int, num_steps: int
     ) -> None:
-        self.pipeline = pipeline
-        self.scheduler = pipeline.scheduler
+        self.name = type(pipeline).__name__
         self.trajectories = trajectories
         self.start = start
-        self.stop = stop
+        self.length = stop - start
         self.is_last = stop == num_steps
-        self.is_part = stop - start < num_steps
-        self.num_steps_made = 0
+        self.is_part = self.length < num_steps
+        self.num_passes = 0
         self.timesteps: Any = None
-        self.initial: torch.Tensor | None = None
-        self.latents: Any = None
-        self.before: dict[str, Any] | None = None
+        self.prepared: list[torch.Tensor] = []
+        self.streams: dict[int, _Stream] = {}
+        hooks.wrap(pipeline, **dict.fromkeys(PREPARE, self._prepare_latents))
+        hooks.wrap(
+            pipeline.scheduler,
+            set_timesteps=self._set_timesteps,
+            scale_model_input=self._scale_model_input,
+            step=self._step,
+            **dict.fromkeys(("add_noise", "scale_noise"), self._noise),
+        )
+        for name in DENOISERS:
+            if isinstance(getattr(pipeline, name, None), torch.nn.Module):
+                hook = getattr(pipeline, name).register_forward_pre_hook(self._count, with_kwargs=True)
+                hooks.callback(hook.remove)
 
-    @contextmanager
-    def run(self) -> Iterator[None]:
-        """Change scheduler and pipeline for one call."""
-        with ExitStack() as changes:
-            for owner, name, wrap in (
-                (self.pipeline, "prepare_latents", self._prepare_latents),
-                (self.scheduler, "set_timesteps", self._set_timesteps),
-                (self.scheduler, "scale_model_input", self._scale_model_input),
-                (self.scheduler, "step", self._step),
-            ):
-                if hasattr(owner, name):
-                    changes.enter_context(_replaced(owner, name, wrap(getattr(owner, name))))
-            yield
+    @property
+    def num_steps_made(self) -> int:
+        return max((stream.num_steps for stream in self.streams.values()), default=0)
 
     def end(self) -> list[Trajectory]:
         """Paths after the call."""
-        if self.is_part and self.num_steps_made != self.stop - self.start:
+        streams = list(self.streams.values())
+        if not streams:
             raise NotImplementedError(
-                f"`{type(self.pipeline).__name__}` made {self.num_steps_made} of the {self.stop - self.start} steps that it "
-                "was told to make, but a search that stops in between requires all of them. Use `best_of_n` without "
-                "`preview_step`."
+                f"`{self.name}` did not call `scheduler.step`, but a search counts its steps. Use another pipeline."
             )
-        if self.initial is None or self.initial.shape != self.latents.shape:
-            wanted = None if self.initial is None else tuple(self.initial.shape)
+        if self.is_part and (
+            len(streams) != len(self.prepared) or any(stream.num_steps != self.length for stream in streams)
+        ):
             raise NotImplementedError(
-                f"`{type(self.pipeline).__name__}` has latents of shape {wanted} from `prepare_latents` and of shape "
-                f"{tuple(self.latents.shape)} in `scheduler.step`, but a search requires that they are the same. Use another "
-                "pipeline."
+                f"`{self.name}` made {[stream.num_steps for stream in streams]} of the {self.length} steps that it was told to "
+                "make, but a search that stops in between requires all of them. Use `best_of_n` without `preview_step`."
             )
-        count = len(self.trajectories)
-        states: list[Any] = [None] * count if self.is_last else _split_state(self.scheduler, self.before or {}, count)
-        return [
-            replace(
-                trajectory,
-                latents=self.latents[i : i + 1],
-                initial=self.initial[i : i + 1] if trajectory.latents is None else trajectory.initial,
-                pivot=None,
-                scheduler_state=states[i],
-            )
-            for i, trajectory in enumerate(self.trajectories)
-        ]
+        ended = []
+        for i, trajectory in enumerate(self.trajectories):
+            changes: dict[str, Any] = {"pivot": None}
+            if trajectory.latents is None:
+                changes["initial"] = tuple(latents[i : i + 1] for latents in self.prepared)
+            if self.is_part:
+                changes["latents"] = tuple(stream.latents[i : i + 1] for stream in streams)
+            if not self.is_last:
+                changes["scheduler_states"] = tuple(_state(stream, i, len(self.trajectories)) for stream in streams)
+            ended.append(replace(trajectory, **changes))
+        return ended
 
-    def _prepare_latents(self, prepare_latents: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(prepare_latents)
+    def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count the samples that go through the denoiser."""
+        named = [kwargs[name] for name in ("hidden_states", "sample", "x") if name in kwargs]
+        self.num_passes += len([*args, *named, *kwargs.values()][0])
+
+    def _prepare_latents(self, _: Any, prepare_latents: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            goes_on = self.trajectories[0].latents is not None
+            place = len(self.prepared)
             random_states = [trajectory.generator.get_state() for trajectory in self.trajectories]
             output = prepare_latents(*args, **kwargs)
-            fresh = output[0] if isinstance(output, tuple) else output
-            latents = fresh
-            if goes_on:
+            latents = output[0] if isinstance(output, tuple) else output
+            if self.trajectories[0].latents is not None:
                 # The noise that was just drawn is not used.
                 for trajectory, state in zip(self.trajectories, random_states, strict=True):
                     trajectory.generator.set_state(state)
-                latents = torch.cat([t.latents for t in self.trajectories if t.latents is not None])
+                latents = torch.cat([t.latents[place] for t in self.trajectories if t.latents is not None])
             elif self.trajectories[0].pivot is not None:
-                pivots = torch.cat([t.pivot for t in self.trajectories if t.pivot is not None])
+                pivots = torch.cat([t.pivot[place] for t in self.trajectories if t.pivot is not None])
                 strength = self.trajectories[0].strength
-                latents = math.sqrt(1 - strength**2) * pivots + strength * fresh
-            self.initial = latents
+                latents = math.sqrt(1 - strength**2) * pivots + strength * latents
+            self.prepared.append(latents)
             return (latents, *output[1:]) if isinstance(output, tuple) else latents
 
         return wrapper
 
-    def _set_timesteps(self, set_timesteps: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(set_timesteps)
+    def _set_timesteps(self, scheduler: Any, set_timesteps: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> None:
             set_timesteps(*args, **kwargs)
             if self.is_part:
-                self.timesteps = self.scheduler.timesteps
-                self.scheduler.timesteps = self.timesteps[self.start : self.stop]
+                self.timesteps = scheduler.timesteps
+                scheduler.timesteps = self.timesteps[self.start : self.start + self.length]
 
         return wrapper
 
-    def _begin(self) -> None:
+    def _stream(self, scheduler: Any) -> _Stream:
         """The pipeline has taken its timesteps: give the scheduler the whole schedule back, at the right place."""
-        if self.before is not None:
-            return
+        if id(scheduler) in self.streams:
+            return self.streams[id(scheduler)]
         if self.is_part:
-            self.scheduler.timesteps = self.timesteps
-        self.before = {
-            name: list(value) if isinstance(value, list) else value for name, value in vars(self.scheduler).items()
-        }
-        if self.start == 0:
-            return
-        states = [trajectory.scheduler_state for trajectory in self.trajectories]
-        if states[0] is not None:
-            for name in states[0]:
-                setattr(self.scheduler, name, _join([state[name] for state in states if state is not None]))
-        if hasattr(self.scheduler, "_step_index"):
-            self.scheduler._step_index = self.start
+            scheduler.timesteps = self.timesteps
+        place = len(self.streams)
+        stream = self.streams[id(scheduler)] = _Stream(scheduler, dict(vars(scheduler)))
+        if self.start > 0:
+            states = [t.scheduler_states[place] for t in self.trajectories if t.scheduler_states is not None]
+            for name in states[0] if states else ():
+                setattr(scheduler, name, _join([state[name] for state in states]))
+            if hasattr(scheduler, "_step_index"):
+                scheduler._step_index = self.start
+        return stream
 
-    def _scale_model_input(self, scale_model_input: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(scale_model_input)
+    def _scale_model_input(self, scheduler: Any, scale_model_input: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            self._begin()
+            self._stream(scheduler)
             return scale_model_input(*args, **kwargs)
 
         return wrapper
 
-    def _step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(step)
-
-        @functools.wraps(step)
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            output = step(*args, **kwargs)
-            self.latents = output[0]
-            return output
-
-        @functools.wraps(step)
+    def _noise(self, scheduler: Any, method: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            self._begin()
-            self.num_steps_made += 1
-            if self.is_last or self.num_steps_made < self.stop - self.start:
-                return recorded(*args, **kwargs)
-            # The pipeline decodes what the last step of a stage gives it: the clean prediction.
-            arguments = signature.bind(*args, **kwargs)
-            return_dict = arguments.arguments.get("return_dict", True)
-            clean = step_to_clean(self.scheduler, recorded, arguments)
-            return clean if return_dict else clean.to_tuple()
+            if self.is_part and id(scheduler) in self.streams:
+                raise NotImplementedError(
+                    f"`{self.name}` puts an image with noise into the latents after each step, as inpainting does, but a "
+                    "search that stops in between would lose it. Use `best_of_n` without `preview_step`."
+                )
+            return method(*args, **kwargs)
 
         return wrapper
 
+    def _step(self, scheduler: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(step)
 
-def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
-    """
-    Tell how much of the clean image and how much noise is in the latents before each step of a schedule.
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            stream = self._stream(scheduler)
+            stream.num_steps += 1
 
-    Args:
-        scheduler ([`~diffusers.SchedulerMixin`]):
-            Scheduler whose timesteps are set.
+            @functools.wraps(step)
+            def recorded(*args: Any, **kwargs: Any) -> Any:
+                output = step(*args, **kwargs)
+                stream.latents = output[0]
+                return output
 
-    Returns:
-        `list[tuple[float, float]]`: For each step `(signal, noise)` of `latents = signal * clean + noise * standard_normal`.
+            if self.is_last or stream.num_steps < self.length:
+                output = recorded(*args, **kwargs)
+            else:
+                # The pipeline decodes what the last step of a stage gives it: the clean prediction.
+                arguments = signature.bind(*args, **kwargs)
+                return_dict = arguments.arguments.get("return_dict", True)
+                clean = step_to_clean(scheduler, recorded, arguments)
+                output = clean if return_dict else clean.to_tuple()
+            if self.is_part:
+                self._check_shape(list(self.streams).index(id(scheduler)), stream.latents)
+            return output
 
-    Raises:
-        `NotImplementedError`: If the scheduler makes steps of higher order within several timesteps, or is of unknown kind.
-    """
-    name = type(scheduler).__name__
-    if getattr(scheduler, "order", 1) != 1 or isinstance(scheduler, PNDMScheduler):
-        raise NotImplementedError(
-            f"The scheduler is a `{name}`, which makes one step of several timesteps, but a part of a schedule requires "
-            "one timestep a step. Set `pipeline.scheduler` to a flow-matching Euler, DDIM, Euler, DPM++ multistep or UniPC one."
-        )
-    is_flow_match = isinstance(scheduler, FLOW_MATCH_SCHEDULERS)
-    if is_flow_match:
-        sigmas = scheduler.sigmas.tolist()[: len(scheduler.timesteps)]
-        if scheduler.config.get("invert_sigmas", False):
-            return [(sigma, 1 - sigma) for sigma in sigmas]
-        return [(1 - sigma, sigma) for sigma in sigmas]
-    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver(++), UniPC, DEIS, SA-Solver
-        pairs = [scheduler._sigma_to_alpha_sigma_t(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
-        return [(float(alpha), float(sigma)) for alpha, sigma in pairs]
-    if hasattr(scheduler, "sigmas"):  # Euler and others, whose latents are not scaled down
-        return [(1.0, sigma) for sigma in scheduler.sigmas.tolist()[: len(scheduler.timesteps)]]
-    if hasattr(scheduler, "alphas_cumprod"):  # DDIM, DDPM, LCM, TCD
-        alphas = [float(scheduler.alphas_cumprod[int(timestep)]) for timestep in scheduler.timesteps]
-        return [(alpha**0.5, (1 - alpha) ** 0.5) for alpha in alphas]
-    raise NotImplementedError(
-        f"The scheduler is a `{name}`, whose noise levels are not known. Set `pipeline.scheduler` to a flow-matching Euler, DDIM, "
-        "Euler, DPM++ multistep or UniPC one."
-    )
+        return wrapper
+
+    def _check_shape(self, place: int, latents: torch.Tensor) -> None:
+        prepared = self.prepared[place].shape if place < len(self.prepared) else None
+        if prepared != latents.shape:
+            raise NotImplementedError(
+                f"`{self.name}` has latents of shape {prepared and tuple(prepared)} from `prepare_latents` and of shape "
+                f"{tuple(latents.shape)} in `scheduler.step`, but a search that stops in between requires that they are the "
+                "same. Use `best_of_n` without `preview_step`."
+            )
 
 
-@contextmanager
-def _counted(pipeline: Any) -> Iterator[list[int]]:
-    """Count the samples that go through the denoiser."""
-    count = [0]
-
-    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        count[0] += len(args[0] if args else kwargs["hidden_states"])
-
-    modules = [getattr(pipeline, name, None) for name in DENOISERS]
-    handles = [
-        module.register_forward_pre_hook(hook, with_kwargs=True)
-        for module in modules
-        if isinstance(module, torch.nn.Module)
-    ]
-    try:
-        yield count
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _split_state(scheduler: Any, before: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """What the steps of a batch have changed in a scheduler, for each of its paths."""
-    changed = {
-        name: value
-        for name, value in vars(scheduler).items()
-        if name not in ("timesteps", "sigmas") and (isinstance(value, list) or value is not before.get(name))
+def _state(stream: _Stream, index: int, count: int) -> dict[str, Any]:
+    """All that a scheduler remembers of one path of a batch. Tensors that no step has changed belong to the schedule."""
+    return {
+        name: _pick(value, index, count)
+        for name, value in vars(stream.scheduler).items()
+        if isinstance(value, (list, int, float, torch.Tensor, type(None)))
+        and not (isinstance(value, torch.Tensor) and value is stream.before.get(name))
+        and name not in ("timesteps", "sigmas")
     }
-    return [{name: _pick(value, i, count) for name, value in changed.items()} for i in range(count)]
 
 
 def _pick(value: Any, index: int, count: int) -> Any:

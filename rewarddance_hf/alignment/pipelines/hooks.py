@@ -1,0 +1,71 @@
+"""
+Hooks on a running pipeline: methods of the pipeline and of its parts, wrapped for a while.
+
+The gradient and the search both work through them, so that they serve any pipeline, unmodified. Copies that a pipeline
+makes of its scheduler (LTX2 has one for the sound, SkyReels one for each frame) are hooked like the original.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+
+# `wrap(owner, method)` returns what is called in place of `method`.
+Wrap = Callable[[Any, Callable[..., Any]], Callable[..., Any]]
+
+
+class Hooks(ExitStack):
+    """
+    All that is changed on a pipeline for a while; closing it undoes everything. A pipeline has one at a time.
+
+    Args:
+        pipeline ([`~diffusers.DiffusionPipeline`]):
+            Pipeline. What is left on it of a call that failed is undone first.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__()
+        if "_hooks" in vars(pipeline):
+            pipeline._hooks.close()
+        self.set(pipeline, "_hooks", self)
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute of an instance. It stays if somebody else has changed it when all is undone."""
+        before = {name: vars(owner)[name]} if name in vars(owner) else {}
+
+        def undo() -> None:
+            if vars(owner).get(name) is value:
+                delattr(owner, name)
+                vars(owner).update(before)
+
+        setattr(owner, name, value)
+        self.callback(undo)
+
+    def wrap(self, owner: Any, **wraps: Wrap) -> None:
+        """Wrap those of the named methods that an instance has, and those of its deep copies."""
+
+        def copied(memo: dict[int, Any]) -> Any:
+            twin = memo[id(owner)] = object.__new__(type(owner))
+            for name, value in vars(owner).items():
+                if name not in wraps and name != "__deepcopy__":
+                    vars(twin)[name] = copy.deepcopy(value, memo)
+            self.wrap(twin, **wraps)
+            return twin
+
+        for name, wrap in wraps.items():
+            if hasattr(owner, name):
+                method = getattr(owner, name)
+                self.set(owner, name, functools.wraps(method)(wrap(owner, method)))
+        self.set(owner, "__deepcopy__", copied)
+
+
+def argument_of(
+    method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None
+) -> Any:
+    """Argument of a call by its name (None if there is none of this name), or the first one."""
+    arguments = inspect.signature(method).bind(*args, **kwargs)
+    arguments.apply_defaults()
+    return arguments.arguments.get(name) if name else next(iter(arguments.arguments.values()))

@@ -1,0 +1,175 @@
+"""
+What the latents of a schedule are made of: noise levels and clean predictions, for flow-matching and noise-prediction
+schedulers. A new kind of scheduler is added in `_level` and `_clean`.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...import_utils import require_extra
+
+
+require_extra("diffusers", "diffusers")
+
+from diffusers import (  # noqa: E402
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    PNDMScheduler,
+)
+
+
+FLOW_MATCH_SCHEDULERS: Any = (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
+
+
+def _flow_sign(scheduler: Any) -> int | None:
+    """Which way the velocity of a flow points: -1 from the image to the noise, 1 to the image (inverted noise levels)."""
+    if not isinstance(scheduler, FLOW_MATCH_SCHEDULERS):
+        return None
+    return 1 if scheduler.config.get("invert_sigmas", False) else -1
+
+
+def _level(scheduler: Any, sigma: torch.Tensor | None, timestep: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """`(signal, noise)` of `latents = signal * clean + noise * standard_normal`, if the scheduler is of a known kind."""
+    if (sign := _flow_sign(scheduler)) is not None:
+        assert sigma is not None
+        return (1 - sigma, sigma) if sign < 0 else (sigma, 1 - sigma)
+    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver(++), UniPC, DEIS, SA-Solver
+        return scheduler._sigma_to_alpha_sigma_t(sigma)
+    if sigma is not None:  # Euler, EDM and others, whose latents are not scaled down
+        return torch.ones_like(sigma), sigma
+    if hasattr(scheduler, "alphas_cumprod"):  # DDIM, DDPM, PNDM, LCM, TCD
+        alpha_cumprod = scheduler.alphas_cumprod[int(timestep)]
+        return alpha_cumprod.sqrt(), (1 - alpha_cumprod).sqrt()
+    return None
+
+
+def _clean(
+    scheduler: Any, sigma: torch.Tensor | None, timestep: Any, model_output: torch.Tensor, sample: torch.Tensor
+) -> torch.Tensor:
+    """Clean prediction from one model output, for schedulers whose step does not return it."""
+    if sigma is not None:
+        sigma = sigma.to(sample.device)
+    if hasattr(scheduler, "precondition_outputs"):  # EDM and cosine DPM-Solver++
+        return scheduler.precondition_outputs(sample, model_output, sigma)
+    level = _level(scheduler, sigma, timestep)
+    if level is None:
+        raise NotImplementedError(
+            f'The scheduler is a `{type(scheduler).__name__}`, but `method="refl"` requires one that predicts the '
+            'clean sample (flow matching, or noise prediction with known noise levels). Use `method="draft"`, which '
+            "works with any scheduler, or set `pipeline.scheduler` to another one."
+        )
+    signal, noise = (share.to(sample.device) for share in level)
+    if (sign := _flow_sign(scheduler)) is not None:
+        return sample + sign * noise * model_output
+    prediction_type = scheduler.config.prediction_type
+    if prediction_type == "epsilon":
+        clean = (sample - noise * model_output) / signal
+    elif prediction_type == "v_prediction":
+        clean = signal * sample - noise * model_output
+    elif prediction_type == "flow_prediction":
+        clean = sample - noise * model_output
+    elif prediction_type == "sample":
+        clean = model_output
+    else:
+        raise NotImplementedError(
+            f"`scheduler.config.prediction_type` is {prediction_type!r}, but `method=\"refl\"` requires 'epsilon', "
+            "'v_prediction', 'flow_prediction' or 'sample'. Use `method=\"draft\"`."
+        )
+    if scheduler.config.get("thresholding", False) and hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
+        clean = scheduler._threshold_sample(clean)
+    return clean
+
+
+def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
+    """
+    Tell how much of the clean image and how much noise is in the latents before each step of a schedule.
+
+    Args:
+        scheduler ([`~diffusers.SchedulerMixin`]):
+            Scheduler whose timesteps are set.
+
+    Returns:
+        `list[tuple[float, float]]`: For each step `(signal, noise)` of `latents = signal * clean + noise * standard_normal`.
+
+    Raises:
+        `NotImplementedError`: If the scheduler makes steps of higher order within several timesteps, or is of unknown kind.
+    """
+    wanted = "Set `pipeline.scheduler` to a flow-matching Euler, DDIM, Euler, DPM++ multistep or UniPC one."
+    name = type(scheduler).__name__
+    if getattr(scheduler, "order", 1) != 1 or isinstance(scheduler, PNDMScheduler):
+        raise NotImplementedError(
+            f"The scheduler is a `{name}`, which makes one step of several timesteps, but a part of a schedule requires "
+            f"one timestep a step. {wanted}"
+        )
+    levels = []
+    for index, timestep in enumerate(scheduler.timesteps):
+        sigma = (
+            torch.tensor(float(scheduler.sigmas[index]), dtype=torch.float64) if hasattr(scheduler, "sigmas") else None
+        )
+        level = _level(scheduler, sigma, timestep)
+        if level is None:
+            raise NotImplementedError(f"The scheduler is a `{name}`, whose noise levels are not known. {wanted}")
+        levels.append((float(level[0]), float(level[1])))
+    return levels
+
+
+def step_to_clean(scheduler: Any, step: Callable[..., Any], arguments: inspect.BoundArguments) -> Any:
+    """
+    Run one step of a scheduler and put the clean prediction in place of the next, less noisy sample.
+
+    The scheduler's own prediction is taken where its step returns one, so that `clip_sample` and `thresholding` hold.
+    Elsewhere the prediction follows from the model output and the noise level.
+
+    Args:
+        scheduler ([`~diffusers.SchedulerMixin`]):
+            Scheduler that is about to make a step.
+        step (`Callable`):
+            Its `step` method.
+        arguments (`inspect.BoundArguments`):
+            Arguments that the pipeline gave to `step`.
+
+    Returns:
+        [`~diffusers.utils.BaseOutput`]: What `step` returns, with the clean prediction as `prev_sample`.
+
+    Raises:
+        `NotImplementedError`: If the scheduler neither returns a clean prediction nor is of a known kind.
+    """
+    arguments.arguments["return_dict"] = True
+    inputs = arguments.arguments
+    timestep, sigma = inputs["timestep"], None
+    if hasattr(scheduler, "sigmas") and hasattr(scheduler, "_init_step_index"):
+        if scheduler.step_index is None:  # a step moves the scheduler on, so the level is read before
+            scheduler._init_step_index(timestep)
+        sigma = scheduler.sigmas[scheduler.step_index]
+    output = step(*arguments.args, **arguments.kwargs)
+    # `denoised` is the name in `LCMScheduler`
+    clean = getattr(output, "pred_original_sample", getattr(output, "denoised", None))
+    if clean is None:
+        if inputs.get("per_token_timesteps") is not None:  # some image-to-video pipelines
+            sigma = (inputs["per_token_timesteps"] / scheduler.config.num_train_timesteps)[..., None]
+        clean = _clean(scheduler, sigma, timestep, inputs["model_output"], inputs["sample"].float())
+    output["prev_sample"] = clean.to(output.prev_sample.dtype)
+    return output
+
+
+def detach_state(scheduler: Any) -> None:
+    """
+    Cut the autograd graph out of what a multistep scheduler remembers of earlier steps.
+
+    Args:
+        scheduler ([`~diffusers.SchedulerMixin`]):
+            Scheduler whose attributes are changed in place.
+    """
+    for name, value in vars(scheduler).items():
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            setattr(scheduler, name, value.detach())
+        elif isinstance(value, list):
+            value[:] = [item.detach() if isinstance(item, torch.Tensor) else item for item in value]
