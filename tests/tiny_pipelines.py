@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from peft import LoraConfig, inject_adapter_in_model
 
 
@@ -597,6 +598,86 @@ def hunyuan_video():
     }
 
 
+def ltx2():
+    """It denoises clip and sound, the sound with a copy of its scheduler."""
+    transformer = diffusers.LTX2VideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=4,
+        audio_cross_attention_dim=8,
+        num_layers=1,
+        caption_channels=16,
+        rope_type="split",
+    )
+    connectors = LTX2TextConnectors(
+        caption_channels=16,
+        text_proj_in_factor=2,
+        video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=8,
+        video_connector_num_layers=1,
+        video_connector_num_learnable_registers=None,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=8,
+        audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=None,
+        connector_rope_base_seq_len=32,
+        rope_type="split",
+    )
+    vae = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=4,
+        block_out_channels=(4,),
+        decoder_block_out_channels=(4,),
+        layers_per_block=(1,),
+        decoder_layers_per_block=(1, 1),
+        spatio_temporal_scaling=(True,),
+        decoder_spatio_temporal_scaling=(True,),
+        decoder_inject_noise=(False, False),
+        downsample_type=("spatial",),
+        upsample_residual=(False,),
+        upsample_factor=(1,),
+        patch_size=1,
+    )
+    audio_vae = diffusers.AutoencoderKLLTX2Audio(
+        base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=8
+    )
+    vocoder = LTX2Vocoder(
+        in_channels=16,
+        hidden_channels=8,
+        upsample_kernel_sizes=[4, 4],
+        upsample_factors=[2, 2],
+        resnet_kernel_sizes=[3],
+        resnet_dilations=[[1, 3, 5]],
+        output_sampling_rate=16000,
+    )
+    pipeline = diffusers.LTX2Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1),
+        vae=vae,
+        audio_vae=audio_vae,
+        connectors=connectors,
+        vocoder=vocoder,
+        text_encoder=None,
+        tokenizer=None,
+    )
+    mask = torch.ones(2, 7, dtype=torch.long)
+    return pipeline, {
+        "prompt_embeds": noise(1, 2, 7, 32),
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": noise(2, 2, 7, 32),
+        "negative_prompt_attention_mask": mask,
+        "guidance_scale": 3.0,
+        "height": 32,
+        "width": 32,
+        "num_frames": 5,
+    }
+
+
 BUILDERS: dict[str, Callable[..., tuple[DiffusionPipeline, dict[str, Any]]]] = {
     "StableDiffusion": stable_diffusion,
     "StableDiffusion-Euler": stable_diffusion_euler,
@@ -612,11 +693,12 @@ BUILDERS: dict[str, Callable[..., tuple[DiffusionPipeline, dict[str, Any]]]] = {
     "AuraFlow": aura_flow,
     "Lumina2": lumina2,
     "LTX": ltx,
+    "LTX2": ltx2,
     "Wan": wan,
     "CogVideoX": cogvideox,
     "HunyuanVideo": hunyuan_video,
 }
-VIDEO = {"LTX", "Wan", "CogVideoX", "HunyuanVideo"}
+VIDEO = {"LTX", "LTX2", "Wan", "CogVideoX", "HunyuanVideo"}
 
 
 class TinyPipeline:
@@ -633,6 +715,9 @@ class TinyPipeline:
         # Both matrices of the adapter are random, so that both get gradient.
         lora_config = LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=LORA_TARGETS)
         inject_adapter_in_model(lora_config, self.denoiser)
+        for name, parameter in self.denoiser.named_parameters():
+            if "audio" in name:  # LTX2: the sound of the last step does not change the clip
+                parameter.requires_grad_(False)
         self.parameters = [parameter for parameter in self.denoiser.parameters() if parameter.requires_grad]
 
     def __call__(self, call: Callable[..., Any] | None = None, **kwargs: Any) -> torch.Tensor:

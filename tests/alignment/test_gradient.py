@@ -68,22 +68,23 @@ def whole_call(model: TinyPipeline):
 
 @contextlib.contextmanager
 def steps_of(scheduler, change):
-    """Give each step of a scheduler to `change(index, step, model_output, timestep, sample, kwargs)`."""
-    step, count = scheduler.step, iter(range(1000))
+    """Give each step of a scheduler and its copies to `change(scheduler, index, step, model_output, timestep, sample)`."""
+    kind, step, counts = type(scheduler), type(scheduler).step, {}
 
     @functools.wraps(step)
-    def changed(model_output, timestep, sample, **kwargs):
-        return change(next(count), functools.partial(step, **kwargs), model_output, timestep, sample)
+    def changed(self, model_output, timestep, sample, **kwargs):
+        counts[id(self)] = counts.get(id(self), -1) + 1
+        return change(self, counts[id(self)], functools.partial(step, self, **kwargs), model_output, timestep, sample)
 
-    scheduler.step = changed
+    kind.step = changed
     try:
         yield
     finally:
-        del scheduler.step
+        kind.step = step
 
 
 def independent_draft(model: TinyPipeline, first_step: int, **kwargs) -> torch.Tensor:
-    def change(index, step, model_output, timestep, sample):
+    def change(scheduler, index, step, model_output, timestep, sample):
         if index < first_step:
             model_output, sample = model_output.detach(), sample.detach()
         return step(model_output, timestep, sample)
@@ -93,16 +94,14 @@ def independent_draft(model: TinyPipeline, first_step: int, **kwargs) -> torch.T
 
 
 def independent_refl(model: TinyPipeline, drawn_step: int, clean_of=None, **kwargs) -> torch.Tensor:
-    clean = None
+    clean = {}
 
-    def change(index, step, model_output, timestep, sample):
-        nonlocal clean
+    def change(scheduler, index, step, model_output, timestep, sample):
         if index < drawn_step:
             return step(model_output.detach(), timestep, sample.detach())
         if index == drawn_step:
-            arguments = (model.pipeline.scheduler, index, model_output, timestep, sample.detach())
-            clean = (clean_of or textbook_clean)(*arguments)
-        return (clean,)
+            clean[scheduler] = (clean_of or textbook_clean)(scheduler, index, model_output, timestep, sample.detach())
+        return (clean[scheduler],)
 
     with steps_of(model.pipeline.scheduler, change):
         return model(whole_call(model), **kwargs)
@@ -159,7 +158,9 @@ class TestPipelines:
         """No adapter weight is left out, and no frozen weight gets a gradient."""
         reward(with_callback(model, make())).mean().backward()
         for name, parameter in model.denoiser.named_parameters():
-            assert (parameter.grad is not None and bool(parameter.grad.abs().max() > 0)) == ("lora_" in name), name
+            assert (parameter.grad is not None and bool(parameter.grad.abs().max() > 0)) == parameter.requires_grad, (
+                name
+            )
         assert all(parameter.grad is None for parameter in model.pipeline.vae.parameters())
         model.denoiser.zero_grad()
 

@@ -19,8 +19,15 @@ from typing import Any
 
 import torch
 
-from .hooks import Hooks
-from .noise_levels import noise_levels, step_to_clean
+from ...import_utils import require_extra
+
+
+require_extra("diffusers", "diffusers")
+
+from diffusers import FlowMatchEulerDiscreteScheduler  # noqa: E402
+
+from .hooks import Hooks  # noqa: E402
+from .noise_levels import noise_levels, step_to_clean  # noqa: E402
 
 
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -393,9 +400,14 @@ class _Stage:
     def _set_timesteps(self, scheduler: Any, set_timesteps: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> None:
             set_timesteps(*args, **kwargs)
-            if self.is_part:
-                self.timesteps = scheduler.timesteps
-                scheduler.timesteps = self.timesteps[self.start : self.start + self.length]
+            if not self.is_part:
+                return
+            self.timesteps = scheduler.timesteps
+            scheduler.timesteps = self.timesteps[self.start : self.start + self.length]
+            if isinstance(
+                scheduler, FlowMatchEulerDiscreteScheduler
+            ):  # some pipelines (LTX2) read `sigmas[i]` themselves
+                scheduler.sigmas = scheduler.sigmas[self.start :]
 
         return wrapper
 
@@ -403,16 +415,16 @@ class _Stage:
         """The pipeline has taken its timesteps: give the scheduler the whole schedule back, at the right place."""
         if id(scheduler) in self.streams:
             return self.streams[id(scheduler)]
-        if self.is_part:
-            scheduler.timesteps = self.timesteps
         place = len(self.streams)
         stream = self.streams[id(scheduler)] = _Stream(scheduler, dict(vars(scheduler)))
-        if self.start > 0:
-            states = [t.scheduler_states[place] for t in self.trajectories if t.scheduler_states is not None]
-            for name in states[0] if states else ():
-                setattr(scheduler, name, _join([state[name] for state in states]))
-            if hasattr(scheduler, "_step_index"):
-                scheduler._step_index = self.start
+        if not self.is_part or isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            return stream
+        scheduler.timesteps = self.timesteps
+        states = [t.scheduler_states[place] for t in self.trajectories if t.scheduler_states is not None]
+        for name in states[0] if states else ():
+            setattr(scheduler, name, _join([state[name] for state in states]))
+        if self.start > 0 and hasattr(scheduler, "_step_index"):
+            scheduler._step_index = self.start
         return stream
 
     def _scale_model_input(self, scheduler: Any, scale_model_input: Callable[..., Any]) -> Callable[..., Any]:
