@@ -1,6 +1,11 @@
 """The evaluator against plain reference computations, on real tiny models."""
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -155,6 +160,73 @@ def test_forms_of_datasets_and_judges_agree(scorers):
     assert RewardDanceEvaluator(rows, batch_size=1)(scorer) == pytest.approx(want, rel=1e-4)
     assert RewardDanceEvaluator(rows, batch_size=16)(scorer.model, scorer.processor) == pytest.approx(want, rel=1e-4)
     assert scorer.batch_size == 3
+
+
+def test_batch_size_reaches_the_engine(scorers):
+    """Forward passes have as many rows as the evaluator says, and the scorer keeps its own number."""
+    scorer, rows = scorers["pairwise"], make_rows()
+    sizes = []
+    handle = scorer.model.get_output_embeddings().register_forward_hook(
+        lambda module, arguments, output: sizes.append(len(output))
+    )
+    for batch_size, largest in ((1, 1), (2, 2), (None, 3)):
+        sizes.clear()
+        RewardDanceEvaluator(rows, batch_size=batch_size)(scorer)
+        assert max(sizes) == largest
+        assert sum(sizes) == 2 * NUM_ROWS
+    handle.remove()
+    assert scorer.batch_size == 3
+
+
+PROCESSES = """
+import json, sys
+import torch
+sys.path[:0] = sys.argv[1:3]
+from test_evaluator import make_rows, make_scorer
+from rewarddance_hf import RewardDanceEvaluator
+from rewarddance_hf.parallel import Processes
+
+scorer, rows = make_scorer(sys.argv[3]), make_rows()
+evaluator = RewardDanceEvaluator(rows, batch_size=2)
+metrics = evaluator(scorer)
+assert evaluator.results.scores.shape == (7, 2)
+bright = lambda images, prompts, **context: torch.tensor([float(image.size[0]) for image in images])
+asked = [{"image": row["chosen"], "prompt": row["prompt"], "reference": row["rejected"]} for row in rows]
+count = scorer.score_dataset(asked, sys.argv[4], save_every=2, show_progress=False)
+again = scorer.score_dataset(asked, sys.argv[4], show_progress=False)
+results = {"metrics": metrics, "function": evaluator(bright), "counts": [count, again]}
+print(f"RESULTS {json.dumps(results)}\\n", end="", flush=True)
+Processes.current().wait()
+"""
+
+
+def test_two_processes_give_the_same(vlm_folder, tmp_path):
+    """Each asks about its share; both have the figures of one process, and the file has each row once."""
+    (tmp_path / "run.py").write_text(PROCESSES)
+    here = Path(__file__).parent
+    arguments = [here, here.parent, vlm_folder("internvl"), tmp_path / "scores.jsonl"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "run.py", *arguments]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line.split("RESULTS ")[1]) for line in done.stdout.splitlines() if "RESULTS" in line]
+    scorer, rows = make_scorer(vlm_folder("internvl")), make_rows()
+    evaluator = RewardDanceEvaluator(rows, batch_size=2)
+    assert len(results) == 2
+    for result in results:
+        assert result["metrics"] == pytest.approx(evaluator(scorer), rel=1e-4)
+        assert result["counts"] == [NUM_ROWS, 0]
+    bright = evaluator(lambda images, prompts: torch.tensor([float(image.size[0]) for image in images]))
+    assert results[0]["function"] == results[1]["function"] == bright
+    want = scorer.score(*([row[name] for row in rows] for name in ("chosen", "prompt", "rejected"))).tolist()
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == list(range(NUM_ROWS))
+    assert [line["score"] for line in lines] == pytest.approx(want, rel=1e-4)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "run.py",
+        "scores.jsonl",
+        "scores.jsonl.fingerprint.json",
+    ]
 
 
 def test_clips_with_first_frames(scorers):
