@@ -1,9 +1,7 @@
 """RewardDance processor: images, prompt and criteria become the question that a vision-language model answers."""
 
 import inspect
-import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -11,50 +9,22 @@ from typing import Any
 
 import torch
 import transformers
-from PIL import Image
+from PIL import Image, ImageColor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import is_torchvision_available, logging
 
-from .criteria_rewarddance import CRITERIA, DIMENSIONS
-from .media_rewarddance import load_frames, load_image, read_clip
+from .clips_rewarddance import Clip, ClipReader, check_sampling
+from .media_rewarddance import load_frames, load_image, open_clip, open_media, read_clip
 from .pixels_rewarddance import preprocess_with_gradient
-from .question_rewarddance import Example, Question, infer_task, marks_of, parse_example
-from .video_rewarddance import Clip, ClipReader, check_sampling, open_clip
+from .prompting_rewarddance import PromptingMixin
+from .question_rewarddance import Example, Question, infer_task, parse_example
 from .vlm_processor_rewarddance import image_only_processor
 
 
 logger = logging.get_logger(__name__)
 
-PROMPT_LAYOUTS = ("images_first", "text_first")
 
-# Wording of the question. Saved with a checkpoint: a judge is asked as it was trained, whatever later versions say.
-PROMPT_TEXTS = {
-    "system": "You judge the output of image and video generators.",
-    "condition": "Given first frame: ",
-    "prompt": "Generation prompt: {prompt}",
-    "criteria": "Criteria: {criteria}",
-    "pairwise_question": "Is {noun} 2 better than {noun} 1 by these criteria? Answer yes or no.",
-    "pointwise_question": "Is this a high-quality result by these criteria? Answer yes or no.",
-    "pairwise_reasons_question": (
-        'Is {noun} 2 better than {noun} 1 by these criteria? Give your reasons, then on a new line "Answer:" and yes or no.'
-    ),
-    "pointwise_reasons_question": (
-        'Is this a high-quality result by these criteria? Give your reasons, then on a new line "Answer:" and yes or no.'
-    ),
-    "answer": "\nAnswer:",
-    "image": "image",
-    "video": "video",
-    "first_frame": "{name}, {frame}: ",
-    "frame": "{name}, {frame}: ",
-    "frame_number": "frame {number}",
-    "frame_time": "frame {number} at {time:.2f} s",
-}
-
-# Splits the spelling of a special token without showing.
-ZERO_WIDTH_SPACE = "\u200b"
-
-
-class RewardDanceProcessor(ProcessorMixin):
+class RewardDanceProcessor(PromptingMixin, ProcessorMixin):
     r"""
     Turn images, prompts and criteria into inputs of [`RewardDanceForYesScoring`], with the processor of any
     vision-language model inside.
@@ -95,7 +65,7 @@ class RewardDanceProcessor(ProcessorMixin):
             Number of frames that are taken of a clip, at equal distances. By default all are, up to `max_frames`.
         fps (`float`, *optional*):
             Frames that are taken for each second of a clip, in place of `num_frames`. Lists and tensors have no times: pass
-            them as [`~rewarddance_hf.models.video_rewarddance.Clip`] then.
+            them as [`~rewarddance_hf.models.clips_rewarddance.Clip`] then.
         max_frames (`int`, *optional*, defaults to `16`):
             Largest number of frames of a clip. Of longer ones so many are taken, at equal distances.
         max_clip_tokens (`int`, *optional*):
@@ -104,6 +74,8 @@ class RewardDanceProcessor(ProcessorMixin):
             Answer for a better sample. Must be a single token at the start of the assistant's turn.
         no_word (`str`, *optional*, defaults to `"no"`):
             Answer for a sample that is not better.
+        background (`str`, *optional*, defaults to `"white"`):
+            Color that is shown where an image is transparent: a name or `"#rrggbb"`.
 
     Raises:
         `ValueError`: If there is no chat template, an argument has none of the values above, or an answer word is not
@@ -135,6 +107,7 @@ class RewardDanceProcessor(ProcessorMixin):
         max_clip_tokens: "int | None" = None,
         yes_word: str = "yes",
         no_word: str = "no",
+        background: str = "white",
     ) -> None:
         chat_template = chat_template or tokenizer.chat_template
         if isinstance(chat_template, dict):
@@ -150,60 +123,28 @@ class RewardDanceProcessor(ProcessorMixin):
                 f"`vlm_processor_class` is {vlm_processor_class!r}, but must be the name of a processor class of "
                 "transformers, e.g. 'InternVLProcessor'. Load the processor with `from_pretrained`, which finds it."
             )
-        if prompt_layout not in PROMPT_LAYOUTS:
-            raise ValueError(f"`prompt_layout` is {prompt_layout!r}, but must be one of {PROMPT_LAYOUTS}.")
-        unknown = sorted(set(prompt_texts or {}) - set(PROMPT_TEXTS))
-        if unknown:
-            raise ValueError(f"`prompt_texts` has the keys {unknown}, but only {sorted(PROMPT_TEXTS)} are used.")
-        for name, placeholder in {"prompt": "{prompt}", "criteria": "{criteria}"}.items():
-            text = (prompt_texts or {}).get(name, placeholder)
-            if placeholder not in text and (text or name == "prompt"):
-                raise ValueError(f"`prompt_texts[{name!r}]` is {text!r}, but must contain '{placeholder}'.")
-        if not (prompt_texts or {}).get("answer", "?").strip():
-            raise ValueError("`prompt_texts['answer']` is blank, but must be what stands between reasons and answer.")
-        for task, named in (dimensions or {}).items():
-            if not isinstance(named, dict):
-                raise ValueError(
-                    f"`dimensions[{task!r}]` is {named!r}, but must be a dict of criteria by name. Pass e.g. "
-                    "`dimensions={'text-to-image': {'logo': 'whether the logo is there'}}`."
-                )
-        for name, word in {"yes_word": yes_word, "no_word": no_word}.items():
-            if not word:
-                raise ValueError(f"`{name}` is {word!r}, but must be a word.")
         check_sampling(num_frames, fps, max_frames)
         if max_clip_tokens is not None and max_clip_tokens < 1:
             raise ValueError(
                 f"`max_clip_tokens` is {max_clip_tokens}, but must be a positive number of tokens, or None."
             )
+        try:
+            ImageColor.getrgb(background)
+        except (AttributeError, ValueError) as error:
+            raise ValueError(f"`background` is {background!r}, but must be a color, e.g. 'white' or '#ffffff'.") from error
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.vlm_processor_class = vlm_processor_class
         self.vlm_processor_kwargs = vlm_processor_kwargs or {}
         self.vlm_images_kwargs = vlm_images_kwargs or {}
-        self.prompt_layout = prompt_layout
-        self.criteria = {**CRITERIA, **(criteria or {})}
-        given = dimensions or {}
-        self.dimensions = {
-            task: {**DIMENSIONS.get(task, {}), **given.get(task, {})} for task in {**DIMENSIONS, **given}
-        }
-        self.prompt_texts = {**PROMPT_TEXTS, **(prompt_texts or {})}
         self.num_frames = num_frames
         self.fps = fps
         self.max_frames = max_frames
         self.max_clip_tokens = max_clip_tokens
-        self.yes_word = yes_word
-        self.no_word = no_word
+        self.background = background
         self._frame_tokens: dict[tuple[int, int], int] = {}
-
-        self._read_assistant_turn()
-        self.yes_token_id = self._find_answer_token("yes_word", yes_word)
-        self.no_token_id = self._find_answer_token("no_word", no_word)
-        if self.yes_token_id == self.no_token_id:
-            raise ValueError(
-                f"`yes_word` {yes_word!r} and `no_word` {no_word!r} both become token ID {self.yes_token_id}, but must be "
-                "two different tokens. Choose other words."
-            )
+        self._set_wording(prompt_layout, criteria, dimensions, prompt_texts, yes_word, no_word)
 
     @classmethod
     def from_pretrained(
@@ -423,11 +364,25 @@ class RewardDanceProcessor(ProcessorMixin):
             self.load(question if question.row is not None else replace(question, row=i), keep_gradient=True)
             for i, question in enumerate(questions)
         ]
-        texts, media = [self.write_question(question) for question in loaded], [q.images for q in loaded]
-        inputs = {"text": texts, "padding": True, **self.vlm_arguments(texts[0]), **kwargs}
+        texts, media = [self.write_question(question) for question in loaded], [row.images for row in loaded]
+        arguments = {"padding": True, **self.vlm_arguments(texts[0]), **kwargs}
+        try:
+            return self._prepare(texts, media, arguments)
+        except ValueError as error:
+            for question, text, images in zip(loaded, texts, media, strict=True):
+                try:
+                    self._prepare([text], [images], arguments)
+                except ValueError as reason:
+                    raise ValueError(
+                        f"`{question.names[0]}` and what it is shown with cannot be prepared by "
+                        f"`{self.vlm_processor_class}` ({reason}). Resize its images, or drop the row."
+                    ) from error
+            raise
+
+    def _prepare(self, texts: "list[str]", media: "list[list[Any]]", arguments: "dict[str, Any]") -> BatchFeature:
         if any(isinstance(image, torch.Tensor) for row in media for image in row):
-            return preprocess_with_gradient(self.vlm_processor, media, **inputs)
-        return self.vlm_processor(images=media, **inputs)
+            return preprocess_with_gradient(self.vlm_processor, media, text=texts, **arguments)
+        return self.vlm_processor(images=media, text=texts, **arguments)
 
     def load(
         self, question: Question, keep_gradient: bool = False, names: "tuple[str, str, str] | None" = None
@@ -445,7 +400,7 @@ class RewardDanceProcessor(ProcessorMixin):
 
         Returns:
             [`~rewarddance_hf.models.question_rewarddance.Question`]: The same with a
-            [`~rewarddance_hf.models.video_rewarddance.Clip`] as sample and reference, an image as condition, and a task.
+            [`~rewarddance_hf.models.clips_rewarddance.Clip`] as sample and reference, an image as condition, and a task.
 
         Raises:
             `ValueError`: If an image or clip cannot be read, or is a clip of one frame and the task is about videos.
@@ -459,40 +414,8 @@ class RewardDanceProcessor(ProcessorMixin):
         if reference is not None:
             reference = self.load_frames(reference, reference_name, task, keep_gradient)
         if condition is not None:
-            condition = load_image(condition, condition_name, keep_gradient)
+            condition = self.load_image(condition, condition_name, keep_gradient)
         return replace(question, sample=sample, reference=reference, condition=condition, task=task)
-
-    def dimension_criteria(self, dimension: str, task: str = "text-to-image") -> str:
-        """
-        Look up the criteria of a named dimension, which `criteria` of a row or a call can be.
-
-        Args:
-            dimension (`str`):
-                Name, e.g. `"alignment"`.
-            task (`str`, *optional*, defaults to `"text-to-image"`):
-                Task that it belongs to.
-
-        Returns:
-            `str`: Criteria.
-
-        Raises:
-            `ValueError`: If the task has no such dimension.
-        """
-        if not self.prompt_texts["criteria"]:
-            raise ValueError(
-                "`prompt_texts['criteria']` is empty, so that no criteria are asked by and all dimensions would be one. Pass a "
-                "text with '{criteria}' to `RewardDanceProcessor.from_pretrained`."
-            )
-        if task not in self.dimensions:
-            raise ValueError(
-                f"`task` is {task!r}, but the processor has dimensions for {sorted(self.dimensions)} only. Pass `criteria=`."
-            )
-        if dimension not in self.dimensions[task]:
-            raise ValueError(
-                f"`dimension` is {dimension!r}, but the task {task!r} has {list(self.dimensions[task])} only. Choose one of them, "
-                "or pass `criteria=`."
-            )
-        return self.dimensions[task][dimension]
 
     def read_examples(
         self,
@@ -549,14 +472,14 @@ class RewardDanceProcessor(ProcessorMixin):
 
         Args:
             media (image or clip):
-                Anything that [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes.
+                Anything that [`~rewarddance_hf.models.media_rewarddance.open_clip`] takes.
             name (`str`, *optional*, defaults to `"media"`):
                 Name in error messages.
             task (`str`, *optional*):
                 Task that the clip belongs to. If it is about videos, a clip of one frame is refused.
 
         Returns:
-            [`~rewarddance_hf.models.video_rewarddance.ClipReader`]: Reader of the chosen frames, or None if this is a single
+            [`~rewarddance_hf.models.clips_rewarddance.ClipReader`]: Reader of the chosen frames, or None if this is a single
             image.
 
         Raises:
@@ -565,13 +488,14 @@ class RewardDanceProcessor(ProcessorMixin):
             `ImportError`: If this is a video file and PyAV is not installed.
         """
         reader = open_clip(media, name)
-        if reader is None:
-            return None
-        is_image = isinstance(media, Clip) and media.is_image
-        if len(reader) < 2 and not is_image and task is not None and task.endswith("video"):
+        return None if reader is None else self._sample(reader, task, is_clip=not getattr(media, "is_image", False))
+
+    def _sample(self, reader: ClipReader, task: "str | None", is_clip: bool) -> ClipReader:
+        """Choose frames of an opened clip."""
+        if is_clip and len(reader) < 2 and task is not None and task.endswith("video"):
             raise ValueError(
-                f"`{name}` is a clip of a single frame, but the task {task!r} is about what happens in time and needs 2 or "
-                "more. Pass all frames of the clip, or another task."
+                f"`{reader.name}` is a clip of a single frame, but the task {task!r} is about what happens in time and needs 2 "
+                "or more. Pass all frames of the clip, or another task."
             )
         reader = reader.sample(self.num_frames, self.fps, self.max_frames)
         if self.max_clip_tokens is None or reader.size is None or len(reader) < 2:
@@ -580,10 +504,32 @@ class RewardDanceProcessor(ProcessorMixin):
         affordable = self.max_clip_tokens // tokens
         if affordable < 2:
             raise ValueError(
-                f"`max_clip_tokens` is {self.max_clip_tokens}, but a frame of `{name}` takes {tokens} tokens, and a clip has 2 "
-                "frames or more. Raise it, or pass smaller frames."
+                f"`max_clip_tokens` is {self.max_clip_tokens}, but a frame of `{reader.name}` takes {tokens} tokens, and a clip "
+                "has 2 frames or more. Raise it, or pass smaller frames."
             )
         return reader.sample(max_frames=affordable)
+
+    def load_image(self, image: Any, name: str = "image", keep_gradient: bool = False) -> Any:
+        """
+        Load an image as the judge sees it: [`~rewarddance_hf.models.media_rewarddance.load_image`] with the
+        `background` of this processor.
+
+        Args:
+            image (image):
+                Anything that is a single image.
+            name (`str`, *optional*, defaults to `"image"`):
+                Name of the image in error messages.
+            keep_gradient (`bool`, *optional*, defaults to `False`):
+                Whether to leave a tensor that requires a gradient as it is.
+
+        Returns:
+            `PIL.Image.Image`: RGB image, or the tensor with `keep_gradient`.
+
+        Raises:
+            `ValueError`: If the image cannot be read.
+            `TypeError`: If it is nothing that can be an image.
+        """
+        return load_image(image, name, keep_gradient, self.background)
 
     def load_frames(
         self, media: Any, name: str = "media", task: "str | None" = None, keep_gradient: bool = False
@@ -593,7 +539,7 @@ class RewardDanceProcessor(ProcessorMixin):
 
         Args:
             media (image or clip):
-                Anything that [`load_image`] or [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes. Frames that
+                Anything that [`load_image`] or [`~rewarddance_hf.models.media_rewarddance.open_clip`] takes. Frames that
                 this method gave are given back.
             name (`str`, *optional*, defaults to `"media"`):
                 Name in error messages.
@@ -603,17 +549,21 @@ class RewardDanceProcessor(ProcessorMixin):
                 Whether to leave tensors that require a gradient as they are, as in [`load_image`].
 
         Returns:
-            [`~rewarddance_hf.models.video_rewarddance.Clip`]: List of RGB images, beside tensors with `keep_gradient`, which
+            [`~rewarddance_hf.models.clips_rewarddance.Clip`]: List of RGB images, beside tensors with `keep_gradient`, which
             knows the index and time of each.
 
         Raises:
             `ValueError`: As in [`~RewardDanceProcessor.open_clip`], and if an image cannot be read.
             `ImportError`: If this is a video file and PyAV is not installed.
         """
-        reader = self.open_clip(media, name, task)
-        clip = Clip([load_image(media, name, keep_gradient)]) if reader is None else read_clip(reader, keep_gradient)
-        clip.is_image = reader is None or (isinstance(media, Clip) and media.is_image)
-        return clip
+        is_image = getattr(media, "is_image", False)
+        found = open_media(media, name, lambda image: Clip([self.load_image(image, name, keep_gradient)]))
+        if isinstance(found, ClipReader):
+            found = read_clip(self._sample(found, task, is_clip=not is_image), keep_gradient, self.background)
+        else:
+            is_image = True
+        found.is_image = is_image
+        return found
 
     def _count_frame_tokens(self, size: "tuple[int, int]") -> int:
         """Tokens of a frame with what surrounds it, as the wrapped processor makes them of frames in company."""
@@ -624,127 +574,50 @@ class RewardDanceProcessor(ProcessorMixin):
             self._frame_tokens[size] = batch["input_ids"].shape[1] // 2
         return self._frame_tokens[size]
 
-    def append_answers(
-        self,
-        batch: BatchFeature,
-        answers: "list[bool]",
-        rationales: "list[str | None]",
-        reasons_first: "bool | list[bool]" = False,
-    ) -> BatchFeature:
+    def write_messages(self, question: Question) -> "tuple[list[dict[str, Any]], list[Image.Image]]":
         r"""
-        Append answers and rationales as training targets: the answer, then its reasons ("decision first", Section 3.2.1),
-        or reasons, a fixed phrase (`prompt_texts["answer"]`) and the answer ("reasons first").
+        Write one question as chat messages, for what applies a chat template itself: trainers of TRL, model servers.
 
         Args:
-            batch ([`~transformers.BatchFeature`]):
-                Questions, as made by calling the processor.
-            answers (`list[bool]`):
-                Whether the answer is "yes", for each row.
-            rationales (`list[str]`):
-                Reasons that follow the answer or precede it, or None for rows without any.
-            reasons_first (`bool` or `list[bool]`, *optional*, defaults to `False`):
-                Whether reasons precede the answer, for all rows or one each. Questions must have asked so.
+            question ([`~rewarddance_hf.models.question_rewarddance.Question`]):
+                What is asked.
 
         Returns:
-            [`~transformers.BatchFeature`]: The batch with longer `input_ids`, and with `rationale_labels` and
-            `answer_index`.
+            `tuple[list[dict], list[PIL.Image.Image]]`: Messages, whose parts are `{"type": "text", "text": ...}` and
+            `{"type": "image"}`, and the images of the latter.
 
         Raises:
-            `ValueError`: If lists differ in length, or `reasons_first` holds for a row whose rationale is None or contains
-                the phrase, or a tokenizer after whose phrase the answer is another token than at the start of the turn.
+            `ValueError`: If an image cannot be read, or the task has no criteria.
         """
-        batch_size, question_length = batch["input_ids"].shape
-        formats = [reasons_first] * batch_size if isinstance(reasons_first, bool) else reasons_first
-        for name, column in {"answers": answers, "rationales": rationales, "reasons_first": formats}.items():
-            if len(column) != batch_size:
-                raise ValueError(f"`{name}` has {len(column)} entries, but `batch` has {batch_size} rows.")
-        rows = zip(answers, rationales, formats, strict=True)
-        targets, starts = zip(*(self._target_ids(*row) for row in rows), strict=True)
-        length = max(map(len, targets))
-        ids = torch.full((batch_size, length), self.tokenizer.pad_token_id)
-        mask = torch.zeros(batch_size, length, dtype=batch["attention_mask"].dtype)
-        for i, target in enumerate(targets):
-            ids[i, : len(target)] = torch.tensor(target)
-            mask[i, : len(target)] = 1
-        labels = torch.where(mask.bool(), ids, -100)
-        answer_starts = torch.tensor(starts)
-        labels[torch.arange(batch_size), answer_starts] = -100  # the answer itself has its own loss
+        question = self.load(question)
+        return self._messages(question), question.images
 
-        batch["input_ids"] = torch.cat([batch["input_ids"], ids], dim=1)
-        batch["attention_mask"] = torch.cat([batch["attention_mask"], mask], dim=1)
-        for name in ("mm_token_type_ids", "token_type_ids"):  # 0 is text in every model that has them
-            if name in batch:
-                batch[name] = torch.nn.functional.pad(batch[name], (0, length))
-        batch["rationale_labels"] = torch.nn.functional.pad(labels, (question_length, 0), value=-100)
-        batch["answer_index"] = answer_starts + question_length - 1
-        return batch
-
-    def split_reasons(self, text: str) -> "str | None":
+    def apply_chat_template(
+        self, conversation: Any, chat_template: "str | None" = None, tokenize: bool = False, **kwargs: Any
+    ) -> Any:
         """
-        Take the reasons out of what a judge says that was asked for reasons first.
+        Write any chat with the wrapped model's template, as [`~transformers.ProcessorMixin.apply_chat_template`].
 
         Args:
-            text (`str`):
-                Text from the start of the judge's turn.
+            conversation (`list[dict]` or `list[list[dict]]`):
+                Messages of one chat or several.
+            chat_template (`str`, *optional*):
+                Template in place of that of the processor.
+            tokenize (`bool`, *optional*, defaults to `False`):
+                Whether to make inputs of the wrapped model, images included.
+            kwargs:
+                Further arguments: `add_generation_prompt`, `return_dict`, `return_tensors`, ...
 
         Returns:
-            `str` or `None`: What stands before the first phrase `prompt_texts["answer"]`, or None if the text does not reach
-            an answer.
+            `str` or [`~transformers.BatchFeature`]: Text, or inputs with `tokenize=True` and `return_dict=True`.
         """
-        reasons, phrase, _ = f"\n{text.strip()}".partition(self.prompt_texts["answer"].rstrip())
-        return reasons.strip() if phrase else None
-
-    def plain_text(self, text: str, name: str = "text") -> str:
-        """
-        Make sure that text from users stays text: spellings of special tokens and image placeholders are split by a
-        zero-width space.
-
-        Args:
-            text (`str`):
-                Text from users.
-            name (`str`, *optional*, defaults to `"text"`):
-                Name of the text in error messages.
-
-        Returns:
-            `str`: Text in which the tokenizer finds no special token.
-
-        Raises:
-            `ValueError`: If a special token remains, which happens with tokenizers that normalize text first, or the text
-                is no valid Unicode.
-        """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"`{name}` is no valid text ({error}). Repair or drop it; it may be cut in an emoji."
-            ) from error
-        pattern, token_ids = self._control_tokens
-        # Splitting one token may uncover another that overlaps with it.
-        while match := pattern.search(text):
-            text = text[: match.start() + 1] + ZERO_WIDTH_SPACE + text[match.start() + 1 :]
-        found = token_ids.intersection(self._encode(text))
-        if found:
-            raise ValueError(
-                f"`{name}` contains the special tokens {self.tokenizer.convert_ids_to_tokens(sorted(found))}, which cannot be "
-                "written as plain text. Remove them."
-            )
-        return text
-
-    @cached_property
-    def _control_tokens(self) -> "tuple[re.Pattern[str], set[int]]":
-        """Spellings and IDs of tokens that text from users must not contain."""
-        spellings = {token for token in self.tokenizer.get_added_vocab() if len(token) > 1 and token.strip(" \n\t▁")}
-        spellings |= {token for token in self.tokenizer.all_special_tokens if len(token) > 1}
-        placeholders = [
-            getattr(self.vlm_processor, f"{name}_token", None) for name in ("image", "video", "boi", "audio")
-        ]
-        spellings |= {str(token) for token in placeholders if token}
-        pattern = "|".join(re.escape(token) for token in sorted(spellings, key=len, reverse=True))
-        token_ids = set(self.tokenizer.convert_tokens_to_ids(sorted(spellings)))
-        # A character that the tokenizer does not know controls nothing, unless its token also ends texts.
-        if self.tokenizer.unk_token not in (self.tokenizer.bos_token, self.tokenizer.eos_token):
-            token_ids.discard(self.tokenizer.unk_token_id)
-        return re.compile(pattern or r"(?!)"), token_ids
+        processor = self.vlm_processor if tokenize else self
+        if tokenize and self.vlm_images_kwargs:
+            given = dict(kwargs.get("processor_kwargs") or {})
+            kwargs["processor_kwargs"] = {"images_kwargs": self.vlm_images_kwargs, **given}
+        return ProcessorMixin.apply_chat_template(
+            processor, conversation, chat_template or self.chat_template, tokenize=tokenize, **kwargs
+        )
 
     def vlm_arguments(self, text: str) -> "dict[str, Any]":
         """
@@ -765,201 +638,6 @@ class RewardDanceProcessor(ProcessorMixin):
             **({"images_kwargs": self.vlm_images_kwargs} if self.vlm_images_kwargs else {}),
         }
 
-    def write_question(self, question: Question) -> str:
-        r"""
-        Write one chat with the wrapped model's placeholder for each image: those of examples, condition, reference,
-        sample. Examples are earlier turns of the chat: the same question, with the verdict as the judge's answer.
-
-        Args:
-            question ([`~rewarddance_hf.models.question_rewarddance.Question`]):
-                What is asked, with clips that are loaded or at least opened.
-
-        Returns:
-            `str`: Text up to the answer, or to the reasons before it.
-
-        Raises:
-            `ValueError`: If its task has no criteria.
-        """
-        turns = [
-            (self._write_turn(example.question), self._verdict_word(example.verdict)) for example in question.examples
-        ]
-        return self._chat(self._write_turn(question), turns=turns)
-
-    def write_messages(self, question: Question) -> "tuple[list[dict[str, Any]], list[Image.Image]]":
-        r"""
-        Write one question as chat messages, for what applies a chat template itself: trainers of TRL, model servers.
-
-        Args:
-            question ([`~rewarddance_hf.models.question_rewarddance.Question`]):
-                What is asked.
-
-        Returns:
-            `tuple[list[dict], list[PIL.Image.Image]]`: Messages, whose parts are `{"type": "text", "text": ...}` and
-            `{"type": "image"}`, and the images of the latter.
-
-        Raises:
-            `ValueError`: If an image cannot be read, or the task has no criteria.
-        """
-        question = self.load(question)
-        turns = [
-            (self._write_turn(example.question), self._verdict_word(example.verdict)) for example in question.examples
-        ]
-        return self._messages(self._write_turn(question), turns), question.images
-
-    def _verdict_word(self, verdict: bool) -> str:
-        return self.yes_word if verdict else self.no_word
-
-    def _write_turn(self, question: Question) -> "list[dict[str, str]]":
-        """One question, as parts of a turn of the chat."""
-        task = question.task or infer_task(question.sample, question.condition)
-        criteria = question.criteria
-        if criteria is None:
-            if task not in self.criteria:
-                raise ValueError(
-                    f"`task` is {task!r}, but the processor has criteria for {sorted(self.criteria)} only. Pass `criteria=`."
-                )
-            criteria = self.criteria[task]
-        sample_frames = marks_of(question.sample)
-        reference_frames = () if question.reference is None else marks_of(question.reference)
-        texts = self.prompt_texts
-        noun = texts["video" if task.endswith("video") or len(sample_frames) > 1 else "image"]
-        pairwise = len(reference_frames) > 0
-        # JSON quotes the prompt and escapes its quotes and line breaks: its end cannot be faked.
-        quoted = json.dumps(self.plain_text(question.prompt, "prompt"), ensure_ascii=False)
-        statement = texts["prompt"].format(prompt=quoted)
-        if texts["criteria"]:
-            statement += "\n" + texts["criteria"].format(criteria=self.plain_text(criteria, "criteria"))
-        paradigm, kind = (
-            "pairwise" if pairwise else "pointwise",
-            "reasons_question" if question.reasons_first else "question",
-        )
-        asked = texts[f"{paradigm}_{kind}"].format(noun=noun)
-
-        label = noun.capitalize()
-        if pairwise:
-            heads = [
-                *self._frame_heads(f"{label} 1", reference_frames),
-                *self._frame_heads(f"{label} 2", sample_frames),
-            ]
-        else:
-            heads = self._frame_heads(label, sample_frames)
-        heads = [texts["condition"]] * (question.condition is not None) + heads
-        content: list[dict[str, str]] = []
-        for head in heads:
-            content += [{"type": "text", "text": ("\n" if content else "") + head}, {"type": "image"}]
-        if self.prompt_layout == "images_first":
-            content = [*content, {"type": "text", "text": f"\n{statement}\n{asked}"}]
-        else:
-            content = [{"type": "text", "text": f"{statement}\n"}, *content, {"type": "text", "text": f"\n{asked}"}]
-        return content
-
-    def _frame_heads(self, name: str, frames: "tuple[tuple[int, float | None], ...]") -> "list[str]":
-        """What introduces each frame."""
-        if len(frames) == 1:
-            return [f"{name}: "]
-        heads: "list[str]" = []
-        for number, time in frames:
-            frame = self.prompt_texts["frame_number" if time is None else "frame_time"].format(
-                number=number, time=time
-            )
-            heads.append(self.prompt_texts["frame" if heads else "first_frame"].format(name=name, frame=frame))
-        return heads
-
-    def _chat(
-        self,
-        content: "list[dict[str, str]]",
-        answer: "str | None" = None,
-        turns: "list[tuple[list[dict[str, str]], str]] | tuple[()]" = (),
-    ) -> str:
-        """Chat up to the answer, or with it; `turns` are earlier questions and their answers."""
-        messages = self._messages(content, turns)
-        if answer is not None:
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-            return self.apply_chat_template(messages)
-        return self.apply_chat_template(messages, add_generation_prompt=True) + self._answer_lead
-
-    def _messages(
-        self, content: "list[dict[str, str]]", turns: "list[tuple[list[dict[str, str]], str]] | tuple[()]" = ()
-    ) -> "list[dict[str, Any]]":
-        messages: "list[dict[str, Any]]" = []
-        if self.prompt_texts["system"]:
-            messages.append({"role": "system", "content": [{"type": "text", "text": self.prompt_texts["system"]}]})
-        for asked, answered in turns:
-            messages.append({"role": "user", "content": asked})
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answered}]})
-        messages.append({"role": "user", "content": content})
-        return messages
-
-    def _read_assistant_turn(self) -> None:
-        """
-        Find how the chat template begins and ends the assistant's turn, so that the answer stands where the model would
-        write it: "Assistant:" is followed by " yes", and some templates open and close an empty thought before it.
-        """
-        content = [{"type": "text", "text": "?"}]
-        self._answer_lead = ""
-        opened, answered = self._chat(content), self._chat(content, answer=self.yes_word)
-        lead, _, end = answered.removeprefix(opened).partition(self.yes_word)
-        if not answered.startswith(opened) or self.yes_word not in answered[len(opened) :]:
-            lead, end = "", ""
-        self._answer_lead = lead.removesuffix(" ")
-        self._answer_space = " " if lead.endswith(" ") else ""
-        self._answer_end = end or self.tokenizer.eos_token or ""
-        self._opened_turn = self._chat(content)
-        self._opened_turn_ids = self._encode(self._opened_turn)
-
-    def _encode(self, text: str) -> "list[int]":
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _find_answer_token(self, name: str, word: str) -> int:
-        ids = self._encode(self._opened_turn + self._answer_space + word)
-        num_opened = len(self._opened_turn_ids)
-        if ids[:num_opened] != self._opened_turn_ids or len(ids) != num_opened + 1:
-            raise ValueError(
-                f"`{name}` is {word!r}, which becomes the tokens {self.tokenizer.convert_ids_to_tokens(ids[num_opened:])} at "
-                "the start of the assistant's turn, but must be a single token. Choose another word, e.g. 'Yes' or 'No'."
-            )
-        if ids[-1] == self.tokenizer.unk_token_id:
-            raise ValueError(f"`{name}` is {word!r}, which the tokenizer does not know. Choose another word.")
-        return ids[-1]
-
-    @cached_property
-    def _answer_phrase(self) -> str:
-        """
-        What stands between reasons and answer: the phrase, and a space or line break after which the answer is the same
-        token as at the start of the assistant's turn.
-        """
-        phrase = self.prompt_texts["answer"].rstrip()
-        found = []
-        for join in (" ", "\n", ""):
-            lead = f"{self._opened_turn}{self._answer_space}?{phrase}{join}"
-            yes, no = self._encode(lead + self.yes_word), self._encode(lead + self.no_word)
-            if yes[:-1] == no[:-1] and (yes[-1], no[-1]) == (self.yes_token_id, self.no_token_id):
-                return phrase + join
-            found.append(self.tokenizer.convert_ids_to_tokens([yes[-1], no[-1]]))
-        wanted = self.tokenizer.convert_ids_to_tokens([self.yes_token_id, self.no_token_id])
-        raise ValueError(
-            f"`prompt_texts['answer']` is {phrase!r}, after which the answers end in the tokens {found} (by what follows it: "
-            f"space, line break, nothing), but must be the single tokens {wanted} that the model reads. Choose another phrase."
-        )
-
-    def _target_ids(self, answer: bool, rationale: "str | None", reasons_first: bool) -> "tuple[list[int], int]":
-        """Tokens of a target, and which of them is the answer."""
-        opened, num_opened = self._opened_turn + self._answer_space, len(self._opened_turn_ids)
-        word = self.yes_word if answer else self.no_word
-        if not reasons_first:
-            text = opened + word
-            if rationale:
-                text += "\n" + self.plain_text(rationale, "rationale") + self._answer_end
-            return self._encode(text)[num_opened:], 0
-        if rationale is None or self.split_reasons(rationale) is not None:
-            got = "None" if rationale is None else f"a text with {self.prompt_texts['answer']!r} in it"
-            raise ValueError(
-                f"`rationale` is {got}, but must be reasons that are followed by this phrase and the answer. Drop the row, "
-                "remove the phrase, or ask for the decision first."
-            )
-        reasons = self.plain_text(rationale.strip(), "rationale")
-        text = opened + (reasons + self._answer_phrase if reasons else self._answer_phrase.lstrip()) + word
-        return self._encode(text + self._answer_end)[num_opened:], len(self._encode(text)) - num_opened - 1
 
 
 __all__ = ["RewardDanceProcessor", "load_frames", "load_image"]

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .media_rewarddance import Clip, ClipReader, open_clip
+from .clips_rewarddance import Clip, ClipReader
+from .media_rewarddance import open_clip
 
 
 EXAMPLE_KEYS = ("image", "reference", "condition", "prompt", "criteria", "task", "verdict")
@@ -108,7 +109,7 @@ def marks_of(media: Any) -> "tuple[tuple[int, float | None], ...]":
     Tell where frames were in their clip.
 
     Args:
-        media ([`~rewarddance_hf.models.media_rewarddance.Clip`], [`~rewarddance_hf.models.media_rewarddance.ClipReader`] or image):
+        media ([`~rewarddance_hf.models.clips_rewarddance.Clip`], [`~rewarddance_hf.models.clips_rewarddance.ClipReader`] or image):
             Loaded or opened clip, or a single image.
 
     Returns:
