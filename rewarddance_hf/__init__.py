@@ -21,7 +21,8 @@ _PUBLIC_NAMES = {
     "data.sources": ["load_preferences"],
     "evaluation.evaluator": ["EvaluationResults", "RewardDanceEvaluator"],
     "models": ["RewardDanceConfig", "RewardDanceForYesScoring", "RewardDanceOutput", "RewardDanceProcessor"],
-    "models.video_rewarddance": ["Clip", "ClipError"],
+    "models.clips_rewarddance": ["Clip"],
+    "models.video_rewarddance": ["ClipError"],
     "rewards": ["NonFiniteScoreError", "Reward", "as_reward"],
     "scoring.reasoning": ["NoAnswerError", "ReasonedScores"],
     "scoring.results": ["Comparison", "Ranking"],
@@ -44,7 +45,8 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .data.sources import load_preferences
     from .evaluation.evaluator import EvaluationResults, RewardDanceEvaluator
     from .models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
-    from .models.video_rewarddance import Clip, ClipError
+    from .models.clips_rewarddance import Clip
+    from .models.video_rewarddance import ClipError
     from .rewards import NonFiniteScoreError, Reward, as_reward
     from .scoring.reasoning import NoAnswerError, ReasonedScores
     from .scoring.results import Comparison, Ranking

@@ -12,7 +12,7 @@ import pyarrow.parquet
 from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 
-from rewarddance_hf.models.video_rewarddance import open_clip
+from rewarddance_hf.models.media_rewarddance import open_clip
 
 
 STRING, FLOAT, FLOAT32, INTEGER, BOOL = (Value(t) for t in ("string", "float64", "float32", "int64", "bool"))

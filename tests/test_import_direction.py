@@ -46,8 +46,6 @@ STILL_LONG = {
     "alignment.gradient",
     "alignment.search.search",
     "alignment.pipelines.staged",
-    "models.processing_rewarddance",
-    "models.video_rewarddance",
     "scoring.scorer",
     "shapes.clips",
     "shapes.scenes",

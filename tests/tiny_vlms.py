@@ -9,7 +9,7 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rewarddance_hf.models.processing_rewarddance import image_only_processor
+from rewarddance_hf.models.vlm_processor_rewarddance import image_only_processor
 
 
 CORPUS = [

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..models import RewardDanceProcessor
 from ..models.configuration_rewarddance import PARADIGMS
-from ..models.processing_rewarddance import load_image
+from ..models.media_rewarddance import load_image
 from .preference import check_row, rationale_text
 
 

@@ -12,9 +12,8 @@ from transformers.utils import logging
 
 from ..data.preference import check_columns, check_row
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
-from ..models.media_rewarddance import load_frames, load_image
+from ..models.media_rewarddance import load_frames, load_image, open_clip
 from ..models.question_rewarddance import Question, infer_task
-from ..models.video_rewarddance import open_clip
 from ..parallel import run_split
 from ..rewards import NonFiniteScoreError, as_reward
 from ..scoring.judge import Judge

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .processing_rewarddance import load_image
+from .media_rewarddance import load_image
 
 
 TASK = "visual-preference"

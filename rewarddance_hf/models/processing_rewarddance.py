@@ -13,18 +13,18 @@ from PIL import Image, ImageColor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import is_torchvision_available, logging
 
-from .clips_rewarddance import Clip, ClipReader, check_sampling
-from .media_rewarddance import load_frames, load_image, open_clip, open_media, read_clip
+from .clips_rewarddance import check_sampling
+from .loading_rewarddance import LoadingMixin
 from .pixels_rewarddance import preprocess_with_gradient
 from .prompting_rewarddance import PromptingMixin
-from .question_rewarddance import Example, Question, infer_task, parse_example
+from .question_rewarddance import Example, Question
 from .vlm_processor_rewarddance import image_only_processor
 
 
 logger = logging.get_logger(__name__)
 
 
-class RewardDanceProcessor(PromptingMixin, ProcessorMixin):
+class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
     r"""
     Turn images, prompts and criteria into inputs of [`RewardDanceForYesScoring`], with the processor of any
     vision-language model inside.
@@ -131,7 +131,9 @@ class RewardDanceProcessor(PromptingMixin, ProcessorMixin):
         try:
             ImageColor.getrgb(background)
         except (AttributeError, ValueError) as error:
-            raise ValueError(f"`background` is {background!r}, but must be a color, e.g. 'white' or '#ffffff'.") from error
+            raise ValueError(
+                f"`background` is {background!r}, but must be a color, e.g. 'white' or '#ffffff'."
+            ) from error
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -384,196 +386,6 @@ class RewardDanceProcessor(PromptingMixin, ProcessorMixin):
             return preprocess_with_gradient(self.vlm_processor, media, text=texts, **arguments)
         return self.vlm_processor(images=media, text=texts, **arguments)
 
-    def load(
-        self, question: Question, keep_gradient: bool = False, names: "tuple[str, str, str] | None" = None
-    ) -> Question:
-        """
-        Load the media of a question: those frames of clips that the judge sees. What is loaded already stays as it is.
-
-        Args:
-            question ([`~rewarddance_hf.models.question_rewarddance.Question`]):
-                What is asked.
-            keep_gradient (`bool`, *optional*, defaults to `False`):
-                Whether to leave tensors that require a gradient as they are, as in [`load_image`].
-            names (`tuple[str, str, str]`, *optional*):
-                Names of sample, reference and condition in error messages. By default they follow from `question.row`.
-
-        Returns:
-            [`~rewarddance_hf.models.question_rewarddance.Question`]: The same with a
-            [`~rewarddance_hf.models.clips_rewarddance.Clip`] as sample and reference, an image as condition, and a task.
-
-        Raises:
-            `ValueError`: If an image or clip cannot be read, or is a clip of one frame and the task is about videos.
-            `ImportError`: If this is a video file and PyAV is not installed.
-            `TypeError`: If an image is nothing that can be one.
-        """
-        sample_name, reference_name, condition_name = names or question.names
-        sample = self.load_frames(question.sample, sample_name, question.task, keep_gradient)
-        task = question.task or infer_task(sample, question.condition)
-        reference, condition = question.reference, question.condition
-        if reference is not None:
-            reference = self.load_frames(reference, reference_name, task, keep_gradient)
-        if condition is not None:
-            condition = self.load_image(condition, condition_name, keep_gradient)
-        return replace(question, sample=sample, reference=reference, condition=condition, task=task)
-
-    def read_examples(
-        self,
-        examples: "Sequence[Mapping[str, Any] | Example] | None",
-        task: "str | Sequence[str | None] | None" = None,
-        is_pairwise: bool = True,
-    ) -> "tuple[Example, ...]":
-        """
-        Check in-context examples and load their images, once for many calls.
-
-        Args:
-            examples (`list[dict]`, *optional*):
-                Examples in the order in which they are shown. Each has `image`, `prompt`, `verdict` (a bool, or `"yes"` or
-                `"no"`), for a pairwise judge `reference`, and optional `condition`, `criteria` and `task`. Without `criteria`
-                they state those of their task. Texts are plain data, as in the question.
-            task (`str` or `list`, *optional*):
-                Task of examples that name none: that of all rows. By default it follows from each example's own sample.
-            is_pairwise (`bool`, *optional*, defaults to `True`):
-                Whether a judge sees a reference.
-
-        Returns:
-            `tuple[Example, ...]`: What `examples` of a call can be, too.
-
-        Raises:
-            `TypeError`: If an example is no `dict`, or a text no string.
-            `ValueError`: If an example lacks a key or has one too many, a verdict is neither yes nor no, an image cannot be
-                read, or rows have several tasks and an example none.
-        """
-        if examples is None:
-            return ()
-        if isinstance(examples, (str, bytes, Mapping)) or not isinstance(examples, Sequence):
-            raise TypeError(
-                f"`examples` is of type `{type(examples).__name__}`, but must be a list of dicts. Wrap it in one."
-            )
-        tasks = {task} if task is None or isinstance(task, str) else set(task)
-        read = []
-        for i, example in enumerate(examples):
-            if not isinstance(example, Example):
-                name = f"examples[{i}]"
-                question, verdict = parse_example(example, name, is_pairwise)
-                if question.task is None and len(tasks) > 1:
-                    raise ValueError(
-                        f"`{name}` has no `task`, and the rows have several, but its criteria depend on it. Add one."
-                    )
-                question = replace(question, task=question.task or next(iter(tasks), None))
-                names = f"{name}['image']", f"{name}['reference']", f"{name}['condition']"
-                example = Example(self.load(question, names=names), verdict)
-            read.append(example)
-        return tuple(read)
-
-    def open_clip(self, media: Any, name: str = "media", task: "str | None" = None) -> "ClipReader | None":
-        """
-        Open a clip and choose the frames that the judge sees, without decoding them.
-
-        Args:
-            media (image or clip):
-                Anything that [`~rewarddance_hf.models.media_rewarddance.open_clip`] takes.
-            name (`str`, *optional*, defaults to `"media"`):
-                Name in error messages.
-            task (`str`, *optional*):
-                Task that the clip belongs to. If it is about videos, a clip of one frame is refused.
-
-        Returns:
-            [`~rewarddance_hf.models.clips_rewarddance.ClipReader`]: Reader of the chosen frames, or None if this is a single
-            image.
-
-        Raises:
-            `ValueError`: If the clip cannot be read, has no frames or frames of different size, or one frame in a task about
-                videos; or `max_clip_tokens` is too small for two frames.
-            `ImportError`: If this is a video file and PyAV is not installed.
-        """
-        reader = open_clip(media, name)
-        return None if reader is None else self._sample(reader, task, is_clip=not getattr(media, "is_image", False))
-
-    def _sample(self, reader: ClipReader, task: "str | None", is_clip: bool) -> ClipReader:
-        """Choose frames of an opened clip."""
-        if is_clip and len(reader) < 2 and task is not None and task.endswith("video"):
-            raise ValueError(
-                f"`{reader.name}` is a clip of a single frame, but the task {task!r} is about what happens in time and needs 2 "
-                "or more. Pass all frames of the clip, or another task."
-            )
-        reader = reader.sample(self.num_frames, self.fps, self.max_frames)
-        if self.max_clip_tokens is None or reader.size is None or len(reader) < 2:
-            return reader
-        tokens = self._count_frame_tokens(reader.size)
-        affordable = self.max_clip_tokens // tokens
-        if affordable < 2:
-            raise ValueError(
-                f"`max_clip_tokens` is {self.max_clip_tokens}, but a frame of `{reader.name}` takes {tokens} tokens, and a clip "
-                "has 2 frames or more. Raise it, or pass smaller frames."
-            )
-        return reader.sample(max_frames=affordable)
-
-    def load_image(self, image: Any, name: str = "image", keep_gradient: bool = False) -> Any:
-        """
-        Load an image as the judge sees it: [`~rewarddance_hf.models.media_rewarddance.load_image`] with the
-        `background` of this processor.
-
-        Args:
-            image (image):
-                Anything that is a single image.
-            name (`str`, *optional*, defaults to `"image"`):
-                Name of the image in error messages.
-            keep_gradient (`bool`, *optional*, defaults to `False`):
-                Whether to leave a tensor that requires a gradient as it is.
-
-        Returns:
-            `PIL.Image.Image`: RGB image, or the tensor with `keep_gradient`.
-
-        Raises:
-            `ValueError`: If the image cannot be read.
-            `TypeError`: If it is nothing that can be an image.
-        """
-        return load_image(image, name, keep_gradient, self.background)
-
-    def load_frames(
-        self, media: Any, name: str = "media", task: "str | None" = None, keep_gradient: bool = False
-    ) -> Clip:
-        """
-        Load an image as one frame, or those frames of a clip that the judge sees.
-
-        Args:
-            media (image or clip):
-                Anything that [`load_image`] or [`~rewarddance_hf.models.media_rewarddance.open_clip`] takes. Frames that
-                this method gave are given back.
-            name (`str`, *optional*, defaults to `"media"`):
-                Name in error messages.
-            task (`str`, *optional*):
-                Task that the clip belongs to. If it is about videos, a clip of one frame is refused.
-            keep_gradient (`bool`, *optional*, defaults to `False`):
-                Whether to leave tensors that require a gradient as they are, as in [`load_image`].
-
-        Returns:
-            [`~rewarddance_hf.models.clips_rewarddance.Clip`]: List of RGB images, beside tensors with `keep_gradient`, which
-            knows the index and time of each.
-
-        Raises:
-            `ValueError`: As in [`~RewardDanceProcessor.open_clip`], and if an image cannot be read.
-            `ImportError`: If this is a video file and PyAV is not installed.
-        """
-        is_image = getattr(media, "is_image", False)
-        found = open_media(media, name, lambda image: Clip([self.load_image(image, name, keep_gradient)]))
-        if isinstance(found, ClipReader):
-            found = read_clip(self._sample(found, task, is_clip=not is_image), keep_gradient, self.background)
-        else:
-            is_image = True
-        found.is_image = is_image
-        return found
-
-    def _count_frame_tokens(self, size: "tuple[int, int]") -> int:
-        """Tokens of a frame with what surrounds it, as the wrapped processor makes them of frames in company."""
-        if size not in self._frame_tokens:
-            text = "\n".join([str(self.vlm_processor.image_token)] * 2)
-            images = [[Image.new("RGB", size)] * 2]
-            batch = self.vlm_processor(images=images, text=[text], **self.vlm_arguments(""))
-            self._frame_tokens[size] = batch["input_ids"].shape[1] // 2
-        return self._frame_tokens[size]
-
     def write_messages(self, question: Question) -> "tuple[list[dict[str, Any]], list[Image.Image]]":
         r"""
         Write one question as chat messages, for what applies a chat template itself: trainers of TRL, model servers.
@@ -596,20 +408,8 @@ class RewardDanceProcessor(PromptingMixin, ProcessorMixin):
         self, conversation: Any, chat_template: "str | None" = None, tokenize: bool = False, **kwargs: Any
     ) -> Any:
         """
-        Write any chat with the wrapped model's template, as [`~transformers.ProcessorMixin.apply_chat_template`].
-
-        Args:
-            conversation (`list[dict]` or `list[list[dict]]`):
-                Messages of one chat or several.
-            chat_template (`str`, *optional*):
-                Template in place of that of the processor.
-            tokenize (`bool`, *optional*, defaults to `False`):
-                Whether to make inputs of the wrapped model, images included.
-            kwargs:
-                Further arguments: `add_generation_prompt`, `return_dict`, `return_tensors`, ...
-
-        Returns:
-            `str` or [`~transformers.BatchFeature`]: Text, or inputs with `tokenize=True` and `return_dict=True`.
+        Write any chat with the wrapped model's template; arguments and returns are those of
+        [`~transformers.ProcessorMixin.apply_chat_template`]. With `tokenize=True` the wrapped processor makes inputs of it.
         """
         processor = self.vlm_processor if tokenize else self
         if tokenize and self.vlm_images_kwargs:
@@ -639,5 +439,4 @@ class RewardDanceProcessor(PromptingMixin, ProcessorMixin):
         }
 
 
-
-__all__ = ["RewardDanceProcessor", "load_frames", "load_image"]
+__all__ = ["RewardDanceProcessor"]

@@ -39,8 +39,7 @@ PROMPT_TEXTS = {
     "frame_time": "frame {number} at {time:.2f} s",
 }
 
-
-OVERALL = "overall"
+OVERALL = "overall"  # name of the criteria of a task among its dimensions
 FOLDER = Path(__file__).parent / "criteria"
 
 
@@ -98,6 +97,7 @@ CRITERIA, DIMENSIONS = read_criteria() if FOLDER.is_dir() else ({}, {})
 
 
 def _turn(role: str, text: str) -> "dict[str, Any]":
+    """Turn of a chat that is only text."""
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
@@ -110,13 +110,7 @@ class PromptingMixin:
     apply_chat_template: Any
 
     def _set_wording(
-        self,
-        prompt_layout: str,
-        criteria: "dict[str, str] | None",
-        dimensions: "dict[str, dict[str, str]] | None",
-        prompt_texts: "dict[str, str] | None",
-        yes_word: str,
-        no_word: str,
+        self, prompt_layout: str, criteria: Any, dimensions: Any, prompt_texts: Any, yes_word: str, no_word: str
     ) -> None:
         """Check settings about words, and find the answer tokens."""
         if prompt_layout not in PROMPT_LAYOUTS:
@@ -141,10 +135,8 @@ class PromptingMixin:
                 raise ValueError(f"`{name}` is {word!r}, but must be a word.")
         self.prompt_layout = prompt_layout
         self.criteria = {**CRITERIA, **(criteria or {})}
-        given = dimensions or {}
-        self.dimensions = {
-            task: {**DIMENSIONS.get(task, {}), **given.get(task, {})} for task in {**DIMENSIONS, **given}
-        }
+        given = {**DIMENSIONS, **(dimensions or {})}
+        self.dimensions = {task: {**DIMENSIONS.get(task, {}), **named} for task, named in given.items()}
         self.prompt_texts = {**PROMPT_TEXTS, **(prompt_texts or {})}
         self.yes_word = yes_word
         self.no_word = no_word
@@ -205,8 +197,7 @@ class PromptingMixin:
         Raises:
             `ValueError`: If its task has no criteria.
         """
-        messages = self._messages(question)
-        return self.apply_chat_template(messages, add_generation_prompt=True) + self._answer_lead
+        return self.apply_chat_template(self._messages(question), add_generation_prompt=True) + self._answer_lead
 
     def _write_turn(self, question: Question) -> "list[dict[str, str]]":
         """One question, as parts of a turn of the chat."""
@@ -252,9 +243,8 @@ class PromptingMixin:
             return [f"{name}: "]
         heads: "list[str]" = []
         for number, time in frames:
-            frame = self.prompt_texts["frame_number" if time is None else "frame_time"].format(
-                number=number, time=time
-            )
+            kind = "frame_number" if time is None else "frame_time"
+            frame = self.prompt_texts[kind].format(number=number, time=time)
             heads.append(self.prompt_texts["frame" if heads else "first_frame"].format(name=name, frame=frame))
         return heads
 
@@ -383,16 +373,14 @@ class PromptingMixin:
         answer_starts = torch.tensor(starts)
         labels[torch.arange(batch_size), answer_starts] = -100  # the answer itself has its own loss
 
-        of_tokens = {"input_ids": ids, "attention_mask": mask}
+        appended = {"input_ids": ids, "attention_mask": mask}
         of_images = self.image_processor.model_input_names
         for name, values in batch.items():
-            if name in of_images or values.shape[:2] != (batch_size, question_length):
-                continue
-            if name in of_tokens:
-                more = of_tokens[name].to(values)
-            else:  # targets are text, as the last token of the question is
-                more = values[:, -1:].expand(-1, ids.shape[1], *values.shape[2:])
-            batch[name] = torch.cat([values, more], dim=1)
+            is_per_token = torch.is_tensor(values) and values.shape[:2] == (batch_size, question_length)
+            if is_per_token and name not in of_images:
+                # Targets are text, as the last token of the question is.
+                more = appended.get(name, values[:, -1:].expand(-1, ids.shape[1], *values.shape[2:]))
+                batch[name] = torch.cat([values, more.to(values)], dim=1)
         batch["rationale_labels"] = torch.nn.functional.pad(labels, (question_length, 0), value=-100)
         batch["answer_index"] = answer_starts + question_length - 1
         return batch
@@ -451,10 +439,8 @@ class PromptingMixin:
         """Spellings and IDs of tokens that text from users must not contain."""
         spellings = {token for token in self.tokenizer.get_added_vocab() if len(token) > 1 and token.strip(" \n\t▁")}
         spellings |= {token for token in self.tokenizer.all_special_tokens if len(token) > 1}
-        placeholders = [
-            getattr(self.vlm_processor, f"{name}_token", None) for name in ("image", "video", "boi", "audio")
-        ]
-        spellings |= {str(token) for token in placeholders if token}
+        names = ("image_token", "video_token", "boi_token", "audio_token")
+        spellings |= {str(token) for name in names if (token := getattr(self.vlm_processor, name, None))}
         token_ids = set(self.tokenizer.convert_tokens_to_ids(sorted(spellings)))
         # A character that the tokenizer does not know controls nothing, unless its token also ends texts.
         if self.tokenizer.unk_token not in (self.tokenizer.bos_token, self.tokenizer.eos_token):

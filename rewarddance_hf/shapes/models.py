@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from ..models import RewardDanceProcessor
-from ..models.processing_rewarddance import image_only_processor
+from ..models.vlm_processor_rewarddance import image_only_processor
 from .preferences import DEGRADATIONS, QUALITY_CRITERIA, SHARP
 from .scenes import caption_words
 

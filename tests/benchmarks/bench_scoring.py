@@ -50,7 +50,7 @@ def make_judge(num_tokens: int, layout: str, proportions: str = "1b"):
     import tiny_vlms
 
     from rewarddance_hf import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceProcessor
-    from rewarddance_hf.models.processing_rewarddance import CRITERIA, PROMPT_TEXTS
+    from rewarddance_hf.models.prompting_rewarddance import CRITERIA, PROMPT_TEXTS
 
     cuda = torch.cuda.is_available()
     # A tokenizer that knows the words of the question, as those of released models do.

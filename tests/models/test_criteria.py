@@ -6,7 +6,7 @@ import pytest
 from tiny_vlms import random_image
 
 from rewarddance_hf.models import RewardDanceProcessor
-from rewarddance_hf.models.criteria_rewarddance import CRITERIA, DIMENSIONS, read_criteria
+from rewarddance_hf.models.prompting_rewarddance import CRITERIA, DIMENSIONS, read_criteria
 
 
 IMAGE_DIMENSIONS = {"alignment", "counting", "binding", "relations", "text", "aesthetics", "structure"}

@@ -8,7 +8,7 @@ from tiny_vlms import FAMILIES, random_image
 from transformers import AutoTokenizer
 
 from rewarddance_hf.models import RewardDanceProcessor
-from rewarddance_hf.models.criteria_rewarddance import CRITERIA
+from rewarddance_hf.models.prompting_rewarddance import CRITERIA
 
 
 EXACT = {"rtol": 0, "atol": 0}

@@ -18,7 +18,8 @@ from tokenizers import AddedToken, normalizers
 from tokenizers.processors import TemplateProcessing
 
 from rewarddance_hf.models import RewardDanceProcessor
-from rewarddance_hf.models.processing_rewarddance import CRITERIA, PROMPT_TEXTS, load_frames, load_image
+from rewarddance_hf.models.media_rewarddance import load_frames, load_image
+from rewarddance_hf.models.prompting_rewarddance import CRITERIA, PROMPT_TEXTS
 
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -585,11 +586,15 @@ def test_huge_image(monkeypatch):
     [
         (torch.full((3, 4, 4), float("nan")), ValueError, "values from nan to nan.* must be finite and in"),
         (torch.full((3, 4, 4), float("inf")), ValueError, "values from inf to inf"),
-        (torch.full((3, 4, 4), 1.001), ValueError, "values from 1 to 1"),
+        (
+            torch.full((3, 4, 4), 1.001),
+            ValueError,
+            r"values from 1.001 to 1.001, but .*`image.clamp\(0, 1\)` cuts off",
+        ),
         (torch.full((3, 4, 4), -0.5), ValueError, "values from -0.5 to -0.5.*Rescale it"),
         (torch.full((3, 4, 4), 255.0), ValueError, "values from 255 to 255"),
         (torch.zeros(3, 4, 4, requires_grad=True), ValueError, r"requires a gradient.*image.detach\(\)"),
-        (torch.zeros(4, 4, 3), ValueError, r"has shape \(4, 4, 3\), but a tensor must be of shape"),
+        (torch.zeros(5, 4, 3), ValueError, r"has shape \(5, 4, 3\), but a tensor must be of shape"),
         (torch.zeros(4, 4), ValueError, r"has shape \(4, 4\)"),
         (torch.zeros(1, 3, 4, 4), ValueError, r"has shape \(1, 3, 4, 4\)"),
         (torch.zeros(3, 0, 4), ValueError, r"has size \(4, 0\)"),
@@ -597,8 +602,8 @@ def test_huge_image(monkeypatch):
         (torch.zeros(3, 4, 4, dtype=torch.long), ValueError, "and type int64"),
         (torch.zeros(3, 4, 4, dtype=torch.bool), ValueError, "and type bool"),
         (np.zeros((4, 4, 3)), ValueError, "and type float64, but an array must be"),
-        (np.zeros((3, 4, 4), np.uint8), ValueError, r"has shape \(3, 4, 4\)"),
-        (np.zeros((4, 4, 4), np.uint8), ValueError, r"has shape \(4, 4, 4\)"),
+        (np.zeros((3, 4, 5), np.uint8), ValueError, r"has shape \(3, 4, 5\)"),
+        (np.zeros((4, 4, 5), np.uint8), ValueError, r"has shape \(4, 4, 5\)"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, r"has size \(4, 0\)"),
         (Image.new("RGB", (0, 4)), ValueError, r"has size \(0, 4\)"),
         ({"bytes": None, "path": None}, TypeError, "is of type `NoneType`"),

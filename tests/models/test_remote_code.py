@@ -7,7 +7,7 @@ import pytest
 import torch
 from new_process import run_python
 
-from rewarddance_hf.models.criteria_rewarddance import DIMENSIONS
+from rewarddance_hf.models.prompting_rewarddance import DIMENSIONS
 
 
 SCRIPT = """
@@ -37,7 +37,7 @@ batch = processor(
 )
 with torch.no_grad():
     output = model(**batch)
-texts = [module.CRITERIA for name, module in sys.modules.items() if name.endswith(".criteria_rewarddance")]
+texts = [module.CRITERIA for name, module in sys.modules.items() if name.endswith(".prompting_rewarddance")]
 answer = {"log_probs": output.answer_log_probs.tolist(), "module": type(model).__module__, "texts": texts}
 print(json.dumps(answer))
 """

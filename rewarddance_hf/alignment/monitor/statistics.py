@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...models.processing_rewarddance import load_frames
+from ...models.media_rewarddance import load_frames
 from ..refl.summary import is_saturated
 
 

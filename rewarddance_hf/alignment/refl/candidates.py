@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
-from ...models.processing_rewarddance import load_image
+from ...models.media_rewarddance import load_image
 from ...scoring.engine.memory import BatchLimit
 from .drawing import draw
 

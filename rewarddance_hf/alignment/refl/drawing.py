@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...models.processing_rewarddance import load_image
+from ...models.media_rewarddance import load_image
 
 
 def draw(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], condition: Any = None, **arguments: Any) -> Any:

@@ -18,7 +18,7 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ...models.processing_rewarddance import load_image
+from ...models.media_rewarddance import load_image
 from ...parallel import Processes, run_split
 from ...resumable import RowFolder, describe_weights
 from ...rewards import as_reward

@@ -256,7 +256,7 @@ def fetch_clips(rows: Any, files: Callable[[str], Any]) -> Any:
             Finds a video by its name.
 
     Returns:
-        Rows of the same kind, with what [`~rewarddance_hf.models.video_rewarddance.open_clip`] takes.
+        Rows of the same kind, with what [`~rewarddance_hf.models.media_rewarddance.open_clip`] takes.
     """
     fetch = partial(_fetch_columns, files=files)
     if isinstance(rows, datasets.IterableDataset):

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from ...models import RewardDanceProcessor
+from ...models.clips_rewarddance import ClipReader
+from ...models.media_rewarddance import load_image
 from ...models.pixels_rewarddance import preprocess_with_gradient
-from ...models.processing_rewarddance import load_image
 from ...models.question_rewarddance import Question, infer_task
-from ...models.video_rewarddance import ClipReader
 
 
 SEPARATOR = "\n"
