@@ -13,7 +13,6 @@ from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, Rewar
 from rewarddance_hf.models.modeling_rewarddance import CACHE_NAME
 from rewarddance_hf.models.question_rewarddance import Question
 from rewarddance_hf.scoring.engine import engine as engine_module
-from rewarddance_hf.scoring.engine import media_desk as images_module
 from rewarddance_hf.scoring.engine import states as states_module
 from rewarddance_hf.scoring.engine import vision as vision_module
 from rewarddance_hf.scoring.engine.tree import TokenizedQuestion, build_tree
@@ -180,14 +179,14 @@ def test_windows_do_not_matter(make_scorer, monkeypatch):
 def test_images_are_prepared_beside_the_model(make_scorer, monkeypatch, num_workers):
     """Threads decode and preprocess, also those of the next window while this one is scored; each file once."""
     threads, events = [], []
-    load_image = images_module.load_image
+    load_image = RewardDanceProcessor.load_image
 
-    def load(image, name, *arguments, **options):
+    def load(processor, image, name, *arguments, **options):
         threads.append(threading.current_thread() is threading.main_thread())
         events.append(name)
-        return load_image(image, name, *arguments, **options)
+        return load_image(processor, image, name, *arguments, **options)
 
-    monkeypatch.setattr(images_module, "load_image", load)
+    monkeypatch.setattr(RewardDanceProcessor, "load_image", load)
     monkeypatch.setattr(engine_module, "WINDOW", 2)
     scorer = make_scorer(num_workers=num_workers)
     handle = scorer.model.get_output_embeddings().register_forward_hook(lambda *_: events.append("score"))

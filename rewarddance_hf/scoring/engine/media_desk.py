@@ -16,7 +16,6 @@ from PIL import Image
 
 from ...models import RewardDanceProcessor
 from ...models.clips_rewarddance import ClipReader
-from ...models.media_rewarddance import load_image
 from ...models.pixels_rewarddance import preprocess_with_gradient
 from ...models.question_rewarddance import Question, infer_task
 
@@ -138,7 +137,7 @@ class ImageDesk:
         if isinstance(image, ClipReader):
             return self._submit_clip(image, alone)
         if requires_grad(image):  # grad mode belongs to a thread
-            load_image(image, name, keep_gradient=True)
+            self.processor.load_image(image, name, keep_gradient=True)
             return [self._once(("gradient", id(image), alone), lambda: self._prepare(image, alone), image)]
         if self.executor is None:
             return [_done(lambda: self._load(image, name, alone))]
@@ -166,7 +165,7 @@ class ImageDesk:
 
     @torch.no_grad()
     def _load(self, image: Any, name: str, alone: bool) -> PreparedImage:
-        image = load_image(image, name)
+        image = self.processor.load_image(image, name)
         pixels = hashlib.blake2b(np.asarray(image).data, digest_size=16).digest()
         return self._once((pixels, image.size, alone), lambda: self._prepare(image, alone)).result()
 
