@@ -19,17 +19,9 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from .base import ChatTrainer
-from .clips import (
-    CATEGORY_SHARES,
-    MANNERS,
-    NUM_FRAMES,
-    ClipScene,
-    _draw_plan,
-    _Plan,
-    _plan_pair,
-    check_clip_facts,
-    clip_paraphrases,
-)
+from .clip_oracle import check_clip_facts
+from .clip_scenes import MANNERS, ClipScene, clip_paraphrases
+from .clips import CATEGORY_SHARES, NUM_FRAMES, ClipPlan, draw_plan, plan_pair
 from .models import BASE_VLM, IMAGE_SEQ_LENGTH, PROMPT_TEXTS, judge_processor
 from .scenes import COLORS, IN_DOMAIN, RADIUS_RANGES, SHAPES, TRAINING_COMPOSITIONS, PlacedObject
 
@@ -71,7 +63,7 @@ class ClipQuestions(Dataset):
         shares = CATEGORY_SHARES[task]
         # What is learned last comes more often than in preference rows.
         category = rng.choice([name for name in shares for _ in range(1 + (name in _HARD_CATEGORIES))])
-        wanted, right, wrong = _plan_pair(category, given, "train", rng)
+        wanted, right, wrong = plan_pair(category, given, "train", rng)
         plan = rng.choice((right, wrong))
         jitter = 0.05 * IN_DOMAIN.position_jitter
         look = (
@@ -79,11 +71,11 @@ class ClipQuestions(Dataset):
             (rng.uniform(-jitter, jitter), rng.uniform(-jitter, jitter)),
             rng.getrandbits(64),
         )
-        images = _draw_plan(plan, *look, IN_DOMAIN, 32)
+        images = draw_plan(plan, *look, IN_DOMAIN, 32)
         opening = "Image: " + "\n".join(["{}"] * NUM_FRAMES) + "\n"
         other_beginning = False
         if given:
-            images.insert(0, _draw_plan(right, *look, IN_DOMAIN, 32)[0])
+            images.insert(0, draw_plan(right, *look, IN_DOMAIN, 32)[0])
             opening = "Image: {}\n" + opening
             other_beginning = category == "first frame" and plan is wrong
 
@@ -107,12 +99,12 @@ class ClipQuestions(Dataset):
 _HARD_CATEGORIES = ("turn", "order", "swap", "flicker", "first frame")
 
 
-def _shows(plan: _Plan, scene: ClipScene) -> bool:
+def _shows(plan: ClipPlan, scene: ClipScene) -> bool:
     frames = [[PlacedObject(*name, x, y, 0.18)] for (x, y), name in zip(plan.path, plan.names, strict=True)]
     return all(check_clip_facts(scene, frames).values())
 
 
-def _motions(plan: _Plan) -> dict[str, tuple[str, ...]]:
+def _motions(plan: ClipPlan) -> dict[str, tuple[str, ...]]:
     """Kinds of scenes that the motion of a plan fits, each with its manner."""
     frames = [[PlacedObject("red", "circle", x, y, 0.18)] for x, y in plan.path]
     kinds = [kind for kind in MANNERS if kind != "order"]
@@ -127,7 +119,7 @@ def _motions(plan: _Plan) -> dict[str, tuple[str, ...]]:
     return {kind: manners for kind, manners in fitting.items() if manners}
 
 
-def _describe_motion(plan: _Plan) -> str:
+def _describe_motion(plan: ClipPlan) -> str:
     motions = _motions(plan)
     if "stay" in motions:
         return "stays"
@@ -138,7 +130,7 @@ def _describe_motion(plan: _Plan) -> str:
     return f"turns {motions['turn'][0]} {motions['pace'][0]}"
 
 
-def _ask_about(plan: _Plan, rng: random.Random) -> ClipScene:
+def _ask_about(plan: ClipPlan, rng: random.Random) -> ClipScene:
     """A scene that a plan shows, or from which it differs in one thing."""
     name, *others = dict.fromkeys(plan.names)
     if rng.random() < (0.35 if others else 0.08):

@@ -14,20 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
-from .generator import IMAGE_SIZE, SAMPLING
+from .generator import SAMPLING
 from .oracle import OracleResult, check, check_facts, relation_holds
 from .preferences import (
     ALIGNMENT_CRITERIA,
     KIND_SHARES,
-    SPLITS,
-    _check_arguments,
-    _check_index,
-    _draw_key,
-    _make_row,
-    _row_rng,
 )
+from .rows import ShapesRows, draw_key, preference_row, row_rng
 from .scenes import (
     ALL_COMPOSITIONS,
     COMPARISONS,
@@ -53,7 +47,7 @@ SAMPLING_BATCH_SIZE = 64
 NUM_COMPARED = 12
 
 
-class ShapesPrompts(Dataset):
+class ShapesPrompts(ShapesRows):
     """
     Prompts of the shapes world, drawn when they are asked for. No text is in two splits.
 
@@ -79,20 +73,10 @@ class ShapesPrompts(Dataset):
     ```
     """
 
-    def __init__(self, num_rows: int, split: str = "train", seed: int = 0) -> None:
-        _check_arguments(num_rows, seed, IMAGE_SIZE)
-        if split not in SPLITS:
-            raise ValueError(f"`split` is {split!r}, but must be one of {SPLITS}. Choose one of them.")
-        self.num_rows = num_rows
-        self.split = split
-        self.seed = seed
+    name = "prompts"
 
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        rng = _row_rng("prompts", self.seed, self.split, _check_index(index, self.num_rows))
-        kind = _draw_key(rng, KIND_SHARES)
+    def make_row(self, rng: random.Random, index: int) -> dict[str, str]:
+        kind = draw_key(rng, KIND_SHARES)
         compositions = ALL_COMPOSITIONS if self.split == "ood" else None
         while True:
             scene = sample_scene(rng, kind, compositions) if compositions else sample_scene(rng, kind)
@@ -321,18 +305,18 @@ def generated_preferences(
     rows = []
     for index, prompt in enumerate(prompts):
         part = slice(index * samples_per_prompt, (index + 1) * samples_per_prompt)
-        rng = _row_rng(GENERATED, seed, split, index)
+        rng = row_rng(GENERATED, seed, split, index)
         rows += _pair_samples(prompt, images[part], results[part], pairs_per_prompt, rng)
     if with_described:
         for index, prompt in enumerate(repeated):
-            rng = _row_rng(f"{GENERATED}/described", seed, split, index)
+            rng = row_rng(f"{GENERATED}/described", seed, split, index)
             row = _pair_described(index, parse_caption(prompt), images, results, dataset, rng)
             rows += [] if row is None else [row]
     if with_ties:
         rows = [{**row, "tie": False} for row in rows]
         for index, prompt in enumerate(prompts):
             part = slice(index * samples_per_prompt, (index + 1) * samples_per_prompt)
-            rng = _row_rng(f"{GENERATED}/ties", seed, split, index)
+            rng = row_rng(f"{GENERATED}/ties", seed, split, index)
             rows += _pair_right_samples(prompt, images[part], results[part], rng)
     return rows
 
@@ -361,7 +345,7 @@ def _pair_samples(
         for index in pair:
             uses[index] += 1
         shown, texts = [images[index] for index in pair], [captions[index] for index in pair]
-        rows.append(_make_row(prompt, shown, texts, ALIGNMENT_CRITERIA, GENERATED))
+        rows.append(preference_row(prompt, shown, texts, ALIGNMENT_CRITERIA, GENERATED))
     return rows
 
 
@@ -373,7 +357,7 @@ def _pair_right_samples(
     if len(right) < 2:
         return []
     shown = canonical_caption(parse_caption(prompt))
-    row = _make_row(prompt, rng.sample(right, 2), [shown, shown], ALIGNMENT_CRITERIA, GENERATED)
+    row = preference_row(prompt, rng.sample(right, 2), [shown, shown], ALIGNMENT_CRITERIA, GENERATED)
     return [{**row, "tie": True}]
 
 
@@ -403,7 +387,7 @@ def _pair_described(
     if not others:
         return None
     _, other, text = min(others)
-    return _make_row(prompt, [images[index], images[other]], [caption, text], ALIGNMENT_CRITERIA, GENERATED)
+    return preference_row(prompt, [images[index], images[other]], [caption, text], ALIGNMENT_CRITERIA, GENERATED)
 
 
 def _count_broken(scene: Scene, result: OracleResult) -> int:

@@ -6,8 +6,6 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from torch.utils.data import Dataset
-
 from .oracle import check_facts
 from .preferences import (
     ALIGNMENT_CRITERIA,
@@ -15,17 +13,12 @@ from .preferences import (
     KIND_SHARES,
     QUALITY_CRITERIA,
     SHARP,
-    _check_arguments,
-    _check_index,
-    _draw_key,
-    _make_row,
-    _row_rng,
     break_scene,
 )
+from .rows import ShapesRows, draw_key, preference_row
 from .scenes import (
     IN_DOMAIN,
     TRAINING_COMPOSITIONS,
-    _require_member,
     canonical_caption,
     caption_paraphrases,
     draw_objects,
@@ -34,7 +27,7 @@ from .scenes import (
 )
 
 
-class ShapesOpposingCriteria(Dataset):
+class ShapesOpposingCriteria(ShapesRows):
     """
     Preference rows in which the same pair comes twice, with opposite labels under different criteria.
 
@@ -66,26 +59,21 @@ class ShapesOpposingCriteria(Dataset):
     ```
     """
 
+    name = "opposing"
+    splits = ("train", "id")
+    rows_per_draw = 2
+
     def __init__(self, num_rows: int, split: str = "train", seed: int = 0, size: int = 32) -> None:
-        _check_arguments(num_rows, seed, size)
-        _require_member("split", split, ("train", "id"))
+        super().__init__(num_rows, split, seed, size)
         if num_rows % 2:
             raise ValueError(f"`num_rows` is {num_rows}, but each pair has two rows. Pass an even number.")
-        self.num_rows = num_rows
-        self.split = split
-        self.seed = seed
-        self.size = size
 
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        index = _check_index(index, self.num_rows)
-        return _make_pair(_row_rng("opposing", self.seed, self.split, index // 2), self.size)[index % 2]
+    def make_row(self, rng: random.Random, index: int) -> dict[str, Any]:
+        return _make_pair(rng, self.size)[index % 2]
 
 
 def _make_pair(rng: random.Random, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    scene = sample_scene(rng, _draw_key(rng, KIND_SHARES), TRAINING_COMPOSITIONS)
+    scene = sample_scene(rng, draw_key(rng, KIND_SHARES), TRAINING_COMPOSITIONS)
     prompt = rng.choice(caption_paraphrases(scene))
     defect = rng.choice(list(DEGRADATIONS))
     right = place_objects(scene, rng)
@@ -101,6 +89,6 @@ def _make_pair(rng: random.Random, size: int) -> tuple[dict[str, Any], dict[str,
     captions = [canonical_caption(shown) for shown in (scene, broken)]
     drawn = [f"{captions[0]}, {defect}", f"{captions[1]}, {SHARP}"]
     return (
-        _make_row(prompt, images, captions, ALIGNMENT_CRITERIA, "alignment"),
-        _make_row(prompt, images[::-1], drawn[::-1], QUALITY_CRITERIA, "quality"),
+        preference_row(prompt, images, captions, ALIGNMENT_CRITERIA, "alignment"),
+        preference_row(prompt, images[::-1], drawn[::-1], QUALITY_CRITERIA, "quality"),
     )

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from PIL import Image
-from torch.utils.data import Dataset
-
 from .oracle import check_facts
+from .rows import ShapesRows, draw_key, preference_row
 from .scenes import (
     ALL_COMPOSITIONS,
     COLORS,
@@ -42,7 +40,6 @@ from .scenes import (
 )
 
 
-SPLITS = ("train", "id", "ood")
 CATEGORIES = ("color", "shape", "count", "relation", "size", "binding", "graded", "quality")
 
 # What rows ask: the chosen image is right and the rejected one wrong, both are wrong, or both are equally right.
@@ -68,7 +65,7 @@ _OWN_EDITS = {"single": (), "count": ("number",), "binding": ("swap",), "relatio
 _EDIT_CATEGORIES = {"number": "count", "swap": "binding", "relation": "relation", "size": "size"}
 
 
-class ShapesPreferences(Dataset):
+class ShapesPreferences(ShapesRows):
     """
     Preference rows about colored shapes, made when they are asked for.
 
@@ -77,20 +74,7 @@ class ShapesPreferences(Dataset):
     `CATEGORIES`).
     The verdict is about the second image, so after `"yes"` the rejected image is image 1 and the chosen one image 2.
 
-    Args:
-        num_rows (`int`):
-            Number of rows.
-        split (`str`, *optional*, defaults to `"train"`):
-            `"train"`; `"id"` for other rows of the same kind; `"ood"` for pairs of color and shape, paraphrases and
-            drawing conditions that no training row has.
-        seed (`int`, *optional*, defaults to `0`):
-            Rows depend on it, on the split and on their index, and on nothing else.
-        size (`int`, *optional*, defaults to `32`):
-            Side of the images in pixels.
-
-    Raises:
-        `TypeError`: If a number is no integer.
-        `ValueError`: If a number is out of range or the split is unknown.
+    Its arguments are those of [`ShapesRows`].
 
     Example:
     ```python
@@ -100,80 +84,31 @@ class ShapesPreferences(Dataset):
     ```
     """
 
-    def __init__(self, num_rows: int, split: str = "train", seed: int = 0, size: int = 32) -> None:
-        _check_arguments(num_rows, seed, size)
-        if split not in SPLITS:
-            raise ValueError(f"`split` is {split!r}, but must be one of {SPLITS}. Choose one of them.")
-        self.num_rows = num_rows
-        self.split = split
-        self.seed = seed
-        self.size = size
+    name = "preferences"
 
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        rng = _row_rng("preferences", self.seed, self.split, _check_index(index, self.num_rows))
+    def make_row(self, rng: random.Random, index: int) -> dict[str, Any]:
         return make_preference(rng, self.split, self.size)
 
 
-class ShapesCaptions(Dataset):
+class ShapesCaptions(ShapesRows):
     """
     Images of true scenes with captions, for teaching a model to see before it judges.
 
     A row holds `caption` (`str`) and `image` (`PIL.Image.Image`). Only compositions, paraphrases and drawing
     conditions of the training split are used.
 
-    Args:
-        num_rows (`int`):
-            Number of rows.
-        seed (`int`, *optional*, defaults to `0`):
-            Rows depend on it and on their index, and on nothing else.
-        size (`int`, *optional*, defaults to `32`):
-            Side of the images in pixels.
-
-    Raises:
-        `TypeError`: If a number is no integer.
-        `ValueError`: If a number is out of range.
+    Its arguments are those of [`ShapesRows`], but for the split.
     """
 
+    name = "captions"
+
     def __init__(self, num_rows: int, seed: int = 0, size: int = 32) -> None:
-        _check_arguments(num_rows, seed, size)
-        self.num_rows = num_rows
-        self.seed = seed
-        self.size = size
+        super().__init__(num_rows, "train", seed, size)
 
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        rng = _row_rng("captions", self.seed, "train", _check_index(index, self.num_rows))
+    def make_row(self, rng: random.Random, index: int) -> dict[str, Any]:
         scene = sample_scene(rng, rng.choice(KINDS))
         image = render_scene(scene, rng, IN_DOMAIN, self.size)
         return {"caption": rng.choice(caption_paraphrases(scene)), "image": image}
-
-
-def _check_arguments(num_rows: int, seed: int, size: int) -> None:
-    for name, value, least in (("num_rows", num_rows, 0), ("seed", seed, 0), ("size", size, 16)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"`{name}` is {value!r}, but must be an integer. Pass an `int`.")
-        if value < least:
-            raise ValueError(f"`{name}` is {value}, but must be {least} or more. Pass a larger number.")
-
-
-def _check_index(index: int, num_rows: int) -> int:
-    if not -num_rows <= index < num_rows:
-        raise IndexError(f"`index` is {index}, but the dataset has {num_rows} rows. Pass an index in their range.")
-    return int(index) % num_rows
-
-
-def _row_rng(name: str, seed: int, split: str, index: int) -> random.Random:
-    # A string seed is hashed by SHA-512: the same in every process, and unrelated for neighboring rows.
-    return random.Random(f"{name}/{split}/{seed}/{index}")
-
-
-def _draw_key(rng: random.Random, shares: dict[str, float]) -> str:
-    return rng.choices(list(shares), list(shares.values()))[0]
 
 
 def make_preference(rng: random.Random, split: str, size: int = 32) -> dict[str, Any]:
@@ -193,8 +128,8 @@ def make_preference(rng: random.Random, split: str, size: int = 32) -> dict[str,
     """
     nuisance = OUT_OF_DOMAIN if split == "ood" else IN_DOMAIN
     compositions = ALL_COMPOSITIONS if split == "ood" else TRAINING_COMPOSITIONS
-    scene = _sample_prompt_scene(rng, _draw_key(rng, KIND_SHARES), split)
-    question = _draw_key(rng, QUESTION_SHARES)
+    scene = _sample_prompt_scene(rng, draw_key(rng, KIND_SHARES), split)
+    question = draw_key(rng, QUESTION_SHARES)
     prompt = rng.choice(caption_paraphrases(scene, split))
     if question == "quality":
         return _quality_row(scene, prompt, rng, nuisance, size)
@@ -211,7 +146,7 @@ def make_preference(rng: random.Random, split: str, size: int = 32) -> dict[str,
             break
     images = [draw_objects(objects, rng, nuisance, size) for objects in placed]
     captions = [canonical_caption(shown) for shown in (chosen, rejected)]
-    return _make_row(prompt, images, captions, ALIGNMENT_CRITERIA, category)
+    return preference_row(prompt, images, captions, ALIGNMENT_CRITERIA, category)
 
 
 def _quality_row(scene: Scene, prompt: str, rng: random.Random, nuisance: Nuisance, size: int) -> dict[str, Any]:
@@ -221,26 +156,7 @@ def _quality_row(scene: Scene, prompt: str, rng: random.Random, nuisance: Nuisan
         for conditions in (nuisance, replace(nuisance, **DEGRADATIONS[defect]))
     ]
     caption = canonical_caption(scene)
-    return _make_row(prompt, images, [f"{caption}, {SHARP}", f"{caption}, {defect}"], QUALITY_CRITERIA, "quality")
-
-
-def _make_row(
-    prompt: str, images: Sequence[Image.Image], captions: Sequence[str], criteria: str, category: str
-) -> dict[str, Any]:
-    """Build a row from the chosen and the rejected image and what each shows, in this order."""
-    chosen, rejected = captions
-    return {
-        "prompt": prompt,
-        "chosen": images[0],
-        "rejected": images[1],
-        "task": "text-to-image",
-        "criteria": criteria,
-        "rationale": {
-            "yes": f"Image 1: {rejected}. Image 2: {chosen}.",
-            "no": f"Image 1: {chosen}. Image 2: {rejected}.",
-        },
-        "category": category,
-    }
+    return preference_row(prompt, images, [f"{caption}, {SHARP}", f"{caption}, {defect}"], QUALITY_CRITERIA, "quality")
 
 
 def _sample_prompt_scene(rng: random.Random, kind: str, split: str) -> Scene:

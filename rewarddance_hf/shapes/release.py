@@ -25,7 +25,8 @@ from . import demo
 from .clips import ShapesClipPreferences
 from .generator import BASE_GENERATOR, SAMPLING
 from .models import BASE_VLM
-from .preferences import ALIGNMENT_CRITERIA, QUALITY_CRITERIA, SPLITS, ShapesPreferences
+from .preferences import ALIGNMENT_CRITERIA, QUALITY_CRITERIA, ShapesPreferences
+from .rows import SPLITS
 
 
 LICENSE = "apache-2.0"

@@ -85,10 +85,10 @@ class SceneObject:
     size: str | None = None
 
     def __post_init__(self) -> None:
-        _require_member("color", self.color, COLORS)
-        _require_member("shape", self.shape, SHAPES)
+        require_member("color", self.color, COLORS)
+        require_member("shape", self.shape, SHAPES)
         if self.size is not None:
-            _require_member("size", self.size, SIZES)
+            require_member("size", self.size, SIZES)
 
     @property
     def composition(self) -> tuple[str, str]:
@@ -120,10 +120,10 @@ class Scene:
     relation: str | None = None
 
     def __post_init__(self) -> None:
-        _require_member("kind", self.kind, KINDS)
+        require_member("kind", self.kind, KINDS)
         compared = self.kind == "size" and len(self.objects) == 2
         if self.kind == "relation" or compared:
-            _require_member("relation", self.relation, COMPARISONS if compared else POSITIONS)
+            require_member("relation", self.relation, COMPARISONS if compared else POSITIONS)
         elif self.relation is not None:
             raise ValueError(f"`relation` is {self.relation!r}, but a {self.kind!r} scene has none. Leave it out.")
         wanted = {"single": (1,), "count": (1, 2, 3, 4), "binding": (2,), "relation": (2,), "size": (1, 2)}[self.kind]
@@ -267,8 +267,21 @@ _OUT_OF_DOMAIN_TEMPLATES = {
 }
 
 
-def _require_member(name: str, value: object, allowed: Iterable[object]) -> None:
-    """Raise a `ValueError` which names the argument unless `value` is one of `allowed`."""
+def require_member(name: str, value: object, allowed: Iterable[object]) -> None:
+    """
+    Raise an error which names the argument unless its value is allowed.
+
+    Args:
+        name (`str`):
+            Name of the argument.
+        value (`object`):
+            Its value.
+        allowed (`Iterable`):
+            Values that it may have.
+
+    Raises:
+        `ValueError`: If it has another one.
+    """
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(f"`{name}` is {value!r}, but must be one of {allowed}. Choose one of them.")
@@ -334,7 +347,7 @@ def caption_paraphrases(scene: Scene, split: str = "train") -> tuple[str, ...]:
     'a blue square with a red circle on its left'
     ```
     """
-    _require_member("split", split, ("train", "id", "ood"))
+    require_member("split", split, ("train", "id", "ood"))
     templates = _OUT_OF_DOMAIN_TEMPLATES if split == "ood" else _TRAINING_TEMPLATES
     return tuple(_fill_template(template, scene) for template in templates[_template_group(scene)])
 
@@ -437,7 +450,7 @@ def sample_scene(
     Raises:
         `ValueError`: If the kind is unknown.
     """
-    _require_member("kind", kind, KINDS)
+    require_member("kind", kind, KINDS)
     first, second = (SceneObject(*pair) for pair in rng.sample(compositions, 2))
     if kind == "single":
         return Scene(kind, (first,))

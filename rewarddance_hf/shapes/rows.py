@@ -1,0 +1,155 @@
+"""What all rows of the shapes world have in common: each depends on its seed, split and index, and on nothing else."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch.utils.data import Dataset
+
+from .scenes import require_member
+
+
+SPLITS = ("train", "id", "ood")
+
+
+class ShapesRows(Dataset):
+    """
+    Rows that are made when they are asked for. A subclass names them and makes one out of a source of choices.
+
+    Args:
+        num_rows (`int`):
+            Number of rows.
+        split (`str`, *optional*, defaults to `"train"`):
+            `"train"`; `"id"` for other rows of the same kind; `"ood"` for pairs of color and shape, paraphrases and
+            drawing conditions that no training row has.
+        seed (`int`, *optional*, defaults to `0`):
+            Rows depend on it, on the split and on their index, and on nothing else.
+        size (`int`, *optional*, defaults to `32`):
+            Side of the images in pixels.
+
+    Raises:
+        `TypeError`: If a number is no integer.
+        `ValueError`: If a number is out of range or the split is unknown.
+    """
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+    rows_per_draw: ClassVar[int] = 1  # rows in a row that share their choices
+
+    def __init__(self, num_rows: int, split: str = "train", seed: int = 0, size: int = 32) -> None:
+        for name, value, least in (("num_rows", num_rows, 0), ("seed", seed, 0), ("size", size, 16)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"`{name}` is {value!r}, but must be an integer. Pass an `int`.")
+            if value < least:
+                raise ValueError(f"`{name}` is {value}, but must be {least} or more. Pass a larger number.")
+        require_member("split", split, self.splits)
+        self.num_rows = num_rows
+        self.split = split
+        self.seed = seed
+        self.size = size
+
+    def make_row(self, rng: random.Random, index: int) -> dict[str, Any]:
+        """
+        Make a row.
+
+        Args:
+            rng (`random.Random`):
+                Source of every choice.
+            index (`int`):
+                Its index.
+
+        Returns:
+            `dict[str, Any]`
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -self.num_rows <= index < self.num_rows:
+            raise IndexError(
+                f"`index` is {index}, but the dataset has {self.num_rows} rows. Pass an index in their range."
+            )
+        index = int(index) % self.num_rows
+        return self.make_row(row_rng(self.name, self.seed, self.split, index // self.rows_per_draw), index)
+
+
+def row_rng(name: str, seed: int, split: str, index: int) -> random.Random:
+    """
+    Source of every choice of a row.
+
+    Args:
+        name (`str`):
+            What the row is for.
+        seed (`int`):
+            Seed.
+        split (`str`):
+            Split.
+        index (`int`):
+            Index of the row.
+
+    Returns:
+        `random.Random`
+    """
+    # A string seed is hashed by SHA-512: the same in every process, and unrelated for neighboring rows.
+    return random.Random(f"{name}/{split}/{seed}/{index}")
+
+
+def draw_key(rng: random.Random, shares: dict[str, float]) -> str:
+    """
+    Draw one of several keys.
+
+    Args:
+        rng (`random.Random`):
+            Source of the choice.
+        shares (`dict[str, float]`):
+            How often each comes.
+
+    Returns:
+        `str`
+    """
+    return rng.choices(list(shares), list(shares.values()))[0]
+
+
+def preference_row(
+    prompt: str,
+    samples: Sequence[Any],
+    captions: Sequence[str],
+    criteria: str,
+    category: str,
+    task: str = "text-to-image",
+) -> dict[str, Any]:
+    """
+    Make a preference row.
+
+    Args:
+        prompt (`str`):
+            Prompt.
+        samples (`Sequence`):
+            Chosen and rejected image or clip.
+        captions (`Sequence[str]`):
+            What each of them shows.
+        criteria (`str`):
+            What the row asks.
+        category (`str`):
+            What is wrong with the rejected one.
+        task (`str`, *optional*, defaults to `"text-to-image"`):
+            Task.
+
+    Returns:
+        `dict[str, Any]`: Row with a rationale after either verdict about the second image.
+    """
+    chosen, rejected = captions
+    return {
+        "prompt": prompt,
+        "chosen": samples[0],
+        "rejected": samples[1],
+        "task": task,
+        "criteria": criteria,
+        "rationale": {
+            "yes": f"Image 1: {rejected}. Image 2: {chosen}.",
+            "no": f"Image 1: {chosen}. Image 2: {rejected}.",
+        },
+        "category": category,
+    }
