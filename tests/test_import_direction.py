@@ -47,8 +47,6 @@ STILL_LONG = {
     "alignment.search.search",
     "alignment.pipelines.staged",
     "scoring.scorer",
-    "shapes.clips",
-    "shapes.scenes",
 }
 
 

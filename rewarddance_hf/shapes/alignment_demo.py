@@ -19,9 +19,10 @@ from ..alignment.refl.references import best_of_n_references
 from ..alignment.refl.trainer import ReFLTrainer
 from ..evaluation.statistics import bootstrap_interval
 from ..scoring.scorer import RewardDanceScorer
+from .captions import parse_caption
 from .generated import ShapesPrompts, alignment_holds, sample_images
 from .generator import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, NUM_INFERENCE_STEPS, SAMPLING, load_generator
-from .scenes import COLORS, parse_caption
+from .scenes import COLORS
 
 
 GENERATORS = ("tuned", "hacked")

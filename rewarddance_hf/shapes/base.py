@@ -20,10 +20,12 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from .captions import canonical_caption, caption_paraphrases
+from .drawing import IN_DOMAIN, draw_objects, place_objects
 from .models import BASE_VLM, CRITERIA, PROMPT_TEXTS, build_tokenizer, build_vlm, build_vlm_processor
 from .oracle import check_facts
 from .preferences import DEGRADATIONS, OWN_EDIT_SHARE, QUALITY_CRITERIA, SHARP, ShapesCaptions, break_scene
-from .scenes import IN_DOMAIN, KINDS, canonical_caption, caption_paraphrases, draw_objects, place_objects, sample_scene
+from .scenes import KINDS, sample_scene
 
 
 IMAGES_PER_ROW = 3
@@ -144,7 +146,43 @@ class ChatCollator:
 
 
 class ChatTrainer(Trainer):
-    """Trainer in which verdicts weigh as much as the much longer captions."""
+    """
+    Trainer in which verdicts weigh as much as the much longer captions.
+
+    Args:
+        model (`PreTrainedModel`):
+            The tiny model.
+        tokenizer (`PreTrainedTokenizerFast`):
+            Its tokenizer.
+        collator (`Callable`):
+            Turns rows into batches with labels.
+        rows (`Dataset`):
+            Rows.
+        steps (`int`):
+            Number of updates.
+        settings:
+            Further arguments of `transformers.TrainingArguments`.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, collator: Callable[..., Any], rows: Dataset, steps: int, **settings: Any
+    ) -> None:
+        arguments = TrainingArguments(
+            os.path.join(tempfile.gettempdir(), "shapes_base"),  # nothing is saved there
+            max_steps=steps,
+            warmup_steps=50,
+            weight_decay=0.02,
+            adam_beta2=0.98,
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            use_cpu=True,
+            **settings,
+        )
+        super().__init__(model, arguments, data_collator=collator, train_dataset=rows)
+        self.model_accepts_loss_kwargs = False
+        self.verdict_ids = torch.tensor(tokenizer.convert_tokens_to_ids(["yes", "no"]))
+        self.verdict_losses: list[float] = []
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
@@ -222,35 +260,21 @@ def train_base(output_dir: Path, seed: int = 0, stages: tuple[Stage, ...] = STAG
     torch.set_num_threads(1)
     tokenizer = build_tokenizer()
     model, processor = build_vlm(tokenizer, seed), build_vlm_processor(tokenizer)
-    verdict_ids = torch.tensor(tokenizer.convert_tokens_to_ids(["yes", "no"]))
     for number, stage in enumerate(stages):
-        arguments = TrainingArguments(
-            os.path.join(tempfile.gettempdir(), f"{stage.name}_base_vlm"),  # nothing is saved there
-            max_steps=stage.steps,
+        trainer = ChatTrainer(
+            model,
+            tokenizer,
+            ChatCollator(processor),
+            stage.rows(stage.steps * BATCH_SIZE, seed + number),
+            stage.steps,
             per_device_train_batch_size=BATCH_SIZE,
             learning_rate=stage.learning_rate,
             lr_scheduler_type="warmup_stable_decay",
             lr_scheduler_kwargs={"num_decay_steps": int(stage.decay_share * stage.steps), "min_lr_ratio": 0.05},
-            warmup_steps=50,
-            weight_decay=0.02,
-            adam_beta2=0.98,
             logging_steps=100,
-            save_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
             dataloader_num_workers=1,
-            use_cpu=True,
             seed=seed + number,
         )
-        trainer = ChatTrainer(
-            model,
-            arguments,
-            data_collator=ChatCollator(processor),
-            train_dataset=stage.rows(stage.steps * BATCH_SIZE, seed + number),
-        )
-        trainer.model_accepts_loss_kwargs = False
-        trainer.verdict_ids = verdict_ids
-        trainer.verdict_losses = []
         trainer.train()
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)

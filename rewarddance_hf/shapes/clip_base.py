@@ -8,22 +8,21 @@ itself: if it saw the others, the model would read its answer off theirs, and no
 """
 
 import argparse
-import os
 import random
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoModelForImageTextToText, TrainingArguments
+from transformers import AutoModelForImageTextToText
 
 from .base import ChatTrainer
 from .clip_oracle import check_clip_facts
 from .clip_scenes import MANNERS, ClipScene, clip_paraphrases
 from .clips import CATEGORY_SHARES, NUM_FRAMES, ClipPlan, draw_plan, plan_pair
+from .drawing import IN_DOMAIN, RADIUS_RANGES
 from .models import BASE_VLM, IMAGE_SEQ_LENGTH, PROMPT_TEXTS, judge_processor
-from .scenes import COLORS, IN_DOMAIN, RADIUS_RANGES, SHAPES, TRAINING_COMPOSITIONS, PlacedObject
+from .scenes import COLORS, SHAPES, TRAINING_COMPOSITIONS, PlacedObject
 
 
 QUESTIONS_PER_CLIP = 10
@@ -220,33 +219,21 @@ def train_clip_base(output_dir: Path, seed: int = 0, steps: int = STEPS) -> None
     """
     torch.set_num_threads(1)
     processor = judge_processor()
-    arguments = TrainingArguments(
-        os.path.join(tempfile.gettempdir(), "clip_base_vlm"),  # nothing is saved there
-        max_steps=steps,
+    model = AutoModelForImageTextToText.from_pretrained(BASE_VLM)
+    trainer = ChatTrainer(
+        model,
+        processor.tokenizer,
+        QuestionCollator(processor),
+        ClipQuestions(steps * BATCH_SIZE, seed),
+        steps,
         per_device_train_batch_size=BATCH_SIZE,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="cosine",
-        warmup_steps=50,
-        weight_decay=0.02,
-        adam_beta2=0.98,
         logging_steps=50,
-        save_strategy="no",
-        report_to="none",
-        remove_unused_columns=False,
-        use_cpu=True,
         seed=seed,
     )
-    trainer: Any = ChatTrainer(
-        AutoModelForImageTextToText.from_pretrained(BASE_VLM),
-        arguments,
-        data_collator=QuestionCollator(processor),
-        train_dataset=ClipQuestions(steps * BATCH_SIZE, seed),
-    )
-    trainer.model_accepts_loss_kwargs = False
-    trainer.verdict_ids = torch.tensor(processor.tokenizer.convert_tokens_to_ids(["yes", "no"]))
-    trainer.verdict_losses = []
     trainer.train()
-    trainer.model.save_pretrained(output_dir)
+    model.save_pretrained(output_dir)
     processor.vlm_processor.save_pretrained(output_dir)
 
 

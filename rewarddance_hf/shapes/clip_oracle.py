@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from .clip_scenes import CLOCK, DIRECTIONS, TURNS, ClipScene, parse_clip_caption
+from .drawing import QUARTERS
 from .oracle import OracleResult, detect_objects
-from .scenes import QUARTERS, PlacedObject
+from .scenes import PlacedObject
 
 
 # Smaller steps than this are none, and larger ones are motion.

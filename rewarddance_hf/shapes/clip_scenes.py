@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .drawing import QUARTERS
 from .rows import SPLITS
-from .scenes import COLORS, QUARTERS, SHAPES, require_member
+from .scenes import COLORS, SHAPES, require_member
 
 
 # What a caption says of time, with the words for it.

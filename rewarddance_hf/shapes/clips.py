@@ -18,21 +18,10 @@ import numpy as np
 from PIL import Image
 
 from .clip_scenes import CLOCK, DIRECTIONS, MANNERS, PACES, TURNS, ClipScene, clip_paraphrases
+from .drawing import IN_DOMAIN, OUT_OF_DOMAIN, QUARTERS, RADIUS_RANGES, Nuisance, draw_objects
 from .preferences import ALIGNMENT_CRITERIA, ShapesPreferences
 from .rows import ShapesRows, draw_key, preference_row
-from .scenes import (
-    ALL_COMPOSITIONS,
-    HELD_OUT_COMPOSITIONS,
-    IN_DOMAIN,
-    OUT_OF_DOMAIN,
-    QUARTERS,
-    RADIUS_RANGES,
-    TRAINING_COMPOSITIONS,
-    Nuisance,
-    PlacedObject,
-    draw_objects,
-    require_member,
-)
+from .scenes import ALL_COMPOSITIONS, HELD_OUT_COMPOSITIONS, TRAINING_COMPOSITIONS, PlacedObject, require_member
 
 
 NUM_FRAMES = 4

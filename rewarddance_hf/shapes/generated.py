@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .captions import canonical_caption, caption_paraphrases, parse_caption
+from .drawing import LARGE_RADIUS
 from .generator import SAMPLING
 from .oracle import OracleResult, check, check_facts, relation_holds
 from .preferences import (
@@ -26,15 +28,11 @@ from .scenes import (
     ALL_COMPOSITIONS,
     COMPARISONS,
     HELD_OUT_COMPOSITIONS,
-    LARGE_RADIUS,
     NUMBERS,
     POSITIONS,
     PlacedObject,
     Scene,
     SceneObject,
-    canonical_caption,
-    caption_paraphrases,
-    parse_caption,
     sample_scene,
 )
 

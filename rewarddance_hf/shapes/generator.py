@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..import_utils import require_extra
-from .scenes import caption_words
+from .captions import caption_words
 
 
 require_extra("diffusers", "diffusers")

@@ -22,10 +22,11 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
+from .captions import parse_caption
+from .drawing import Nuisance, render_scene
 from .generated import ShapesPrompts
 from .generator import BASE_GENERATOR, MAX_SEQUENCE_LENGTH, build_generator
 from .preferences import break_scene
-from .scenes import Nuisance, parse_caption, render_scene
 
 
 # The generator's own style: calm grounds, little jitter and no noise, so that a short training gives crisp shapes.

@@ -16,8 +16,8 @@ from transformers import (
 
 from ..models import RewardDanceProcessor
 from ..models.vlm_processor_rewarddance import image_only_processor
+from .captions import caption_words
 from .preferences import DEGRADATIONS, QUALITY_CRITERIA, SHARP
-from .scenes import caption_words
 
 
 RATIONALE_WORDS = [*DEGRADATIONS, SHARP, QUALITY_CRITERIA, ","]

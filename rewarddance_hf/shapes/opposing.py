@@ -6,6 +6,8 @@ import random
 from dataclasses import replace
 from typing import Any
 
+from .captions import canonical_caption, caption_paraphrases
+from .drawing import IN_DOMAIN, draw_objects, place_objects
 from .oracle import check_facts
 from .preferences import (
     ALIGNMENT_CRITERIA,
@@ -16,15 +18,7 @@ from .preferences import (
     break_scene,
 )
 from .rows import ShapesRows, draw_key, preference_row
-from .scenes import (
-    IN_DOMAIN,
-    TRAINING_COMPOSITIONS,
-    canonical_caption,
-    caption_paraphrases,
-    draw_objects,
-    place_objects,
-    sample_scene,
-)
+from .scenes import TRAINING_COMPOSITIONS, sample_scene
 
 
 class ShapesOpposingCriteria(ShapesRows):

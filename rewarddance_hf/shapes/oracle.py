@@ -15,17 +15,9 @@ from itertools import permutations, product
 import numpy as np
 from PIL import Image
 
-from .scenes import (
-    COLORS,
-    COMPARISONS,
-    LARGE_RADIUS,
-    SHAPES,
-    SQUARE_SIDE,
-    TRIANGLE_BASE,
-    PlacedObject,
-    Scene,
-    parse_caption,
-)
+from .captions import parse_caption
+from .drawing import LARGE_RADIUS, SQUARE_SIDE, TRIANGLE_BASE
+from .scenes import COLORS, COMPARISONS, SHAPES, PlacedObject, Scene
 
 
 # Larger images are reduced to this side first: that is enough for every object, and takes noise away.

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from .captions import canonical_caption, caption_paraphrases
+from .drawing import IN_DOMAIN, OUT_OF_DOMAIN, Nuisance, draw_objects, place_objects, render_scene
 from .oracle import check_facts
 from .rows import ShapesRows, draw_key, preference_row
 from .scenes import (
@@ -19,23 +21,15 @@ from .scenes import (
     COLORS,
     COMPARISONS,
     HELD_OUT_COMPOSITIONS,
-    IN_DOMAIN,
     KINDS,
     NUMBERS,
     OPPOSITES,
-    OUT_OF_DOMAIN,
     POSITIONS,
     SHAPES,
     TRAINING_COMPOSITIONS,
-    Nuisance,
     PlacedObject,
     Scene,
     SceneObject,
-    canonical_caption,
-    caption_paraphrases,
-    draw_objects,
-    place_objects,
-    render_scene,
     sample_scene,
 )
 

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .captions import parse_caption
+from .drawing import place_objects
 from .oracle import check_facts
-from .scenes import Scene, parse_caption, place_objects
+from .scenes import Scene
 
 
 _RATIONALE = re.compile(r"\s*Image 1: (.+)\. Image 2: (.+)\.\s*", re.DOTALL)

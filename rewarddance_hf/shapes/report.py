@@ -15,8 +15,10 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from ..scoring.scorer import RewardDanceScorer  # noqa: E402
 from .alignment_report import draw_generators, generator_lines  # noqa: E402
+from .captions import canonical_caption
+from .drawing import OUT_OF_DOMAIN, render_scene
 from .preferences import CATEGORIES, ShapesPreferences  # noqa: E402
-from .scenes import OUT_OF_DOMAIN, Scene, SceneObject, canonical_caption, render_scene  # noqa: E402
+from .scenes import Scene, SceneObject
 
 
 SPLIT_NAMES = {"id": "in domain", "ood": "out of domain", "generated": "generator's samples"}

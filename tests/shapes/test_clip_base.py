@@ -5,7 +5,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from rewarddance_hf.shapes.clip_base import CLIP_TEXTS, ClipQuestions, QuestionCollator, train_clip_base
-from rewarddance_hf.shapes.clips import NUM_FRAMES, check_clip_facts, parse_clip_caption
+from rewarddance_hf.shapes.clip_oracle import check_clip_facts
+from rewarddance_hf.shapes.clip_scenes import parse_clip_caption
+from rewarddance_hf.shapes.clips import NUM_FRAMES
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 from rewarddance_hf.shapes.oracle import detect_objects
 

@@ -7,21 +7,19 @@ import numpy as np
 import pytest
 
 from rewarddance_hf.data.preference import check_row
+from rewarddance_hf.shapes.clip_oracle import check_clip
+from rewarddance_hf.shapes.clip_scenes import MANNERS, ClipScene, clip_paraphrases, parse_clip_caption
 from rewarddance_hf.shapes.clips import (
     CATEGORY_SHARES,
-    MANNERS,
     NUM_FRAMES,
     ORDERED_CATEGORIES,
-    ClipScene,
     ShapesClipPreferences,
-    check_clip,
-    clip_paraphrases,
     load_shapes,
-    parse_clip_caption,
 )
+from rewarddance_hf.shapes.drawing import draw_objects
 from rewarddance_hf.shapes.oracle import detect_objects
 from rewarddance_hf.shapes.preferences import ShapesPreferences
-from rewarddance_hf.shapes.scenes import HELD_OUT_COMPOSITIONS, PlacedObject, draw_objects
+from rewarddance_hf.shapes.scenes import HELD_OUT_COMPOSITIONS, PlacedObject
 
 
 RED = ("red", "circle")

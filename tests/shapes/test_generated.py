@@ -9,6 +9,8 @@ import torch
 from torch.utils.data import ConcatDataset
 
 from rewarddance_hf.data.rows import PreferenceRows
+from rewarddance_hf.shapes.captions import canonical_caption, parse_caption
+from rewarddance_hf.shapes.drawing import render_scene
 from rewarddance_hf.shapes.generated import (
     ShapesPrompts,
     alignment_holds,
@@ -20,14 +22,7 @@ from rewarddance_hf.shapes.generated import (
 from rewarddance_hf.shapes.generator import load_generator
 from rewarddance_hf.shapes.oracle import check, detect_objects
 from rewarddance_hf.shapes.preferences import ShapesPreferences
-from rewarddance_hf.shapes.scenes import (
-    HELD_OUT_COMPOSITIONS,
-    KINDS,
-    canonical_caption,
-    parse_caption,
-    render_scene,
-    sample_scene,
-)
+from rewarddance_hf.shapes.scenes import HELD_OUT_COMPOSITIONS, KINDS, sample_scene
 
 
 @pytest.fixture(scope="module")

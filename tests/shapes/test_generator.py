@@ -6,6 +6,7 @@ from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 
 from rewarddance_hf.shapes import generator_base
+from rewarddance_hf.shapes.captions import caption_words
 from rewarddance_hf.shapes.generated import ShapesPrompts, alignment_holds, sample_images
 from rewarddance_hf.shapes.generator import (
     BASE_GENERATOR,
@@ -17,7 +18,6 @@ from rewarddance_hf.shapes.generator import (
     build_prompt_tokenizer,
     load_generator,
 )
-from rewarddance_hf.shapes.scenes import caption_words
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 
 from rewarddance_hf.data.preference import check_row
+from rewarddance_hf.shapes.captions import parse_caption
 from rewarddance_hf.shapes.opposing import ShapesOpposingCriteria
 from rewarddance_hf.shapes.preferences import ALIGNMENT_CRITERIA, DEGRADATIONS, QUALITY_CRITERIA, SHARP
 from rewarddance_hf.shapes.rationales import broken_facts
-from rewarddance_hf.shapes.scenes import parse_caption
 
 
 @pytest.fixture(scope="module")

@@ -7,22 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rewarddance_hf.shapes.captions import caption_paraphrases, parse_caption
+from rewarddance_hf.shapes.drawing import IN_DOMAIN, OUT_OF_DOMAIN, Nuisance, render_scene
 from rewarddance_hf.shapes.oracle import check, check_facts, detect_objects, relation_holds
 from rewarddance_hf.shapes.scenes import (
     ALL_COMPOSITIONS,
     COLORS,
-    IN_DOMAIN,
     KINDS,
     NUMBERS,
     OPPOSITES,
-    OUT_OF_DOMAIN,
     SHAPES,
-    Nuisance,
     PlacedObject,
     Scene,
-    caption_paraphrases,
-    parse_caption,
-    render_scene,
     sample_scene,
 )
 

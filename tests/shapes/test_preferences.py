@@ -7,22 +7,17 @@ import sys
 
 import pytest
 
+from rewarddance_hf.shapes.captions import caption_paraphrases, parse_caption
 from rewarddance_hf.shapes.oracle import check
 from rewarddance_hf.shapes.preferences import (
     CATEGORIES,
     DEGRADATIONS,
     QUALITY_CRITERIA,
-    SPLITS,
     ShapesCaptions,
     ShapesPreferences,
 )
-from rewarddance_hf.shapes.scenes import (
-    COLORS,
-    HELD_OUT_COMPOSITIONS,
-    SHAPES,
-    caption_paraphrases,
-    parse_caption,
-)
+from rewarddance_hf.shapes.rows import SPLITS
+from rewarddance_hf.shapes.scenes import COLORS, HELD_OUT_COMPOSITIONS, SHAPES
 
 
 NUM_ROWS = 2000

@@ -2,9 +2,9 @@
 
 import pytest
 
+from rewarddance_hf.shapes.captions import parse_caption
 from rewarddance_hf.shapes.preferences import ShapesPreferences
 from rewarddance_hf.shapes.rationales import RationaleCheck, broken_facts, check_rationale, summarize_checks
-from rewarddance_hf.shapes.scenes import parse_caption
 
 
 def row_about(prompt, chosen, rejected):

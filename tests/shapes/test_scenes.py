@@ -9,31 +9,25 @@ import time
 import numpy as np
 import pytest
 
+from rewarddance_hf.shapes.captions import canonical_caption, caption_paraphrases, caption_words, parse_caption
+from rewarddance_hf.shapes.drawing import IN_DOMAIN, OUT_OF_DOMAIN, Nuisance, place_objects, render_scene
 from rewarddance_hf.shapes.scenes import (
     ALL_COMPOSITIONS,
     COLORS,
     HELD_OUT_COMPOSITIONS,
-    IN_DOMAIN,
     KINDS,
-    OUT_OF_DOMAIN,
     SHAPES,
     TRAINING_COMPOSITIONS,
-    Nuisance,
     Scene,
     SceneObject,
-    canonical_caption,
-    caption_paraphrases,
-    caption_words,
-    parse_caption,
-    place_objects,
-    render_scene,
     sample_scene,
 )
 
 
 DIGEST_CODE = """
 import hashlib, random
-from rewarddance_hf.shapes.scenes import KINDS, render_scene, sample_scene
+from rewarddance_hf.shapes.scenes import KINDS, sample_scene
+from rewarddance_hf.shapes.drawing import render_scene
 rng = random.Random(3)
 images = [render_scene(sample_scene(rng, kind), rng).tobytes() for kind in KINDS for _ in range(5)]
 print(hashlib.sha256(b"".join(images)).hexdigest())
