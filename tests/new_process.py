@@ -12,6 +12,8 @@ import importlib
 import json
 import os
 import runpy
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -67,20 +69,57 @@ def run_python(
     Returns:
         `subprocess.CompletedProcess`: Exit code, and what it wrote.
     """
+    return _run(command, [{}], env, cwd)[0]
+
+
+def run_together(
+    *command: str | Path, count: int = 2, env: Mapping[str, str] | None = None, cwd: str | Path | None = None
+) -> "list[subprocess.CompletedProcess[str]]":
+    """
+    Run a command in several processes that know of each other, as `torchrun` would. Where one fails, the others end.
+
+    Args:
+        command, env, cwd:
+            As in [`run_python`].
+        count (`int`, *optional*, defaults to 2):
+            Number of processes.
+
+    Returns:
+        `list[subprocess.CompletedProcess]`: Exit code of each, and what it wrote.
+    """
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    added = [{key: str(value) for key, value in {**shared, "RANK": i, "LOCAL_RANK": i}.items()} for i in range(count)]
+    return _run(command, added, env, cwd)
+
+
+def _run(command, added, env, cwd) -> "list[subprocess.CompletedProcess[str]]":
+    """A process for each addition to the environment."""
+    arguments = [str(part) for part in command]
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [str(Path(folder, name)) for name in ("out", "err")]
-        request = {
-            "command": [str(part) for part in command],
-            "environment": dict(os.environ if env is None else env),
-            "cwd": str(cwd or os.getcwd()),
-            "outputs": outputs,
-        }
+        requests = [
+            {
+                "command": arguments,
+                "environment": {**(os.environ if env is None else env), **variables},
+                "cwd": str(cwd or os.getcwd()),
+                "outputs": [str(Path(folder, f"{name}_{index}")) for name in ("out", "err")],
+            }
+            for index, variables in enumerate(added)
+        ]
         helper = _start_helper()
-        helper.stdin.write(json.dumps(request) + "\n")
+        helper.stdin.write(json.dumps(requests) + "\n")
         helper.stdin.flush()
-        code = int(helper.stdout.readline())
-        texts = [Path(file).read_text(errors="replace") for file in outputs]
-    return subprocess.CompletedProcess([sys.executable, *request["command"]], code, *texts)
+        codes = json.loads(helper.stdout.readline())
+        return [
+            subprocess.CompletedProcess(
+                [sys.executable, *arguments],
+                code,
+                *(Path(file).read_text(errors="replace") for file in request["outputs"]),
+            )
+            for code, request in zip(codes, requests, strict=True)
+        ]
 
 
 def _start_helper() -> "subprocess.Popen[str]":
@@ -99,16 +138,25 @@ def _start_helper() -> "subprocess.Popen[str]":
 
 
 def _serve() -> dict | None:
-    """Forks for each request on standard input and answers with its exit code. Returns in the children, and at the end."""
+    """Forks for each line of requests on standard input and answers with the exit codes. Returns in the children, and at the end."""
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     while line := sys.stdin.readline():
-        process = os.fork()
-        if not process:
-            return json.loads(line)
-        _, status = os.waitpid(process, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        processes: list[int] = []
+        for request in json.loads(line):
+            process = os.fork()
+            if not process:
+                return request
+            processes.append(process)
+        codes: dict[int, int] = {}
+        while len(codes) < len(processes):
+            process, status = os.wait()
+            codes[process] = os.waitstatus_to_exitcode(status)
+            if codes[process]:
+                for other in set(processes) - set(codes):
+                    os.kill(other, signal.SIGTERM)
+        sys.stdout.write(json.dumps([codes[process] for process in processes]) + "\n")
         sys.stdout.flush()
     return None
 

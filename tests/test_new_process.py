@@ -3,7 +3,7 @@
 import json
 import signal
 
-from new_process import run_python
+from new_process import run_python, run_together
 
 
 STATE = """
@@ -36,3 +36,13 @@ def test_endings():
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
     assert run_python("-c", "import os; os.kill(os.getpid(), 15)").returncode == -signal.SIGTERM
     assert run_python("-c", "print('here')").stdout == "here\n"
+
+
+def test_processes_together():
+    """Processes of one call find each other; where one fails, those that wait for it end."""
+    code = "import os, torch.distributed as d; d.init_process_group('gloo'); "
+    done = run_together("-c", code + "print(d.get_rank(), d.get_world_size()); d.destroy_process_group()", count=3)
+    assert [(one.returncode, one.stdout) for one in done] == [(0, f"{rank} 3\n") for rank in range(3)]
+    done = run_together("-c", code + "1 / (1 - d.get_rank()); d.barrier()")
+    assert [bool(one.returncode) for one in done] == [True, True]
+    assert "ZeroDivisionError" in done[1].stderr

@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 import yaml
+from new_process import run_python, run_together
 
 from rewarddance_hf import RewardDanceForYesScoring
 
@@ -27,13 +28,7 @@ def load_example(name: str):
     return module
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
-    done = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+ON_CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 def arguments(output_dir: Path, **changes: str) -> list[str]:
@@ -80,8 +75,10 @@ def test_configurations_can_be_parsed(config):
 def test_training_and_evaluation_scripts(tmp_path, shapes_config):
     """`accelerate launch` trains a judge that the evaluation script can load."""
     script = str(EXAMPLES / "train_reward_model.py")
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", script]
-    run(*launch, *shapes_config, *arguments(tmp_path / "judge"))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", script]
+    command = [*launch, *shapes_config, *arguments(tmp_path / "judge")]
+    done = subprocess.run(command, capture_output=True, text=True, env=ON_CPU, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "judge" / "README.md").exists()
     evaluation = load_example("evaluate_reward_model")
     metrics = evaluation.main(
@@ -120,9 +117,10 @@ def test_two_processes_equal_one(tmp_path, shapes_config):
     script = str(EXAMPLES / "train_reward_model.py")
     common = {"learning_rate": "0.05", "warmup_steps": "0", "optim": "sgd", "max_grad_norm": "0"}
     one = arguments(tmp_path / "one", gradient_accumulation_steps="2", **common)
-    run("accelerate.commands.launch", "--cpu", "--num_processes", "1", script, *shapes_config, *one)
+    runs = [run_python(script, *shapes_config, *one, env=ON_CPU)]
     two = arguments(tmp_path / "two", **common)
-    run("torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, *shapes_config, *two)
+    runs += run_together(script, *shapes_config, *two, env=ON_CPU)
+    assert [run.returncode for run in runs] == [0, 0, 0], runs[-1].stderr[-3000:]
     first, second = (RewardDanceForYesScoring.from_pretrained(tmp_path / name) for name in ("one", "two"))
     start = RewardDanceForYesScoring.from_pretrained(load_base())
     moved = 0.0
