@@ -4,10 +4,12 @@ PYTHON ?= python3
 PYTHON_MIN ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Compiled modules are kept, whatever the environment says: many tests start processes, which import torch and more.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspath $(VENV))/pycache $(BIN)/python -m pytest
+IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-min test-torchvision bench shapes-base shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-all test-space test-min test-torchvision bench shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -20,8 +22,22 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## train a judge of shapes, measure it, score with it (writes outputs/demo/)
 	$(BIN)/rewarddance demo --output-dir outputs/demo
 
-test: $(VENV)/.installed  ## run all tests
-	$(PYTEST) -n 2 --dist loadfile
+test: $(VENV)/.installed  ## run the tests
+	$(PYTEST) $(IN_PARALLEL) -m "not slow"
+
+test-all: $(VENV)/.installed  ## run the tests and the long sweeps
+	$(PYTEST) $(IN_PARALLEL)
+
+# gradio holds Pillow back, so that it has an environment of its own, which sees the other one.
+$(VENV)-space/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)-space
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(\"" + sysconfig.get_path("purelib") + "\")")' \
+		> $$($(VENV)-space/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rewarddance.pth
+	$(VENV)-space/bin/pip install -q --no-compile --disable-pip-version-check "gradio>=6"
+	@touch $@
+
+test-space: $(VENV)-space/.installed  ## run the tests of the Space
+	OMP_NUM_THREADS=1 $(VENV)-space/bin/python -m pytest tests/hub/test_space.py
 
 # The floors of pyproject.toml. torch stays at the pin: its floor has no CPU build for every Python.
 .venv-min/.installed: pyproject.toml
@@ -30,7 +46,7 @@ test: $(VENV)/.installed  ## run all tests
 		$$(grep -oE '"[a-z_]+>=[0-9.]+' pyproject.toml | tr -d '"' | sed 's/>=/==/' | grep -v '^torch=\|^pytest=')
 	@touch $@
 
-test-min: .venv-min/.installed  ## run all tests at the lowest supported versions
+test-min: .venv-min/.installed  ## run the tests at the lowest supported versions
 	$(MAKE) test VENV=.venv-min
 
 .venv-torchvision/.installed: pyproject.toml
@@ -68,4 +84,4 @@ build: $(VENV)/.installed  ## build the wheel
 	$(BIN)/pip install -q build && $(BIN)/python -m build
 
 clean:  ## remove environments and outputs
-	rm -rf .venv .venv-min .venv-torchvision outputs build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-space .venv-min .venv-min-space .venv-torchvision outputs build dist .pytest_cache .ruff_cache .mypy_cache

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: no network, one thread per test process, tiny models built once per process."""
 
 import os
+from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,7 +27,30 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "new_process: starts Python anew, where torchvision cannot be made importable")
 
 
+# `--dist loadfile` gives a process the next file in this order: those that take long come first.
+LONG_FILES = [
+    "hub/test_release_artifacts.py",
+    "alignment/test_refl_trainer.py",
+    "trainer/test_rewarddance_trainer.py",
+    "examples/test_examples.py",
+    "hub/test_remote_code_hub.py",
+    "hub/test_release.py",
+    "shapes/test_demo.py",
+    "trainer/test_learning.py",
+    "hub/test_hub_server.py",
+    "alignment/test_search.py",
+    "alignment/test_second_device.py",
+    "examples/test_search_example.py",
+    "data/test_sources.py",
+    "scoring/test_reasoning.py",
+    "scoring/test_engine.py",
+    "models/test_processing.py",
+]
+
+
 def pytest_collection_modifyitems(items):
+    places = {str(Path(__file__).parent / file): place for place, file in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
     for item in items:
         if item.get_closest_marker("torchvision") and not HAS_TORCHVISION:
             item.add_marker(pytest.mark.skip(reason="needs torchvision: `make test-torchvision`"))

@@ -1,6 +1,6 @@
 """
-What runs on a second device (`second_device`), beside the same on the CPU. A script: `second_device_cases.py GROUP FILE`
-writes for each case of a group what differs, as JSON.
+What runs on a second device (`second_device`), beside the same on the CPU. A script: `second_device_cases.py FILE NAME ...`
+writes for each case, or all cases of a group, what differs, as JSON.
 """
 
 import json
@@ -273,15 +273,17 @@ def search_difference(folder: Path, device: torch.device) -> dict[str, float]:
 GROUPS = {"scoring": scoring_cases, "pipelines": pipeline_cases, "training": training_cases}
 
 
-def main(group: str, file: str) -> None:
+def main(file: str, *names: str) -> None:
     torch.set_num_threads(1)
     device = register()
     results = {}
-    for name, case in GROUPS[group](device):
-        try:
-            results[name] = case()
-        except Exception:
-            results[name] = {"error": traceback.format_exc()}
+    for group, cases in GROUPS.items():
+        for name, case in cases(device):
+            if {name, group} & set(names):
+                try:
+                    results[name] = case()
+                except Exception:
+                    results[name] = {"error": traceback.format_exc()}
     Path(file).write_text(json.dumps(results), encoding="utf-8")
 
 
