@@ -351,7 +351,7 @@ def test_demo(capsys, monkeypatch, tmp_path):
         (["rank", "--model", "JUDGE", "--prompt", "a", "0", "1", "--task", "song"], "`task` is 'song'"),
         (["evaluate", "--model", "JUDGE", "--dataset", "shapes:moon"], "`split` is 'moon'"),
         (["evaluate", "--model", "JUDGE", "--dataset", "/no/dataset"], "/no/dataset"),
-        (["evaluate", "--model", "JUDGE", "--benchmark", "moon"], "There is no benchmark 'moon', but imagereward"),
+        (["evaluate", "--model", "JUDGE", "--benchmark", "moon"], "There is no benchmark 'moon', but "),
     ],
 )
 def test_errors_of_input_and_model(capsys, judge, images, arguments, message):
