@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 from peft import LoraConfig
 from tiny_pipelines import LORA_TARGETS, image_vae, noise, stable_diffusion, wan
@@ -21,7 +22,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from rewarddance_hf.alignment.monitor.callback import RewardDynamicsCallback
 from rewarddance_hf.alignment.refl.arguments import ReFLTrainingArguments
+from rewarddance_hf.alignment.refl.references import best_of_n_references
 from rewarddance_hf.alignment.refl.trainer import ReFLTrainer
 
 
@@ -176,17 +179,43 @@ class KillBeforeUpdate(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def brightness(images, prompts):
+    """A reward of images that are not tensors."""
+    return [float(np.asarray(image).mean()) for image in images]
+
+
+def run(output_dir: str | Path, resume: str | None = None, callbacks: list | None = None, **settings) -> dict:
+    """Train, evaluate, watch and draw references, and give all that may not depend on the number of processes."""
+    watches = settings.pop("watches", False)
+    results = {}
+    callbacks = callbacks or []
+    if watches:
+        pipeline = tiny_sd3()
+        pipeline.set_progress_bar_config(disable=True)
+        size = SIZES[type(pipeline).__name__]
+        folder = Path(output_dir) / "references"
+        drawn = {"num_candidates": 2, "top_k": 1, "num_inference_steps": 2, "show_progress": False, **size}
+        for place in (None, folder):
+            references = best_of_n_references(pipeline, brightness, PROMPTS[:3], output_dir=place, **drawn)
+            results[f"references in {'memory' if place is None else 'files'}"] = references.to_list()
+        monitor = RewardDynamicsCallback(pixel_reward, PROMPTS[:3], eval_steps=1, plot=False)
+        callbacks.append(monitor)
+        settings["eval_dataset"] = rows(3)
+    trainer = make_trainer(output_dir, callbacks=callbacks, **settings)
+    trainer.train(resume_from_checkpoint=resume)
+    if watches:
+        results |= {"metrics": trainer.evaluate(), "history": monitor.dynamics.history}
+    ema = trainer.ema.shadow_params if trainer.ema is not None else []
+    return {"weights": trained_weights(trainer), "ema": ema, "rewards": trainer.last_rewards, **results}
+
+
 def main(output_dir: str, settings: str) -> None:
-    """Train in a process of its own and save the trained weights."""
+    """Train in a process of its own and save what comes out."""
     torch.set_num_threads(1)
     settings = json.loads(settings)
-    kill_at, resume = settings.pop("kill_at", None), settings.pop("resume", None)
-    trainer = make_trainer(output_dir, callbacks=[KillBeforeUpdate(kill_at)] if kill_at else None, **settings)
-    trainer.train(resume_from_checkpoint=resume)
-    if trainer.is_world_process_zero():
-        ema = trainer.ema.shadow_params if trainer.ema is not None else []
-        saved = {"weights": trained_weights(trainer), "ema": ema, "rewards": trainer.last_rewards}
-        torch.save(saved, Path(output_dir) / "result.pt")
+    kill_at = settings.pop("kill_at", None)
+    results = run(output_dir, callbacks=[KillBeforeUpdate(kill_at)] if kill_at else None, **settings)
+    torch.save(results, Path(output_dir) / f"result-{os.environ.get('RANK', '0')}.pt")
 
 
 if __name__ == "__main__":

@@ -127,16 +127,7 @@ class SetEpochCallback(TrainerCallback):
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """
-    Whether a checkpoint was written to its end: the state of the trainer comes last.
-
-    Args:
-        checkpoint (`Path`):
-            Folder.
-
-    Returns:
-        `bool`
-    """
+    """Whether a checkpoint was written to its end: the state of the trainer comes last."""
     try:
         TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     except (OSError, json.JSONDecodeError, TypeError):
@@ -145,19 +136,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """
-    Newest checkpoint that was written to its end. A killed run may leave a newer one that was not.
-
-    Args:
-        folder (`Path`):
-            Output folder of a run.
-
-    Returns:
-        `Path`
-
-    Raises:
-        `ValueError`: If there is none.
-    """
+    """Newest checkpoint that was written to its end. A killed run may leave a newer one that was not."""
     found = {
         int(step): path
         for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")

@@ -27,26 +27,7 @@ def training_card(
     tags: list[str],
     train_dataset: Any = None,
 ) -> str:
-    """
-    Fill the draft of a model card.
-
-    Args:
-        model ([`RewardDanceForYesScoring`] or `peft.PeftModel`):
-            Trained judge.
-        args ([`RewardDanceTrainingArguments`]):
-            Arguments of its run.
-        state (`transformers.TrainerState`):
-            State of its run, with its logs.
-        model_name (`str`):
-            Repository ID, or name of the folder.
-        tags (`list[str]`):
-            Tags of the repository.
-        train_dataset (`Any`, *optional*):
-            Training rows. What their `info` says of source and license is recorded.
-
-    Returns:
-        `str`: Text of the card in Markdown, with metadata.
-    """
+    """Fill the draft of a model card."""
     metrics = _last_eval_metrics(state.log_history)
     base_model = model.config._name_or_path or "unknown"
     facts: dict[str, Any] = {
@@ -84,16 +65,7 @@ def training_card(
 
 
 def recorded_data(dataset: Any) -> list[dict[str, str]]:
-    """
-    Read where training rows are from, as far as they know it themselves.
-
-    Args:
-        dataset (`Any`):
-            Training rows: a dataset of `datasets` has an `info`, torch's `Subset` and `ConcatDataset` hold others.
-
-    Returns:
-        `list[dict[str, str]]`: `name` (repository ID on the Hub where it is known) and `license` of each source.
-    """
+    """Read where training rows are from, as far as they know it themselves."""
     if isinstance(dataset, ConcatDataset):
         return [source for part in dataset.datasets for source in recorded_data(part)]
     if isinstance(dataset, PreferenceRows | Subset):

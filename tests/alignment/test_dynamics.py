@@ -305,7 +305,10 @@ class Rewards(ReFLCallback):
 
 class TestCallback:
     def test_run_is_watched_and_left_alone(self, tmp_path):
-        """Weights are those of a run without it; the log has each update and evaluation; the plot is there."""
+        """
+        Weights and logs of training are those of a run without it; the monitor's log has each update and evaluation; the
+        plot is there. Updates with an evaluation used to be missing in the trainer's log.
+        """
         plain = make_trainer(tmp_path / "plain", max_steps=5)
         plain.train()
         monitor, rewards = RewardDynamicsCallback(pixel_reward, HELD_OUT, eval_steps=2), Rewards()
@@ -313,6 +316,9 @@ class TestCallback:
         trainer.train()
         for name, weights in trained_weights(plain).items():
             assert torch.equal(weights, trained_weights(trainer)[name])
+        losses = [[entry["loss"] for entry in each.state.log_history if "loss" in entry] for each in (plain, trainer)]
+        assert losses[0] == losses[1]
+        assert len(losses[0]) == 5
         history = monitor.dynamics.history
         assert [record["step"] for record in history] == [0, 1, 2, 2, 3, 4, 4, 5, 5]
         assert [record["reward"] for record in history if "reward" in record] == pytest.approx(

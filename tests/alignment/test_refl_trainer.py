@@ -24,6 +24,7 @@ from tiny_refl import (
     make_trainer,
     pixel_reward,
     rows,
+    run,
     tiny_img2img,
     tiny_sd,
     tiny_sd3,
@@ -156,19 +157,27 @@ def test_accumulation_does_not_change_the_update(tmp_path):
 
 
 def test_two_processes_equal_one(tmp_path):
-    """Two processes make the updates of one with twice the accumulation, and all know all rewards."""
-    settings = {"per_device_train_batch_size": 2, "max_steps": 2, "use_ema": True, "sample_steps": 1, **SGD}
-    one = make_trainer(tmp_path / "one", gradient_accumulation_steps=2, **settings)
-    one.train()
+    """
+    Two processes make the updates of one with twice the accumulation, and each knows all rewards, evaluations, records of
+    the monitor and references, which are those of one.
+    """
+    settings = {"per_device_train_batch_size": 2, "max_steps": 2, "use_ema": True, "sample_steps": 1, "watches": True}
+    settings |= SGD
+    one = run(tmp_path / "one", gradient_accumulation_steps=2, **settings)
     # Started anew, ranks also hash strings differently: nothing may depend on the order of a set.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(HELPER)]
     command += [str(tmp_path / "two"), json.dumps(settings)]
     environment = {**ON_CPU, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    two = torch.load(tmp_path / "two" / "result.pt")
-    assert_equal(two["weights"], trained_weights(one), tolerance=1e-5)
-    torch.testing.assert_close(two["rewards"].sort()[0], one.last_rewards.sort()[0], rtol=1e-5, atol=1e-6)
+    for rank in range(2):
+        two = torch.load(tmp_path / "two" / f"result-{rank}.pt", weights_only=False)
+        assert_equal(two["weights"], one["weights"], tolerance=1e-5)
+        torch.testing.assert_close(two["rewards"].sort()[0], one["rewards"].sort()[0], rtol=1e-5, atol=1e-6)
+        assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+        assert two["references in files"] == two["references in memory"] == one["references in memory"]
+        for ours, theirs in zip(two["history"], one["history"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
     assert (tmp_path / "two" / "samples" / "step-000002.png").exists()
 
 

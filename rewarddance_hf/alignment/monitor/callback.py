@@ -1,13 +1,14 @@
 """The monitor of reward hacking inside of [`ReFLTrainer`]: held-out evaluations, early stop, roll-back, plot and log."""
 
+import io
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
@@ -17,6 +18,7 @@ from ...import_utils import require_extra
 require_extra("train", "accelerate", "datasets")
 
 from ...parallel import run_split  # noqa: E402
+from ...resumable import write_atomically  # noqa: E402
 from ...rewards import as_reward  # noqa: E402
 from ..refl.callbacks import ReFLCallback  # noqa: E402
 from ..refl.drawing import check_conditions  # noqa: E402
@@ -248,8 +250,8 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
     def _keep_best(self, trainer: Any) -> None:
         self._best_weights = {
             "step": trainer.state.global_step,
-            "weights": [parameter.detach().to("cpu", copy=True) for parameter in trainer.trained_parameters],
-            "ema": None if trainer.ema is None else _copied(trainer.ema.state_dict()),
+            "weights": [_on_cpu(parameter) for parameter in trainer.trained_parameters],
+            "ema": None if trainer.ema is None else tree_map_only(torch.Tensor, _on_cpu, trainer.ema.state_dict()),
         }
         if trainer.args.should_save:
             _save(self._best_weights, Path(trainer.args.output_dir) / BEST_FILE)
@@ -307,18 +309,11 @@ def _random_states_kept() -> Iterator[None]:
         yield
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """State of an average of weights, on the CPU."""
-
-    def copy(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.detach().to("cpu", copy=True)
-        return [copy(entry) for entry in value] if isinstance(value, list) else value
-
-    return {name: copy(value) for name, value in state.items()}
+def _on_cpu(weights: torch.Tensor) -> torch.Tensor:
+    return weights.detach().to("cpu", copy=True)
 
 
 def _save(weights: dict[str, Any], file: Path) -> None:
-    part = file.with_suffix(".part")
-    torch.save(weights, part)
-    os.replace(part, file)
+    stream = io.BytesIO()
+    torch.save(weights, stream)
+    write_atomically(file, stream.getvalue())

@@ -31,19 +31,7 @@ KINDS = {
 
 
 def plot_dynamics(dynamics: "RewardDynamics") -> Figure:
-    """
-    Draw reward, held-out reward, and diversity with saturated rewards, below each other.
-
-    Args:
-        dynamics ([`RewardDynamics`]):
-            Monitor of a run.
-
-    Returns:
-        `matplotlib.figure.Figure`: The figure.
-
-    Raises:
-        `ValueError`: If there is nothing to draw.
-    """
+    """Draw reward, held-out reward, and diversity with saturated rewards, below each other; see [`RewardDynamics.plot`]."""
     names = ("reward_mean", "held_out", "diversity", "saturated")
     known = {name for name in names if any(name in record for record in dynamics.history)}
     if not known:

@@ -28,21 +28,7 @@ from .statistics import Evaluation, TrainingRewards, standard_error, student_qua
 
 @dataclass(frozen=True)
 class DynamicsWarning:
-    """
-    A sign of reward hacking.
-
-    Args:
-        kind (`str`):
-            `"held_out_falls"`, `"held_out_lags"`, `"std_collapsed"`, `"diversity_collapsed"` or `"saturated"`.
-        step (`int`):
-            Step at which it was seen.
-        value (`float`):
-            What was measured.
-        threshold (`float`):
-            What it was compared with.
-        message (`str`):
-            Both in words.
-    """
+    """A sign of reward hacking: its kind, the step at which it was seen, what was measured and compared with, in words too."""
 
     kind: str
     step: int

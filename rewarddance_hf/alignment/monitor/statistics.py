@@ -17,30 +17,14 @@ from ..refl.summary import is_saturated
 
 @dataclass(frozen=True)
 class Moments:
-    """
-    Count, mean and squared deviations of rewards, which can be added.
-
-    Args:
-        count (`int`):
-            Number of rewards.
-        mean (`float`):
-            Their mean.
-        squares (`float`):
-            Sum of squared deviations from it.
-        saturated (`int`):
-            Number of saturated rewards.
-        prompt_squares (`float`):
-            Sum of squared deviations from the mean of the same prompt in the same step.
-        prompt_freedom (`int`):
-            Number of rewards in it less the number of their prompts.
-    """
+    """Count, mean and squared deviations of rewards, which can be added."""
 
     count: int = 0
     mean: float = 0.0
-    squares: float = 0.0
+    squares: float = 0.0  # sum of squared deviations from the mean
     saturated: int = 0
-    prompt_squares: float = 0.0
-    prompt_freedom: int = 0
+    prompt_squares: float = 0.0  # the same from the mean of the same prompt in the same step
+    prompt_freedom: int = 0  # number of rewards in it less the number of their prompts
 
     def __add__(self, other: "Moments") -> "Moments":
         count = self.count + other.count
@@ -67,17 +51,7 @@ class Moments:
 
 
 class TrainingRewards:
-    """
-    The tuned reward in training: at the start, in a window, and now.
-
-    Args:
-        num_steps (`int`):
-            Number of steps of the window.
-        sample_size (`int`):
-            Number of rewards that tell the start and where the reward is now.
-        saturation (`float`):
-            How near to 0 or 1 a reward is saturated.
-    """
+    """The tuned reward in training: at the start, in a window of steps, and now."""
 
     def __init__(self, num_steps: int, sample_size: int, saturation: float) -> None:
         self.sample_size = sample_size
@@ -141,44 +115,19 @@ class TrainingRewards:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """
-    An evaluation of the held-out reward, compared with the first and the best one before. Changes are in standard
-    deviations of the first.
+    """An evaluation of the held-out reward, compared with the first and the best one before."""
 
-    Args:
-        values (`np.ndarray` of shape `(num_prompts,)`):
-            Held-out rewards.
-        changes (`np.ndarray` of shape `(num_prompts,)`):
-            Their changes from the first evaluation.
-        scale (`float`):
-            Standard deviation of the first evaluation.
-        number (`int`):
-            Number of evaluations, with this one.
-        best (`np.ndarray` of shape `(num_prompts,)`, *optional*):
-            The best evaluation before, if there is one.
-        best_step (`int`, *optional*):
-            Its step.
-        before, now (`Moments`):
-            Training rewards at that step and now.
-        rise (`float`, *optional*):
-            Change of the tuned reward, if it is known.
-        rise_error (`float`):
-            Its standard error.
-        rises (`np.ndarray` of shape `(num_prompts,)`, *optional*):
-            The same on the held-out samples, if they were judged by the tuned reward too.
-    """
-
-    values: np.ndarray
-    changes: np.ndarray
-    scale: float
+    values: np.ndarray  # of each prompt
+    changes: np.ndarray  # from the first evaluation, in standard deviations of it
+    scale: float  # that standard deviation
     number: int
     best: np.ndarray | None
     best_step: int | None
-    before: Moments
+    before: Moments  # training rewards at the best step, else at the start
     now: Moments
-    rise: float | None = None
+    rise: float | None = None  # change of the tuned reward in standard deviations, if it is known
     rise_error: float = 0.0
-    rises: np.ndarray | None = None
+    rises: np.ndarray | None = None  # of each prompt, if the tuned reward judged the held-out samples too
 
     def record(self) -> dict[str, float]:
         """What the history records."""
@@ -277,23 +226,8 @@ def checked_values(
     first: Sequence[float] | np.ndarray | None = None,
 ) -> np.ndarray:
     """
-    Check values of rewards or prompts.
-
-    Args:
-        values (`torch.Tensor` of shape `(n,)` or `(n, num_samples)`):
-            Values. Those of several samples of a prompt are averaged: they are not independent of each other.
-        name (`str`):
-            Name in error messages.
-        most_dimensions (`int`, *optional*, defaults to `1`):
-            Largest number of dimensions.
-        first (`list[float]`, *optional*):
-            Values that they are compared with, one of each prompt; empty if there are none yet.
-
-    Returns:
-        `np.ndarray` of shape `(n,)`
-
-    Raises:
-        `ValueError`: If the shape is wrong, a value is not finite, or there are other prompts than before.
+    Values as an array of one for each reward or prompt: finite, and of as many prompts as those that they are compared with
+    (`first`, empty if there are none yet). Samples of one prompt are averaged: they are not independent of each other.
     """
     array = torch.as_tensor(values).detach().double().cpu().numpy()
     if not 1 <= array.ndim <= most_dimensions or 0 in array.shape:

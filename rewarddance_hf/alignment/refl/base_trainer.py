@@ -41,22 +41,7 @@ CHECKPOINTING_ARGUMENTS = ("activation_checkpointing", "gradient_checkpointing")
 
 
 class DenoiserTrainer(CommonTrainer):
-    """
-    Trainer of a denoiser that is only ever called by its pipeline, past all that the base class would wrap around it.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline, changed in place: its denoiser is trained, everything else is frozen.
-        args ([`ReFLTrainingArguments`]):
-            Arguments of the run.
-        peft_config (`peft.LoraConfig`, *optional*):
-            Adapter to train in place of the whole denoiser.
-        kwargs:
-            Arguments of [`~transformers.Trainer`].
-
-    Raises:
-        `ValueError`: If all of a denoiser of half precision is to be trained in float32.
-    """
+    """Trainer of a denoiser that is only ever called by its pipeline, past all that the base class would wrap around it."""
 
     def __init__(self, pipeline: Any, args: ReFLTrainingArguments, peft_config: Any = None, **kwargs: Any) -> None:
         self.pipeline = pipeline

@@ -34,13 +34,7 @@ class ReFLCallback(TrainerCallback):
 
 
 class TellCallbacks(TrainerCallback):
-    """
-    Call the hooks of each [`ReFLCallback`], after those of `TrainerCallback`, and move the average of the weights.
-
-    Args:
-        trainer ([`ReFLTrainer`]):
-            Trainer that this callback is part of.
-    """
+    """Call the hooks of each [`ReFLCallback`], after those of `TrainerCallback`, and move the average of the weights."""
 
     def __init__(self, trainer: "ReFLTrainer") -> None:
         self.refl_trainer = trainer
@@ -55,8 +49,12 @@ class TellCallbacks(TrainerCallback):
             trainer.ema.step(trainer.trained_parameters)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        should_log, should_evaluate = control.should_log, control.should_evaluate
         for callback in self._listeners():
             callback.on_update(self.refl_trainer, dict(self.refl_trainer.last_logs))
+        # What a callback logs or evaluates is not that of the update, which would be left out.
+        control.should_log |= should_log
+        control.should_evaluate |= should_evaluate
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for callback in self._listeners():

@@ -22,17 +22,7 @@ def candidate_seed(seed: int, prompt: str, candidate: int) -> int:
 
 
 class CandidateDrawer:
-    """
-    Draws candidates of a prompt in batches.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Generator.
-        pipeline_kwargs (`dict`):
-            Arguments of the pipeline.
-        batch_size (`int`):
-            Number of candidates in one call, halved when memory runs out.
-    """
+    """Draws candidates of a prompt in batches."""
 
     def __init__(self, pipeline: Any, pipeline_kwargs: Mapping[str, Any], batch_size: int) -> None:
         self.pipeline = pipeline

@@ -12,20 +12,7 @@ from .arguments import ReFLTrainingArguments
 
 
 def tuned_generator_card(trainer: Any, model_name: str, tags: list[str]) -> str:
-    """
-    Fill the model card of a tuned generator.
-
-    Args:
-        trainer ([`ReFLTrainer`]):
-            Trainer after its run.
-        model_name (`str`):
-            Repository ID, or name of the folder.
-        tags (`list[str]`):
-            Tags of the repository.
-
-    Returns:
-        `str`: Text of the card in Markdown, with metadata.
-    """
+    """Fill the model card of a tuned generator."""
     lora = trainer.peft_config
     source = getattr(trainer.pipeline, "name_or_path", None)
     # A folder means nothing to others.

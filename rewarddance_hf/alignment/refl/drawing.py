@@ -10,24 +10,7 @@ from ...models.media_rewarddance import load_image
 
 
 def draw(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], condition: Any = None, **arguments: Any) -> Any:
-    """
-    Call a pipeline, with a seed for each sample.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline.
-        prompts (`list[str]`):
-            Prompts; a single one if there is a condition.
-        seeds (`list[int]`):
-            Seed of the noise of each.
-        condition (`Any`, *optional*):
-            Image that the pipeline is given: first frame of image-to-video, source image of an edit.
-        arguments:
-            Further arguments of the pipeline.
-
-    Returns:
-        `diffusers.utils.BaseOutput`: What the pipeline returns.
-    """
+    """Call a pipeline, with a seed for each sample."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     if condition is not None:
         (prompt,), (generator,) = prompts, generators
@@ -39,20 +22,7 @@ def draw(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], condition:
 
 
 def check_conditions(pipeline: Any, name: str, arguments: Mapping[str, Any]) -> None:
-    """
-    Check that a pipeline can be given the conditions of rows.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline.
-        name (`str`):
-            Name of the rows in error messages.
-        arguments (`dict`):
-            Arguments of the pipeline that are set for all rows.
-
-    Raises:
-        `ValueError`: If the pipeline takes no `image`, or one is set for all rows.
-    """
+    """Check that a pipeline can be given the conditions of rows."""
     if "image" not in inspect.signature(pipeline.__call__).parameters:
         raise ValueError(
             f"`{name}` has a column `condition`, but `{type(pipeline).__name__}` takes no `image` to give it to. Take an "

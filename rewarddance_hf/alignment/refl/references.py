@@ -20,10 +20,9 @@ from transformers.utils import logging
 
 from ...models.media_rewarddance import load_image
 from ...parallel import Processes, run_split
-from ...resumable import RowFolder, describe_weights
+from ...resumable import RowFolder, describe_weights, digest_of
 from ...rewards import as_reward
-from ...scoring.ranking import METHODS as RANKING_METHODS
-from ...scoring.ranking import rank_samples
+from ...scoring.ranking import check_ranking, rank_samples
 from .candidates import CandidateDrawer, candidate_seed
 from .drawing import check_conditions
 
@@ -325,11 +324,7 @@ def _check_arguments(
         )
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}, but must be one of {METHODS}.")
-    if ranking_method not in RANKING_METHODS:
-        raise ValueError(f"`ranking_method` is {ranking_method!r}, but must be one of {RANKING_METHODS}.")
-    if num_rounds is not None and (ranking_method == "round_robin" or num_rounds < 1):
-        wanted = "belongs to tournaments" if ranking_method == "round_robin" else "must be positive"
-        raise ValueError(f"`num_rounds` is {num_rounds}, but {wanted}. Leave it out, or pass 1 or more to others.")
+    check_ranking(num_candidates, False, None, ranking_method, num_rounds)
     if method != "random" and not callable(reward):
         raise TypeError(
             f"`reward` is of type `{type(reward).__name__}`, but `method={method!r}` needs a judge. Pass a "
@@ -344,5 +339,7 @@ def _describe_pipeline(pipeline: Any) -> dict[str, Any]:
         if isinstance(component, torch.nn.Module):
             description[name] = describe_weights(component)
         elif hasattr(component, "timesteps"):
-            description[name] = f"{type(component).__name__} {Hasher.hash(dict(component.config))}"
+            # Private entries list names in an order that differs from process to process.
+            config = {key: value for key, value in component.config.items() if not key.startswith("_")}
+            description[name] = f"{type(component).__name__} {digest_of(config)}"
     return description

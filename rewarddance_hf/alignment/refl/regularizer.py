@@ -45,12 +45,7 @@ class BaseDistance:
             handle.remove()
 
     def mean(self) -> torch.Tensor:
-        """
-        Mean over the calls that were measured.
-
-        Returns:
-            `torch.Tensor` of shape `()`: Distance, with gradient.
-        """
+        """Mean over the calls that were measured."""
         return torch.stack(self._distances).mean()
 
     def _compare(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

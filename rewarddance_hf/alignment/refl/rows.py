@@ -17,16 +17,7 @@ import pyarrow.compute as pc  # noqa: E402
 
 
 def seed_of(*parts: Any) -> int:
-    """
-    Seed that depends on nothing but the given values, so that every split into batches and processes draws alike.
-
-    Args:
-        parts (`Any`):
-            Values with a stable `repr`.
-
-    Returns:
-        `int`: Seed for `torch.Generator.manual_seed`.
-    """
+    """Seed that depends on nothing but the given values, so that every split into batches and processes draws alike."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -173,30 +164,12 @@ class DrawSampler(torch.utils.data.Sampler[tuple[int, int]]):
 
 
 def context_of(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """
-    Columns that rewards may take: not the trainer's own, and none by the name of another argument of rewards.
-
-    Args:
-        columns (`dict[str, list]`):
-            What [`collate_rows`] gave.
-
-    Returns:
-        `dict[str, list]`
-    """
+    """Columns that rewards may take: not the trainer's own, and none by the name of another argument of rewards."""
     return {name: values for name, values in columns.items() if name not in ("prompt", "draw", "images", "prompts")}
 
 
 def collate_rows(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """
-    Turn rows into columns. Values stay as they are.
-
-    Args:
-        rows (`list[dict]`):
-            Rows of [`PromptRows`].
-
-    Returns:
-        `dict[str, list]`: Columns that at least one row has a value in.
-    """
+    """Turn rows into columns. Values stay as they are."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     if "task" in columns:

@@ -65,16 +65,7 @@ class SampleGridCallback(ReFLCallback):
 
 
 def sample_grid(samples: list[Any]) -> Image.Image:
-    """
-    Lay samples out in one image.
-
-    Args:
-        samples (`list[PIL.Image.Image]` or `list[list[PIL.Image.Image]]`):
-            Images, which are laid out in a near-square grid, or clips, whose frames make a row each.
-
-    Returns:
-        `PIL.Image.Image`
-    """
+    """Lay samples out in one image."""
     if isinstance(samples[0], list):
         rows = [[clip[i] for i in _spread_indices(len(clip))] for clip in samples]
         return make_image_grid([frame for row in rows for frame in row], rows=len(rows), cols=len(rows[0]))

@@ -13,49 +13,17 @@ def is_saturated(rewards: T, distance: float) -> T:
     """
     Whether rewards are so near to 0 or 1 that they have no gradient and cannot order samples. The one meaning of
     "saturated" in logs, history and warnings.
-
-    Args:
-        rewards (`torch.Tensor` or `np.ndarray` of shape `(n,)`):
-            Probabilities.
-        distance (`float`):
-            Largest distance from 0 or 1.
-
-    Returns:
-        `torch.Tensor` or `np.ndarray` of booleans of shape `(n,)`
     """
     return (abs(rewards) <= distance) | (abs(1 - rewards) <= distance)
 
 
 def record_rewards(prompts: Sequence[str], values: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """
-    Keep prompts and rewards of a batch as plain values.
-
-    Args:
-        prompts (`list[str]`):
-            Prompts.
-        values (`dict[str, torch.Tensor]` of tensors of shape `(n,)`):
-            Rewards by name, with their sum as `"reward"`.
-
-    Returns:
-        `dict`: `prompts` and `rewards`.
-    """
+    """Keep prompts and rewards of a batch as plain values."""
     return {"prompts": list(prompts), "rewards": {name: value.detach().tolist() for name, value in values.items()}}
 
 
 def summarize_rewards(records: Sequence[Mapping[str, Any]], saturation: float) -> dict[str, float]:
-    """
-    Summarize the records of an update or an evaluation.
-
-    Args:
-        records (`list[dict]`):
-            What [`record_rewards`] gave, with `base_distance` if it was measured.
-        saturation (`float`):
-            How near to 0 or 1 a reward is saturated.
-
-    Returns:
-        `dict[str, float]`: `reward` (mean), `reward_std`, `reward_saturated` (share), `rewards/{name}` (mean of each) and, if
-        measured, `base_distance`.
-    """
+    """Summarize the records of an update or an evaluation."""
     columns = {
         name: torch.tensor([value for record in records for value in record["rewards"][name]])
         for name in records[0]["rewards"]

@@ -24,20 +24,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def denoiser_name(pipeline: Any) -> str:
-    """
-    Name of the component that a pipeline denoises with.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline.
-
-    Returns:
-        `str`: `"transformer"` or `"unet"`.
-
-    Raises:
-        `ValueError`: If it has neither.
-        `NotImplementedError`: If it has two denoisers.
-    """
+    """Name of the component that a pipeline denoises with."""
     if getattr(pipeline, "transformer_2", None) is not None:
         raise NotImplementedError(
             f"`{type(pipeline).__name__}` has two denoisers, `transformer` and `transformer_2`, but only pipelines with one "
@@ -137,14 +124,6 @@ def save_denoiser(pipeline: Any, name: str, folder: Path) -> None:
     """
     Save what was trained: `pipeline.load_lora_weights(folder)` loads an adapter, with its `lora_alpha`;
     `from_pretrained(folder, subfolder=name)` of the denoiser's class loads a whole denoiser.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline that was tuned.
-        name (`str`):
-            Name of its denoiser.
-        folder (`Path`):
-            Folder to write to.
     """
     denoiser = getattr(pipeline, name)
     if not getattr(denoiser, "peft_config", None):
@@ -160,20 +139,7 @@ def save_denoiser(pipeline: Any, name: str, folder: Path) -> None:
 
 
 def load_denoiser(pipeline: Any, name: str, folder: Path) -> None:
-    """
-    Load weights that [`save_denoiser`] wrote into a pipeline that is set up for training.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline, changed in place.
-        name (`str`):
-            Name of its denoiser.
-        folder (`Path`):
-            Folder to read from.
-
-    Raises:
-        `ValueError`: If the folder holds no such weights, or those of another adapter.
-    """
+    """Load weights that [`save_denoiser`] wrote into a pipeline that is set up for training."""
     denoiser = getattr(pipeline, name)
     if not getattr(denoiser, "peft_config", None):
         if not (folder / name).is_dir():
