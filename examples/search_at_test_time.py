@@ -38,6 +38,7 @@ from rewarddance_hf import (
     RewardDanceTrainingArguments,
 )
 from rewarddance_hf.alignment.pipelines.loading import load_pipeline
+from rewarddance_hf.alignment.search.saving import save_search
 from rewarddance_hf.alignment.search.search import best_of_n, search_over_paths, zero_order_search
 from rewarddance_hf.evaluation.statistics import bootstrap_interval
 from rewarddance_hf.shapes.generated import ShapesPrompts, alignment_holds, alignment_score, generated_preferences
@@ -181,7 +182,7 @@ def main(args: argparse.Namespace) -> dict:
     example = search_over_paths(
         pipeline, prompt, verifiers["judge"], max_denoiser_evaluations=max(args.budgets), **PATHS, **options
     )
-    example.save(folder / "example")
+    save_search(example, folder / "example")
     print(f"wrote {folder}/report.md, curves.png, metrics.json and example/")
     return metrics
 

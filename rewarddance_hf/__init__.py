@@ -15,8 +15,10 @@ _PUBLIC_NAMES = {
     "alignment.refl.arguments": ["ReFLTrainingArguments"],
     "alignment.refl.references": ["best_of_n_references"],
     "alignment.refl.trainer": ["ReFLTrainer"],
+    "alignment.search.replay": ["replay"],
     "alignment.search.result": ["SearchResult"],
-    "alignment.search.search": ["best_of_n", "replay", "search_over_paths", "zero_order_search"],
+    "alignment.search.saving": ["save_search"],
+    "alignment.search.search": ["best_of_n", "search_over_paths", "zero_order_search"],
     "data.collator": ["DataCollatorForRewardDance"],
     "data.sources": ["load_preferences"],
     "evaluation.evaluator": ["EvaluationResults", "RewardDanceEvaluator"],
@@ -39,8 +41,10 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .alignment.refl.arguments import ReFLTrainingArguments
     from .alignment.refl.references import best_of_n_references
     from .alignment.refl.trainer import ReFLTrainer
+    from .alignment.search.replay import replay
     from .alignment.search.result import SearchResult
-    from .alignment.search.search import best_of_n, replay, search_over_paths, zero_order_search
+    from .alignment.search.saving import save_search
+    from .alignment.search.search import best_of_n, search_over_paths, zero_order_search
     from .data.collator import DataCollatorForRewardDance
     from .data.sources import load_preferences
     from .evaluation.evaluator import EvaluationResults, RewardDanceEvaluator
@@ -84,6 +88,7 @@ __all__ = [
     "best_of_n_references",
     "load_preferences",
     "replay",
+    "save_search",
     "search_over_paths",
     "zero_order_search",
 ]

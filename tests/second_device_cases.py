@@ -263,8 +263,8 @@ def search_difference(folder: Path, device: torch.device) -> dict[str, float]:
         settings = {"num_inference_steps": 4, "output_type": "pt", **SIZES[type(pipeline).__name__]}
         results = [
             best_of_n(pipeline, REFL_PROMPTS[:2], reward=scorer, num_candidates=3, **settings),
-            zero_order_search(pipeline, REFL_PROMPTS[:2], verifier=scorer, num_rounds=1, **settings),
-            search_over_paths(pipeline, REFL_PROMPTS[:2], verifier=scorer, num_paths=2, num_branches=2, **settings),
+            zero_order_search(pipeline, REFL_PROMPTS[:2], reward=scorer, num_rounds=1, **settings),
+            search_over_paths(pipeline, REFL_PROMPTS[:2], reward=scorer, num_paths=2, num_branches=2, **settings),
         ]
         found.append([torch.as_tensor(one.images[0]).cpu() for result in results for one in result])
     return {"score": max((ours - wanted).abs().max().item() for ours, wanted in zip(*found, strict=True))}

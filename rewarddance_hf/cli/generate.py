@@ -36,6 +36,7 @@ def _run(args: argparse.Namespace) -> None:
         arguments["num_paths"] = args.num_paths
     check_folder(args.output_dir)
     from ..alignment.pipelines.loading import load_pipeline
+    from ..alignment.search.saving import save_search
     from ..alignment.search.search import best_of_n, search_over_paths, zero_order_search
 
     scorer = load_scorer(args)
@@ -56,7 +57,7 @@ def _run(args: argparse.Namespace) -> None:
     documents, lines = [], []
     for number, result in enumerate(results):
         folder = args.output_dir if len(results) == 1 else os.path.join(args.output_dir, f"prompt_{number}")
-        images = result.save(folder)
+        images = save_search(result, folder)
         documents.append({"prompt": result.prompt, "images": images, "rewards": result.rewards})
         lines += [f"{reward:.6f}\t{image}" for reward, image in zip(result.rewards, images, strict=True)]
     write(args, {"results": documents}, lines)

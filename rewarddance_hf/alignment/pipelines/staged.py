@@ -404,9 +404,7 @@ class _Stage:
                 return
             self.timesteps = scheduler.timesteps
             scheduler.timesteps = self.timesteps[self.start : self.start + self.length]
-            if isinstance(
-                scheduler, FlowMatchEulerDiscreteScheduler
-            ):  # some pipelines (LTX2) read `sigmas[i]` themselves
+            if _is_sliced(scheduler):
                 scheduler.sigmas = scheduler.sigmas[self.start :]
 
         return wrapper
@@ -417,7 +415,7 @@ class _Stage:
             return self.streams[id(scheduler)]
         place = len(self.streams)
         stream = self.streams[id(scheduler)] = _Stream(scheduler, dict(vars(scheduler)))
-        if not self.is_part or isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        if not self.is_part or _is_sliced(scheduler):
             return stream
         scheduler.timesteps = self.timesteps
         states = [t.scheduler_states[place] for t in self.trajectories if t.scheduler_states is not None]
@@ -480,6 +478,11 @@ class _Stage:
                 f"{tuple(latents.shape)} in `scheduler.step`, but a search that stops in between requires that they are the "
                 "same. Use `best_of_n` without `preview_step`."
             )
+
+
+def _is_sliced(scheduler: Any) -> bool:
+    """Whether a stage has its own schedule from 0, as pipelines need that read `sigmas[i]` themselves (LTX2)."""
+    return isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
 
 
 def _state(stream: _Stream, index: int, count: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Image of the tree of a search: one column for each stage, previews, rewards, and the line of the winner."""
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .result import PathNode, SearchResult
 
@@ -41,7 +41,7 @@ def draw_tree(result: SearchResult) -> Image.Image:
     image = Image.new("RGB", (max(size[0], 420), size[1]), "white")
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=12)
-    title = f"{result.method}: {result.denoiser_evaluations} denoiser evaluations, {result.verifier_calls} judgements"
+    title = f"{result.method}: {result.denoiser_evaluations} denoiser evaluations, {result.verifier_calls} scores"
     draw.text((MARGIN, MARGIN), title, fill=TEXT, font=font)
     draw.text((MARGIN, MARGIN + 16), _shorten(result.prompt, image.width - 2 * MARGIN, font), fill=TEXT, font=font)
 
@@ -86,10 +86,8 @@ def make_preview(frame: Image.Image) -> Image.Image:
     Returns:
         `PIL.Image.Image`: A square of at most 144 pixels, with white bars if the image is none.
     """
-    side = max(frame.size)
-    square = Image.new("RGB", (side, side), "white")
-    square.paste(frame.convert("RGB"), ((side - frame.width) // 2, (side - frame.height) // 2))
-    return square if side <= PREVIEW_SIDE else square.resize((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
+    side = min(max(frame.size), PREVIEW_SIDE)
+    return ImageOps.pad(frame.convert("RGB"), (side, side), Image.Resampling.LANCZOS, color="white")
 
 
 def _shorten(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

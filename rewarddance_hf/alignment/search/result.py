@@ -1,12 +1,8 @@
 """What a search returns: images, rewards, the tree of its paths with their seeds, and what it cost."""
 
-import json
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Any
-
-from PIL import Image
 
 
 @dataclass(eq=False)
@@ -37,20 +33,20 @@ class PathNode:
         lost (`bool`):
             Whether the reward function failed.
         preview (`PIL.Image.Image`, *optional*):
-            Small image of what was judged; of a clip, its middle frame.
+            Small image of what was judged; of a clip, its middle frame. Made if the images are PIL images.
     """
 
     index: int
     parent: int | None
     noise: str
     seed: int | None
-    start_step: int
-    stop_step: int
+    start_step: int = 0
+    stop_step: int = 0
     strength: float | None = None
     reward: float | None = None
     survived: bool = False
     lost: bool = False
-    preview: Image.Image | None = field(default=None, repr=False)
+    preview: Any = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the preview, for JSON."""
@@ -60,7 +56,7 @@ class PathNode:
 @dataclass(eq=False)
 class SearchResult:
     """
-    What a search found for one prompt.
+    What a search found for one prompt. [`~rewarddance_hf.alignment.search.saving.save_search`] writes it to a folder.
 
     Args:
         method (`str`):
@@ -81,8 +77,8 @@ class SearchResult:
         forward_passes (`int`):
             Number of samples that went through the denoiser, guidance included.
         verifier_calls (`int`):
-            Number of judgements: images that were given to the reward function, or ordered pairs that a pairwise judge
-            compared. What is asked again after a failure counts again.
+            Number of scores: images that were given to the reward function, or ordered pairs that a pairwise judge compared.
+            What is asked again after a failure counts again.
     """
 
     method: str
@@ -105,7 +101,7 @@ class SearchResult:
 
         Returns:
             `list[PathNode]`: Stages of its path, the first one first. This is what
-            [`~rewarddance_hf.alignment.search.search.replay`] makes the image from.
+            [`~rewarddance_hf.alignment.search.replay.replay`] makes the image from.
         """
         nodes = [self.nodes[self.winners[place]]]
         while nodes[0].parent is not None:
@@ -126,38 +122,3 @@ class SearchResult:
             "lineages": [[node.to_dict() for node in self.lineage(i)] for i in range(len(self.winners))],
             "nodes": [node.to_dict() for node in self.nodes],
         }
-
-    def save(self, folder: str | os.PathLike) -> list[str]:
-        """
-        Write the images, `search.json` with seeds and rewards, and `tree.png` with the tree of paths.
-
-        Args:
-            folder (`str` or `os.PathLike`):
-                Folder, made if it is missing. Clips become animated WebP files.
-
-        Returns:
-            `list[str]`: Files of the images, best first.
-
-        Raises:
-            `ValueError`: If the images are not PIL images.
-        """
-        from .drawing import draw_tree
-
-        clips = [image if isinstance(image, list) else [image] for image in self.images]
-        if not all(isinstance(frame, Image.Image) for clip in clips for frame in clip):
-            raise ValueError(
-                "`images` are not PIL images, but `save` requires those. Leave `output_type` of the search at 'pil'."
-            )
-        os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "search.json"), "w", encoding="utf-8") as file:
-            file.write(json.dumps(self.to_dict(), indent=2) + "\n")
-        draw_tree(self).save(os.path.join(folder, "tree.png"))
-        paths = []
-        for place, frames in enumerate(clips):
-            path = os.path.join(folder, f"image_{place}.{'webp' if len(frames) > 1 else 'png'}")
-            if len(frames) > 1:
-                frames[0].save(path, save_all=True, append_images=frames[1:], duration=125, loop=0, lossless=True)
-            else:
-                frames[0].save(path)
-            paths.append(path)
-        return paths
