@@ -321,7 +321,7 @@ def test_generate_with_a_pairwise_judge(capsys, judge, tmp_path):
     assert (code, out.split("\t")[1]) == (0, f"{tmp_path / 'image_0.png'}\n")
     code, out, err = run(capsys, *arguments, "--search", "paths")
     assert (code, out) == (1, "")
-    assert "The judge is pairwise" in err.splitlines()[-1]
+    assert "The reward is pairwise" in err.splitlines()[-1]
     assert run(capsys, *arguments, "--argument", "steps")[0] == 2
 
 
