@@ -84,6 +84,8 @@ def _evaluate_rows(args: argparse.Namespace) -> None:
     if args.calibrate:
         metrics |= evaluator.calibrate(scorer, results=evaluator.results)
     document = {name: getattr(args, name) for name in ("model", "dataset", "config", "split", "limit")}
+    if args.data_files:
+        document["data_files"] = [os.path.basename(file) for file in args.data_files]
     width = max(map(len, metrics))
     lines = (f"{name:{width}}  {value:.6g}" for name, value in metrics.items())
     _report(args, {**document, **fingerprint, "metrics": metrics}, lines)

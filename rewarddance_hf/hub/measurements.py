@@ -1,11 +1,17 @@
 """What was measured of a judge: results of `rewarddance evaluate`, as a card shows them."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,8 @@ class Measurement:
             Configuration of the dataset.
         dimension (`str`, *optional*):
             What the verdicts are about, where rows have several.
+        judge (`Mapping[str, Any]`, *optional*):
+            Fingerprint of the judge that was measured, if the results have it.
     """
 
     dataset: str
@@ -31,6 +39,7 @@ class Measurement:
     metrics: Mapping[str, float]
     config: str | None = None
     dimension: str | None = None
+    judge: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         missing = {"accuracy", "accuracy_low", "accuracy_high", "accuracy_with_ties", "num_rows", "num_ties"} - set(
@@ -42,6 +51,30 @@ class Measurement:
                 "number is published without. Write it with `rewarddance evaluate --split ... --output results.json`."
             )
 
+    def check_judge(self, fingerprint: Mapping[str, Any]) -> None:
+        """
+        Make sure that these are the figures of a judge. Results without a fingerprint cannot be checked.
+
+        Args:
+            fingerprint (`Mapping[str, Any]`):
+                Fingerprint of the judge.
+
+        Raises:
+            `ValueError`: If another judge was measured.
+        """
+        name = f"{self.dataset!r}, split {self.split!r}"
+        if self.judge is None:
+            logger.warning(
+                f"The results on {name} do not tell which judge was measured: make sure that it is this one."
+            )
+            return
+        different = sorted(key for key, value in fingerprint.items() if self.judge.get(key) != value)
+        if different:
+            raise ValueError(
+                f"The results on {name} are those of another judge than the one to be released: they differ in {different}. "
+                "Measure this one with `rewarddance evaluate --output`, in the type of its weights, or leave the results out."
+            )
+
 
 def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
     """
@@ -49,8 +82,8 @@ def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
 
     Args:
         files (`list` of `str` or `Path`):
-            JSON files with `dataset`, `split` and `metrics`, and optionally `config`, `dimension` and `limit`: the first rows of a split
-            are named `test[:100]`.
+            JSON files with `dataset`, `split` and `metrics`, and optionally `config`, `dimension`, `data_files`, `limit` (the
+            first rows of a split are named `test[:100]`) and `judge_fingerprint`.
 
     Returns:
         `list[Measurement]`
@@ -69,11 +102,20 @@ def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
             ) from error
         if dataset.startswith("shapes:"):
             dataset, split = "shapes", split or dataset.removeprefix("shapes:")
-        elif split and document.get("limit"):
-            split = f"{split}[:{document['limit']}]"
-        details = document.get("config"), document.get("dimension")
+        else:
+            dataset = _public_name(dataset, document.get("data_files"))
+            if split and document.get("limit"):
+                split = f"{split}[:{document['limit']}]"
+        details = (document.get(name) for name in ("config", "dimension", "judge_fingerprint"))
         measurements.append(Measurement(dataset, split or "", metrics, *details))
     return measurements
+
+
+def _public_name(dataset: str, data_files: list[str] | None) -> str:
+    """Files of this machine by their names: where they lie means nothing to others."""
+    if data_files:
+        return f"{', '.join(Path(file).name for file in data_files)} (not public)"
+    return f"{Path(dataset).name} (not public)" if os.path.isabs(dataset) or Path(dataset).exists() else dataset
 
 
 def model_index(measurement: Measurement) -> list[EvalResult]:

@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor, pipeline_rewarddance
 from ..scoring.loading import load_judge
+from ..scoring.scorer import RewardDanceScorer
 from ..trainer.model_card import FACTS_KEY
 from .cards import ModelFacts, model_card, release_marker
 from .licenses import TrainingData, check_training_data, model_license
@@ -125,8 +126,8 @@ def build_model_release(
         `Path`: The folder.
 
     Raises:
-        `ValueError`: If training data is not declared or not allowed, a result is incomplete, the folder holds something
-            else, or the built folder gives other scores than the judge.
+        `ValueError`: If training data is not declared or not allowed, a result is incomplete or of another judge, the folder
+            holds something else, or the built folder gives other scores than the judge.
     """
     folder = Path(folder)
     _check_replaceable(folder)
@@ -137,6 +138,9 @@ def build_model_release(
     )
     measurements = read_measurements(results)
     judge, processor = load_judge(model)
+    fingerprint = RewardDanceScorer(judge, processor).fingerprint()
+    for measurement in measurements:
+        measurement.check_judge(fingerprint)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

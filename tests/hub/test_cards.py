@@ -160,6 +160,10 @@ def test_results_files(tmp_path):
     (measurement,) = read_measurements([good])
     result = model_index(measurement)[0]
     assert (result.dataset_config, result.metric_name) == (None, "VQ: accuracy, ties left out, both orders")
+    local = {"dataset": "parquet", "data_files": ["/home/me/pairs.parquet"], "split": "train", "metrics": NUMBERS}
+    for document in (local, {"dataset": "/home/me/pairs.parquet", "split": "train", "metrics": NUMBERS}):
+        good.write_text(json.dumps(document))
+        assert read_measurements([good])[0].dataset == "pairs.parquet (not public)"
     bad.write_text(json.dumps({"dataset": "a/b", "split": None, "metrics": NUMBERS}))
     with pytest.raises(ValueError, match="lacks dataset or split, but no number is published without"):
         read_measurements([bad])

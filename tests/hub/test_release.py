@@ -16,6 +16,7 @@ from rewarddance_hf.hub.release import build_model_release, plan_push, push_rele
 from rewarddance_hf.hub.verification import verify_release
 from rewarddance_hf.models import RewardDanceForYesScoring
 from rewarddance_hf.scoring.loading import load_judge
+from rewarddance_hf.scoring.scorer import RewardDanceScorer
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 from rewarddance_hf.trainer.model_card import FACTS_KEY
 
@@ -48,7 +49,9 @@ def built(judge, tmp_path_factory):
     """A built and verified release. Read only."""
     folder = tmp_path_factory.mktemp("built")
     results = folder / "ood.json"
-    results.write_text(json.dumps({"dataset": "shapes", "split": "ood", "metrics": {**NUMBERS, "num_ties": 0.0}}))
+    measured = {"dataset": "shapes", "split": "ood", "metrics": {**NUMBERS, "num_ties": 0.0}}
+    measured["judge_fingerprint"] = RewardDanceScorer.from_pretrained(judge).fingerprint()
+    results.write_text(json.dumps(measured))
     return build_model_release(judge, folder / "judge", REPO, "v1", SHAPES, [results], limits=["Sees shapes only."])
 
 
@@ -145,6 +148,16 @@ class TestBuild:
             )
         (tmp_path / "r.json").write_text("[]")
         with pytest.raises(ValueError, match="is no result of"):
+            build_model_release(BASE_VLM, release, REPO, "v2", SHAPES, [tmp_path / "r.json"])
+        other = {**RewardDanceScorer.from_pretrained(BASE_VLM).fingerprint(), "weights": "0"}
+        measured = {
+            "dataset": "a/b",
+            "split": "test",
+            "metrics": {**NUMBERS, "num_ties": 0},
+            "judge_fingerprint": other,
+        }
+        (tmp_path / "r.json").write_text(json.dumps(measured))
+        with pytest.raises(ValueError, match=r"another judge .* differ in \['weights'\].* or leave the results out"):
             build_model_release(BASE_VLM, release, REPO, "v2", SHAPES, [tmp_path / "r.json"])
         assert (release / "README.md").read_text() == before
         assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
