@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -257,7 +258,7 @@ class RewardDanceEvaluator:
                 f"`processor` is None, but a `{type(model).__name__}` cannot be asked without. Pass its processor, or a "
                 "`RewardDanceScorer`."
             )
-        module = model.model if isinstance(model, Judge) else model if processor is not None else None
+        module = model.model if isinstance(model, Judge) else None if processor is None else model
         was_training = module is not None and module.training
         if processor is not None:
             model = Judge(model, processor, batch_size=self.batch_size or 8)
@@ -268,11 +269,32 @@ class RewardDanceEvaluator:
         answers: dict[int, _Answer] = {}
 
         def work(indices: Sequence[int]) -> list[_Answer]:
+            facts: dict[int, tuple[bool, str | None]] = {}
+
+            def questions() -> Iterator[Question]:
+                for index, row in self._rows(indices):
+                    facts[index] = bool(row.get("tie")), row.get("category")
+                    yield from _questions_about(row, index, is_pairwise or not isinstance(model, Judge))
+
             total = 2 * len(indices)
-            with tqdm(total=total, desc="Evaluating", unit="question", disable=not self.show_progress) as progress:
-                ask = _ask_judge if isinstance(model, Judge) else self._ask_function
-                for index, answer in ask(model, self._rows(indices), progress.update):
-                    answers[index] = answer
+            with (
+                tqdm(total=total, desc="Evaluating", unit="question", disable=not self.show_progress) as progress,
+                torch.no_grad(),
+            ):
+                ask = _ask_judge if isinstance(model, Judge) else partial(_ask_function, self.batch_size or 8)
+                found = ask(model, questions(), progress.update)
+                try:
+                    for index in indices:
+                        logits, scores = zip(next(found), next(found), strict=True)
+                        answers[index] = _Answer(logits, scores, *facts[index])
+                except NonFiniteScoreError as error:
+                    rows = sorted({indices[question // 2] for question in error.rows})
+                    raise NonFiniteScoreError(
+                        f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or load "
+                        "them in another type (`dtype=torch.float32`). Rows before are in `results` of the evaluator.",
+                        rows,
+                        error.scores,
+                    ) from error
             return [answers[index] for index in indices]
 
         try:
@@ -290,38 +312,17 @@ class RewardDanceEvaluator:
         if hasattr(self.dataset, "__getitem__"):
             rows: Iterable[tuple[int, Any]] = ((i, self.dataset[i]) for i in indices)
         else:
-            mine = set(indices)
-            rows = ((i, row) for i, row in enumerate(self.dataset) if i in mine)
+            rows = ((i, row) for i, row in enumerate(self.dataset) if i in indices)
         for i, row in rows:
             check_row(row, f"row {i}")
             yield i, row
-
-    def _ask_function(
-        self, reward: Any, rows: Iterator[tuple[int, Any]], on_progress: Callable[[int], Any]
-    ) -> Iterator[tuple[int, "_Answer"]]:
-        """Scores of both samples of each row by any reward, which is read as their log-odds."""
-        adapted = as_reward(reward)
-        while batch := list(islice(rows, self.batch_size or 8)):
-            questions = [_load(question) for index, row in batch for question in _questions_about(row, index, True)]
-            columns = {name: [getattr(q, name) for q in questions] for name in ("condition", "task", "criteria")}
-            if adapted.is_pairwise:
-                columns["references"] = [[question.reference] for question in questions]
-            samples = [question.sample for question in questions]
-            try:
-                with torch.no_grad():
-                    scores = adapted(samples, [question.prompt for question in questions], **columns).double()
-            except NonFiniteScoreError as error:
-                raise _non_finite([batch[i // 2][0] for i in error.rows], error) from error
-            on_progress(len(questions))
-            for (index, row), pair in zip(batch, scores.view(-1, 2).tolist(), strict=True):
-                yield index, _Answer(pair, pair, bool(row.get("tie")), row.get("category"))
 
 
 class _Answer(NamedTuple):
     """What a judge said about the chosen and the rejected sample of a row, and what else is in it."""
 
-    logits: list[float]
-    scores: list[float]
+    logits: tuple[float, float]
+    scores: tuple[float, float]
     tie: bool
     category: str | None
 
@@ -355,58 +356,45 @@ def _questions_about(row: Mapping[str, Any], index: int, with_reference: bool) -
     ]
 
 
+def _ask_judge(
+    judge: Judge, questions: Iterator[Question], on_progress: Callable[[int], Any]
+) -> Iterator[tuple[float, float]]:
+    """Log-odds and score of each question, with all images in one session."""
+    for logits, scores in judge.stream(questions, on_progress):
+        yield from zip(logits.double().tolist(), scores.double().tolist(), strict=True)
+
+
+def _ask_function(
+    batch_size: int, reward: Any, questions: Iterator[Question], on_progress: Callable[[int], Any]
+) -> Iterator[tuple[float, float]]:
+    """Reward of each sample, which is read as its log-odds, too."""
+    adapted, start = as_reward(reward), 0
+    while batch := [_load(question) for question in islice(questions, 2 * batch_size)]:
+        columns = {name: [getattr(question, name) for question in batch] for name in ("condition", "task", "criteria")}
+        if adapted.is_pairwise:
+            columns["references"] = [[question.reference] for question in batch]
+        try:
+            scores = adapted([q.sample for q in batch], [q.prompt for q in batch], **columns).double().tolist()
+        except NonFiniteScoreError as error:
+            raise NonFiniteScoreError(str(error), [start + i for i in error.rows], error.scores) from error
+        start += len(batch)
+        on_progress(len(batch))
+        yield from zip(scores, scores, strict=True)
+
+
 def _load(question: Question) -> Question:
     """The same with images or lists of frames, for functions that have no processor."""
-    sample_name, reference_name, condition_name = question.names
 
     def load(media: Any, name: str) -> Any:
         reader = open_clip(media, name)
         return load_image(media, name) if reader is None else load_frames(reader.sample(max_frames=MAX_FRAMES), name)
 
-    sample, condition = load(question.sample, sample_name), question.condition
-    return replace(
-        question,
-        sample=sample,
-        reference=load(question.reference, reference_name),
-        condition=None if condition is None else load_image(condition, condition_name),
-        task=question.task or infer_task(sample, condition),
+    media = (question.sample, question.reference, question.condition)
+    sample, reference, condition = (
+        None if item is None else load(item, name) for item, name in zip(media, question.names, strict=True)
     )
-
-
-def _ask_judge(
-    judge: Judge, rows: Iterator[tuple[int, Any]], on_progress: Callable[[int], Any]
-) -> Iterator[tuple[int, _Answer]]:
-    """Answers about rows, as they come, with all images in one session."""
-    asked: list[tuple[int, Mapping[str, Any]]] = []
-
-    def questions() -> Iterator[Question]:
-        for index, row in rows:
-            asked.append((index, {name: row.get(name) for name in ("tie", "category")}))
-            yield from _questions_about(row, index, judge.is_pairwise)
-
-    done = 0
-    waiting: list[tuple[float, float]] = []
-    try:
-        with torch.no_grad():
-            for logits, scores in judge.stream(questions(), on_progress):
-                waiting += zip(logits.double().tolist(), scores.double().tolist(), strict=True)
-                while len(waiting) > 1:
-                    pair_logits, pair_scores = map(list, zip(*waiting[:2], strict=True))
-                    index, row = asked[done]
-                    yield index, _Answer(pair_logits, pair_scores, bool(row["tie"]), row["category"])
-                    del waiting[:2]
-                    done += 1
-    except NonFiniteScoreError as error:
-        raise _non_finite([asked[question // 2][0] for question in error.rows], error) from error
-
-
-def _non_finite(rows: list[int], error: NonFiniteScoreError) -> ValueError:
-    return NonFiniteScoreError(
-        f"Scores of the rows {sorted(set(rows))} are NaN or infinite, but must be finite. Check the weights for NaN, or load them "
-        "in another type (`dtype=torch.float32`). Rows before are in `results` of the evaluator.",
-        sorted(set(rows)),
-        error.scores,
-    )
+    task = question.task or infer_task(sample, condition)
+    return replace(question, sample=sample, reference=reference, condition=condition, task=task)
 
 
 def _make_results(answers: list[_Answer], is_pairwise: bool) -> EvaluationResults:

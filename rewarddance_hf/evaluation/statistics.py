@@ -14,29 +14,13 @@ TEMPERATURE_BOUNDS = (0.01, 100.0)
 
 
 def sigmoid(log_odds: np.ndarray) -> np.ndarray:
-    """
-    Turn log-odds into probabilities.
-
-    Args:
-        log_odds (`np.ndarray`):
-            Log-odds of any shape.
-
-    Returns:
-        `np.ndarray`: Probabilities.
-    """
+    """Turn log-odds into probabilities."""
     return np.exp(-np.logaddexp(0.0, -np.asarray(log_odds, dtype=np.float64)))
 
 
 def verdict_credits(log_odds: np.ndarray) -> np.ndarray:
     """
-    Give each verdict its credit.
-
-    Args:
-        log_odds (`np.ndarray`):
-            Log-odds of the chosen image being preferred.
-
-    Returns:
-        `np.ndarray`: 1 where the chosen image is preferred, 0 where the rejected one is, 0.5 where they are equal.
+    Give each verdict its credit: 1 where the chosen image is preferred, 0 where the rejected one is, 0.5 where they are equal.
 
     Example:
     ```python
@@ -50,19 +34,8 @@ def verdict_credits(log_odds: np.ndarray) -> np.ndarray:
 
 def accuracy_with_ties(probabilities: np.ndarray, ties: np.ndarray, tie_margin: float) -> float:
     """
-    Compute the accuracy over three verdicts: chosen, rejected, tie.
-
-    Args:
-        probabilities (`np.ndarray` of shape `(rows,)`):
-            Probabilities of the chosen image being preferred.
-        ties (`np.ndarray` of shape `(rows,)`):
-            Whether neither image is preferred in truth.
-        tie_margin (`float`):
-            A tie is predicted where the probability is at most this far from 0.5. It is right where the row is a tie and
-            wrong elsewhere.
-
-    Returns:
-        `float`: Share of right verdicts.
+    Compute the accuracy over three verdicts: chosen, rejected, tie. A tie is predicted where the probability, one for each row,
+    is at most `tie_margin` from 0.5; that is right where the row is a tie and wrong elsewhere.
     """
     probabilities = _checked("probabilities", probabilities)
     predicted_ties = np.abs(probabilities - 0.5) <= tie_margin
@@ -70,34 +43,15 @@ def accuracy_with_ties(probabilities: np.ndarray, ties: np.ndarray, tie_margin: 
 
 
 def order_consistency(log_odds: np.ndarray) -> float:
-    """
-    Compute the share of rows with the same verdict in both orders.
-
-    Args:
-        log_odds (`np.ndarray` of shape `(rows, 2)`):
-            Log-odds of the chosen image being preferred, in each order.
-
-    Returns:
-        `float`: Share of rows, right or wrong.
-    """
+    """Compute the share of rows `(rows, 2)` with the same verdict in both orders, right or wrong."""
     log_odds = _checked("log_odds", log_odds)
     return float((np.sign(log_odds[:, 0]) == np.sign(log_odds[:, 1])).mean())
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> float:
     """
-    Compute the expected calibration error: mean distance between predicted and observed frequency over bins.
-
-    Args:
-        probabilities (`np.ndarray`):
-            Probabilities of "yes".
-        labels (`np.ndarray`):
-            1 where "yes" is right, 0 where "no" is.
-        num_bins (`int`, *optional*, defaults to `10`):
-            Number of bins of equal width.
-
-    Returns:
-        `float`: Error in `[0, 1]`, weighted by the number of questions in each bin.
+    Compute the expected calibration error: mean distance between predicted and observed frequency of "yes" over `num_bins` bins of
+    equal width, weighted by the number of questions in each.
 
     Example:
     ```python
@@ -113,34 +67,12 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, nu
 
 
 def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """
-    Compute the Brier score.
-
-    Args:
-        probabilities (`np.ndarray`):
-            Probabilities of "yes".
-        labels (`np.ndarray`):
-            1 where "yes" is right, 0 where "no" is.
-
-    Returns:
-        `float`: Mean squared difference.
-    """
+    """Compute the Brier score: mean squared difference of probabilities and labels."""
     return float(((_checked("probabilities", probabilities) - labels) ** 2).mean())
 
 
 def negative_log_likelihood(log_odds: np.ndarray, labels: np.ndarray) -> float:
-    """
-    Compute the mean negative log-likelihood.
-
-    Args:
-        log_odds (`np.ndarray`):
-            Log-odds of "yes".
-        labels (`np.ndarray`):
-            1 where "yes" is right, 0 where "no" is.
-
-    Returns:
-        `float`: Mean over all questions, in nats.
-    """
+    """Compute the mean negative log-likelihood of labels over all questions, in nats."""
     signs = 2.0 * np.asarray(labels, dtype=np.float64) - 1.0
     return float(np.logaddexp(0.0, -signs * _checked("log_odds", log_odds)).mean())
 
@@ -149,18 +81,8 @@ def fit_temperature(
     log_odds: np.ndarray, labels: np.ndarray, bounds: tuple[float, float] = TEMPERATURE_BOUNDS
 ) -> float:
     """
-    Find the temperature that divides log-odds so that the negative log-likelihood is smallest.
-
-    Args:
-        log_odds (`np.ndarray`):
-            Log-odds of "yes".
-        labels (`np.ndarray`):
-            1 where "yes" is right, 0 where "no" is.
-        bounds (`tuple[float, float]`, *optional*, defaults to `(0.01, 100.0)`):
-            Smallest and largest temperature. A bound is the answer when all verdicts are right, or most are wrong.
-
-    Returns:
-        `float`: Temperature.
+    Find the temperature that divides log-odds so that the negative log-likelihood is smallest. A bound is the answer when all
+    verdicts are right, or most are wrong.
     """
     log_odds = _checked("log_odds", log_odds)
 

@@ -66,12 +66,12 @@ class Judge:
             self._engine = ScoringEngine(
                 model,
                 processor,
-                batch_size=batch_size,
-                max_batch_tokens=max_batch_tokens,
-                num_workers=num_workers,
-                share_prefixes=engine == "auto",
-                pad_to_multiple_of=pad_to_multiple_of,
-                compile_model=compile_model,
+                batch_size,
+                max_batch_tokens,
+                num_workers,
+                engine == "auto",
+                pad_to_multiple_of,
+                compile_model,
             )
 
     @property

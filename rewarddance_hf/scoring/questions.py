@@ -18,10 +18,12 @@ def make_questions(
     judge: Judge,
     images: Any,
     prompts: str | Sequence[str],
-    references: Any = None,
+    references: Any,
+    conditions: Sequence[Any] | None,
+    task: str | Sequence[str | None] | None,
+    criteria: str | Sequence[str | None] | None,
     examples: Examples = None,
     reasons_first: bool = False,
-    **columns: Any,
 ) -> list[Question]:
     """One question for each sample. Arguments and errors are those of [`RewardDanceScorer.score`]."""
     samples = as_list(images, "images")
@@ -39,17 +41,21 @@ def make_questions(
             f"`references` was given, but the judge is {judge.model.config.paradigm} and looks at one sample only. Leave "
             "`references` out, or load a pairwise judge."
         )
-    columns |= {"prompts": prompts, "references": None if references is None else as_list(references, "references")}
-    spread = {name: _spread(values, count, name) for name, values in columns.items()}
-    shown = judge.processor.read_examples(examples, spread["task"], is_pairwise)
-    names = {name: name.removesuffix("s") if name != "criteria" else name for name in spread}
-    questions = []
-    for i, sample in enumerate(samples):
-        if is_pairwise and spread["references"][i] is None:
-            raise ValueError(f"`references[{i}]` is None, but a pairwise judge needs a reference for every image.")
-        own = {names[name]: values[i] for name, values in spread.items()}
-        questions.append(Question(sample, **own, examples=shown, reasons_first=reasons_first, row=i))
-    return questions
+    references = None if references is None else as_list(references, "references")
+    names = ("prompts", "references", "conditions", "task", "criteria")
+    given = (prompts, references, conditions, task, criteria)
+    columns = [_spread(values, count, name) for name, values in zip(names, given, strict=True)]
+    missing = [i for i, reference in enumerate(columns[1]) if reference is None]
+    if is_pairwise and missing:
+        raise ValueError(
+            f"`references[{missing[0]}]` is None, but a pairwise judge needs a reference for every image."
+        )
+    shown = judge.processor.read_examples(examples, columns[3], is_pairwise)
+    rows = enumerate(zip(samples, *columns, strict=True))
+    return [
+        Question(sample, prompt, reference, condition, kind, text, shown, reasons_first, i)
+        for i, (sample, prompt, reference, condition, kind, text) in rows
+    ]
 
 
 def by_dimension(processor: RewardDanceProcessor, question: Question, dimensions: Sequence[str]) -> list[Question]:

@@ -246,15 +246,7 @@ def _stacked(samples: list[Any]) -> Any:
 
 
 class Standings:
-    """
-    Who has met whom, and how it went.
-
-    Args:
-        count (`int`):
-            Number of samples.
-        play (`Callable`):
-            Function that compares pairs of samples.
-    """
+    """Who has met whom, and how it went."""
 
     def __init__(self, count: int, play: Play) -> None:
         self.play_pairs = play
@@ -287,19 +279,10 @@ class Standings:
 
 def swiss(count: int, play: Play, num_rounds: int | None = None) -> list[int]:
     """
-    Play a Swiss tournament: in each round, neighbors in the standings meet that have not met before.
+    Play a Swiss tournament of `num_rounds` rounds: in each, neighbors in the standings meet that have not met before.
 
-    Args:
-        count (`int`):
-            Number of samples.
-        play (`Callable`):
-            Function that compares pairs of samples.
-        num_rounds (`int`, *optional*):
-            Number of rounds of `count // 2` comparisons. Defaults to the binary logarithm of `count`, rounded up, after
-            which a best sample that never loses is first.
-
-    Returns:
-        `list[int]`: Samples, best first.
+    The default is the binary logarithm of `count`, rounded up, after which a best sample that never loses is first.
+    Returns samples, best first.
     """
     standings = Standings(count, play)
     for _ in range(_swiss_rounds(count, num_rounds)):
@@ -309,20 +292,9 @@ def swiss(count: int, play: Play, num_rounds: int | None = None) -> list[int]:
 
 def halving(count: int, play: Play, num_rounds: int | None = None, top_k: int | None = None) -> list[int]:
     """
-    Play by sequential halving: after some rounds the worse half leaves, until as many are left as are wanted.
+    Play by sequential halving: after `num_rounds` rounds (2 by default) the worse half leaves, until `top_k` (1) are left.
 
-    Args:
-        count (`int`):
-            Number of samples.
-        play (`Callable`):
-            Function that compares pairs of samples.
-        num_rounds (`int`, *optional*, defaults to `2`):
-            Number of rounds in each stage, in which each sample meets another one. Earlier stages count on.
-        top_k (`int`, *optional*, defaults to `1`):
-            Number of best samples that are wanted.
-
-    Returns:
-        `list[int]`: Samples, best first: those that left later go before.
+    Earlier stages count on. Returns samples, best first: those that left later go before.
     """
     standings = Standings(count, play)
     alive = list(range(count))

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.question_rewarddance import Question
-from .judge import non_finite_error
+from .judge import Judge, non_finite_error
 
 
 logger = logging.get_logger(__name__)
@@ -92,24 +92,8 @@ def generate_texts(
     until_answer: bool = False,
 ) -> list[str]:
     """
-    Let the judge go on after questions.
-
-    Args:
-        model ([`RewardDanceForYesScoring`]):
-            Judge.
-        processor ([`RewardDanceProcessor`]):
-            Its processor.
-        batch ([`~transformers.BatchFeature`]):
-            Questions of equal length (padded on the left).
-        max_new_tokens (`int`):
-            Maximum number of tokens for each.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Temperature of sampling; 0 takes the most probable token.
-        until_answer (`bool`, *optional*, defaults to `False`):
-            Whether to stop where the reasons end.
-
-    Returns:
-        `list[str]`: Text for each question.
+    Let the judge go on after a batch of questions, up to `max_new_tokens` each, or with `until_answer` where the reasons end.
+    A `temperature` of 0 takes the most probable tokens. Returns a text for each question.
     """
     tokenizer = processor.tokenizer
     known = model.vlm.generation_config.eos_token_id
@@ -152,15 +136,13 @@ class _AnswerReached(StoppingCriteria):
 
 @torch.no_grad()
 def score_with_reasons(
-    model: RewardDanceForYesScoring,
-    processor: RewardDanceProcessor,
+    judge: Judge,
     questions: list[Question],
-    batch_size: int,
-    num_samples: int = 1,
-    max_new_tokens: int = 512,
-    temperature: float | None = None,
-    seed: int = 0,
-    show_progress: bool = False,
+    num_samples: int,
+    max_new_tokens: int,
+    temperature: float | None,
+    seed: int,
+    show_progress: bool,
 ) -> ReasonedScores:
     """
     Generate reasons, and read the reward where they end. See [`RewardDanceScorer.reason`] for the arguments.
@@ -168,6 +150,7 @@ def score_with_reasons(
     The reward is a function of question and text: the text is tokenized anew, as in training, and P("yes") is read after
     the phrase that stands before the answer. `questions` ask for reasons first.
     """
+    model, processor, batch_size = judge.model, judge.processor, judge.batch_size
     if temperature is None:
         temperature = 0.0 if num_samples == 1 else SAMPLING_TEMPERATURE
     for name, value in {"num_samples": num_samples, "max_new_tokens": max_new_tokens}.items():

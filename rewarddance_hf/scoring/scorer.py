@@ -173,16 +173,7 @@ class RewardDanceScorer(Judge):
             `NonFiniteScoreError`: If a score is NaN or infinite; a `ValueError` with the `scores` until there.
             `NotImplementedError`: If an image requires a gradient that cannot pass through the image processor.
         """
-        questions = make_questions(
-            self,
-            images,
-            prompts,
-            references,
-            examples,
-            conditions=conditions,
-            task=task,
-            criteria=criteria,
-        )
+        questions = make_questions(self, images, prompts, references, conditions, task, criteria, examples)
         media = [(question.sample, question.reference, question.condition) for question in questions]
         with torch.set_grad_enabled(torch.is_grad_enabled() and _requires_grad(media)), frozen(self.model):
             if dimensions is None:
@@ -240,27 +231,8 @@ class RewardDanceScorer(Judge):
             `ValueError`: As in [`~RewardDanceScorer.score`], and if an argument is out of range.
             `NoAnswerError`: If no chain reached an answer; a `ValueError` with the `texts`.
         """
-        questions = make_questions(
-            self,
-            images,
-            prompts,
-            references,
-            reasons_first=True,
-            conditions=conditions,
-            task=task,
-            criteria=criteria,
-        )
-        return score_with_reasons(
-            self.model,
-            self.processor,
-            questions,
-            self.batch_size,
-            num_samples=num_samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            show_progress=show_progress,
-        )
+        questions = make_questions(self, images, prompts, references, conditions, task, criteria, reasons_first=True)
+        return score_with_reasons(self, questions, num_samples, max_new_tokens, temperature, seed, show_progress)
 
     def score_dataset(
         self,
@@ -296,10 +268,9 @@ class RewardDanceScorer(Judge):
             `int`: Number of rows that were scored by this call, by all processes.
 
         Raises:
-            `ValueError`: If the file belongs to another judge or other rows, an example lacks something, or a row cannot be scored. What is in
-                the file stays.
+            `ValueError`: If the file belongs to another judge or other rows, an example lacks something, or a row cannot be
+                scored. What is in the file stays.
         """
-
         return score_into_file(self, rows, output_file, save_every, show_progress, examples)
 
     @torch.no_grad()

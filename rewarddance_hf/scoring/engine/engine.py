@@ -53,39 +53,18 @@ MIN_SAVING = 64  # tokens that a shared part must save to be computed apart
 
 
 class ScoringEngine:
-    r"""
-    Answer questions with as little work as gives the same scores.
-
-    Args:
-        model ([`RewardDanceForYesScoring`]):
-            Judge in evaluation mode.
-        processor ([`RewardDanceProcessor`]):
-            Processor of the judge.
-        batch_size (`int`, *optional*, defaults to `8`):
-            Largest number of questions per forward pass.
-        max_batch_tokens (`int`, *optional*, defaults to `32768`):
-            Largest number of tokens per forward pass, cached ones and padding included. Halved whenever memory runs out.
-        num_workers (`int`, *optional*, defaults to `2`):
-            Number of threads that decode and preprocess images beside the model. With 0 this is done in turn.
-        share_prefixes (`bool`, *optional*, defaults to `True`):
-            Whether to compute shared prefixes once. Without it only vision features are.
-        pad_to_multiple_of (`int`, *optional*):
-            Multiple that lengths are padded to, with numbers of rows padded to powers of 2, so that few shapes occur: for
-            compiled models and CUDA graphs. Defaults to 64 with `compile_model`, else to no padding.
-        compile_model (`bool` or `dict`, *optional*, defaults to `False`):
-            Whether to compile the language model in place, or arguments of `torch.compile` to do it with.
-    """
+    """Answers questions with as little work as gives the same scores. Arguments are those of [`RewardDanceScorer`]."""
 
     def __init__(
         self,
         model: RewardDanceForYesScoring,
         processor: RewardDanceProcessor,
-        batch_size: int = 8,
-        max_batch_tokens: int = 32768,
-        num_workers: int = 2,
-        share_prefixes: bool = True,
-        pad_to_multiple_of: int | None = None,
-        compile_model: bool | dict[str, Any] = False,
+        batch_size: int,
+        max_batch_tokens: int,
+        num_workers: int,
+        share_prefixes: bool,
+        pad_to_multiple_of: int | None,
+        compile_model: bool | dict[str, Any],
     ) -> None:
         self.model = model
         self.processor = processor
@@ -110,16 +89,7 @@ class ScoringEngine:
 
     @staticmethod
     def unsupported_reason(model: RewardDanceForYesScoring) -> str | None:
-        """
-        Say why a model cannot be scored by the engine.
-
-        Args:
-            model ([`RewardDanceForYesScoring`]):
-                Judge.
-
-        Returns:
-            `str`: Reason, or None if the scores are known to be those of the plain path.
-        """
+        """Say why a model cannot be scored by the engine, or None if the scores are known to be those of the plain path."""
         model_type = model.config.vlm_config.model_type
         if model_type not in EXACT_MODEL_TYPES:
             return f"model type {model_type!r} is not among {EXACT_MODEL_TYPES}"
@@ -155,22 +125,7 @@ class ScoringEngine:
         on_progress: Callable[[int], Any] = lambda count: None,
         window: int | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """
-        Compute log-odds and scores of questions.
-
-        Args:
-            questions (`Iterable[Question]`):
-                What is asked. Taken a window at a time.
-            session ([`EngineSession`]):
-                Session that the call belongs to.
-            on_progress (`Callable`, *optional*):
-                Function that is told how many more questions are answered.
-            window (`int`, *optional*, defaults to `256`):
-                Number of questions that are planned together, and given back together.
-
-        Yields:
-            `tuple`: `logits` and `scores` of the model for the next questions, each of shape `(n,)`, as float32.
-        """
+        """Log-odds and scores of questions, as in [`Judge.stream`], a window at a time."""
         rest = iter(questions)
         size = window or WINDOW
         planned = session.desk.open(list(islice(rest, size)))

@@ -27,41 +27,21 @@ TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_i
 
 @dataclass(eq=False)
 class PreparedImage:
-    """
-    Image as a vision-language model takes it.
+    """Image as a vision-language model takes it."""
 
-    Args:
-        expansion (`str`):
-            Text that replaces the placeholder of the image.
-        inputs (`dict[str, torch.Tensor]`):
-            Inputs of the vision encoder for this image alone. Emptied when they have been used.
-        grid (`tuple[int, ...]`, *optional*):
-            Time, height and width in patches, for models whose positions depend on them.
-        requires_grad (`bool`):
-            Whether the pixels carry a gradient.
-        number (`int`, *optional*, defaults to `-1`):
-            Number of the image in its session, given in the order of questions and not in that of threads, so that
-            results do not depend on the latter.
-    """
-
-    expansion: str
-    inputs: dict[str, torch.Tensor]
-    grid: tuple[int, ...] | None
+    expansion: str  # text that replaces its placeholder
+    inputs: dict[str, torch.Tensor]  # of the vision encoder for this image alone; emptied when they have been used
+    grid: tuple[int, ...] | None  # time, height and width in patches, if positions depend on them
     requires_grad: bool
-    number: int = -1
+    number: int = (
+        -1
+    )  # in its session, in the order of questions and not of threads, so that results do not depend on these
 
 
 class ImageDesk:
     """
-    Everything about images in one call of a scorer.
-
-    Images are the same if their pixels are. Those that carry a gradient are the same if they are one tensor.
-
-    Args:
-        processor ([`RewardDanceProcessor`]):
-            Processor of the judge.
-        executor (`concurrent.futures.Executor`, *optional*):
-            Threads that decode and preprocess. Without it this is done at once.
+    Everything about images in one session. Images are the same if their pixels are; those that carry a gradient are the same
+    if they are one tensor. Threads of `executor` decode and preprocess; without it this is done at once.
     """
 
     def __init__(self, processor: RewardDanceProcessor, executor: Executor | None = None) -> None:

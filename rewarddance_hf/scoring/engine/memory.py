@@ -11,13 +11,7 @@ logger = logging.get_logger(__name__)
 
 
 class BatchLimit:
-    """
-    Largest number of rows of a batch, lowered whenever memory runs out.
-
-    Args:
-        max_rows (`int`):
-            Number to begin with.
-    """
+    """Largest number of rows of a batch, lowered whenever memory runs out."""
 
     def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows

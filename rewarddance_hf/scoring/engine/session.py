@@ -50,21 +50,7 @@ class Features:
 
 @dataclass(eq=False)
 class EngineSession:
-    """
-    What is kept between the calls of an engine that belong together, while the weights stay as they are.
-
-    Args:
-        desk ([`ImageDesk`]):
-            Images.
-        writer ([`QuestionWriter`]):
-            Questions.
-        statistics ([`ScoringStatistics`]):
-            Sums over all calls.
-        features (`dict[int, Features]`):
-            Vision features by number of the image.
-        num_images (`int`):
-            Number of images so far.
-    """
+    """What is kept between the calls of an engine that belong together, while the weights stay as they are."""
 
     desk: ImageDesk
     writer: QuestionWriter

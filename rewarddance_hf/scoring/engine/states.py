@@ -27,20 +27,8 @@ def take_states(
     """
     Take the states of each row out of a cache, in which rows are `[padding, prefix, padding, part]`.
 
-    Args:
-        cache (`DynamicCache`):
-            Cache after a forward pass.
-        parts (`list[tuple[int, int]]`):
-            Start and end of the part in the question of each row.
-        past (`int`):
-            Number of states before the parts, with padding.
-        longest (`int`):
-            Number of states of the parts, with padding.
-        copy (`bool`, *optional*, defaults to `False`):
-            Whether the cache's tensors will be written to again.
-
-    Returns:
-        `list[PrefixStates]`: States up to the end of each part.
+    `parts` are start and end of the part in the question of each row, `past` the number of states before the parts and
+    `longest` that of the parts, with padding. `copy` is for caches whose tensors will be written to again.
 
     Raises:
         `PrefixesNotShareableError`: If the model keeps other states than keys and values of all tokens.

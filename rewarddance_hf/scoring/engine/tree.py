@@ -20,27 +20,13 @@ MAX_TEXTS = 4096  # questions whose tokens are kept for the next ones
 
 @dataclass(eq=False)
 class TokenizedQuestion:
-    """
-    Question as tokens. Two questions have the same states up to where their symbols and positions differ first.
+    """Question as tokens. Two have the same states up to where their symbols and positions differ first."""
 
-    Args:
-        token_ids (`numpy.ndarray` of shape `(length,)`):
-            Token IDs.
-        symbols (`numpy.ndarray` of shape `(length,)`):
-            Token IDs, in which each token of an image has a number of its own.
-        positions (`numpy.ndarray` of shape `(dimensions, length)`):
-            Positions: one dimension, or three of models with multimodal rotary embeddings.
-        images (`list[PreparedImage]`):
-            Images in their order.
-        starts (`list[int]`):
-            Index of the first token of each image.
-    """
-
-    token_ids: np.ndarray
-    symbols: np.ndarray
-    positions: np.ndarray
+    token_ids: np.ndarray  # (length,)
+    symbols: np.ndarray  # (length,), token IDs in which each token of an image has a number of its own
+    positions: np.ndarray  # (1, length), or (3, length) of models with multimodal rotary embeddings
     images: list[PreparedImage]
-    starts: list[int]
+    starts: list[int]  # index of the first token of each image
 
     def images_between(self, start: int, end: int) -> list[PreparedImage]:
         """Images whose tokens are in a part of the question."""
@@ -49,33 +35,15 @@ class TokenizedQuestion:
 
 @dataclass(eq=False)
 class Node:
-    """
-    Part of one or more questions that is computed once.
+    """Part of one or more questions that is computed once."""
 
-    Args:
-        question ([`TokenizedQuestion`]):
-            One of the questions.
-        start (`int`):
-            Index of the first token of the part. All before are parts of `parent` and its parents.
-        end (`int`):
-            Index after its last token.
-        parent ([`Node`], *optional*):
-            Part that goes before.
-        children (`list[Node]`):
-            Parts that follow; none if the questions end here.
-        rows (`list[int]`):
-            Indices of questions that end here.
-        states (`Any`, *optional*):
-            Key/value states up to `end`, while they are needed.
-    """
-
-    question: TokenizedQuestion
-    start: int
+    question: TokenizedQuestion  # one of them
+    start: int  # index of its first token; all before are parts of `parent` and its parents
     end: int
     parent: "Node | None" = None
-    children: list["Node"] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    states: Any = None
+    children: list["Node"] = field(default_factory=list)  # parts that follow; none if the questions end here
+    rows: list[int] = field(default_factory=list)  # indices of questions that end here
+    states: Any = None  # key/value states up to `end`, while they are needed
 
     @property
     def images(self) -> list[PreparedImage]:
@@ -89,15 +57,7 @@ class Node:
 
 
 class QuestionWriter:
-    """
-    Turn questions into sequences of tokens without running the image processor: it has seen each image before.
-
-    Args:
-        model ([`RewardDanceForYesScoring`]):
-            Judge.
-        processor ([`RewardDanceProcessor`]):
-            Processor of the judge.
-    """
+    """Turns questions into sequences of tokens without running the image processor: it has seen each image before."""
 
     def __init__(self, model: RewardDanceForYesScoring, processor: RewardDanceProcessor) -> None:
         self.model = model
@@ -175,16 +135,8 @@ class QuestionWriter:
 
 def build_tree(questions: Sequence[TokenizedQuestion], min_saving: int) -> tuple[list[Node], int]:
     """
-    Find what questions share.
-
-    Args:
-        questions (`list[TokenizedQuestion]`):
-            Questions; equal ones become one.
-        min_saving (`int`):
-            Number of tokens that a shared part must save to be computed apart, as each part costs a forward pass.
-
-    Returns:
-        `tuple`: Roots of the tree, and the least number of tokens with which all questions can be computed.
+    Find what questions share; equal ones become one. A part costs a forward pass, so it must save `min_saving` tokens to be
+    computed apart. Returns the roots of the tree, and the least number of tokens with which all questions can be computed.
     """
     rows: dict[tuple[bytes, bytes], list[int]] = {}
     for row, question in enumerate(questions):

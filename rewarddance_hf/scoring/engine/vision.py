@@ -14,15 +14,7 @@ MAX_FEATURE_TOKENS = 1 << 16  # image tokens whose features are kept from window
 
 
 class VisionEncoder:
-    """
-    Part of the engine that looks at images.
-
-    Args:
-        model ([`RewardDanceForYesScoring`]):
-            Judge.
-        limit ([`BatchLimit`]):
-            Limit of rows in a batch.
-    """
+    """Part of the engine that looks at images."""
 
     def __init__(self, model: RewardDanceForYesScoring, limit: BatchLimit) -> None:
         self.model = model
