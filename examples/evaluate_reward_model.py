@@ -28,7 +28,7 @@ class EvaluationArguments:
     )
     split: str = field(default="test", metadata={"help": "Split, or a slice of one."})
     limit: int = field(default=1000, metadata={"help": "Number of rows to use."})
-    batch_size: int = field(default=16, metadata={"help": "Judgements per forward pass."})
+    batch_size: int = field(default=16, metadata={"help": "Questions per forward pass."})
     calibrate_to: str | None = field(
         default=None, metadata={"help": "Folder for the judge with a temperature fitted on these rows."}
     )

@@ -125,7 +125,7 @@ class BenchmarkRun:
         token (`str`, *optional*):
             Token for the Hub.
         batch_size (`int`, *optional*):
-            Number of judgements per forward pass.
+            Number of questions per forward pass.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the bootstrap.
         show_progress (`bool`, *optional*, defaults to `False`):

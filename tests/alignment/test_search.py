@@ -163,7 +163,7 @@ class TestBestOfN:
             torch.testing.assert_close(result.images[0], image, atol=1e-5, rtol=0)
 
     def test_tournament_of_a_pairwise_judge(self, scorers):
-        """A pairwise judge ranks the candidates as `rank` does, and its judgements are counted."""
+        """A pairwise judge ranks the candidates as `rank` does, and its questions are counted."""
         name, scorer = "StableDiffusion3", scorers["pairwise"]
         result = best_of_n(
             tiny(name).pipeline, "a circle", scorer, 4, num_images=4, ranking_method="swiss", **arguments_of(name, [0])

@@ -189,7 +189,7 @@ def round_robin(num_images: int, num_tokens: int, layout: str, proportions: str 
     return {
         **others,
         "images_per_second": num_images / len(pairs) / wall["engine"],
-        "judgements_per_second": 1 / wall["engine"],
+        "questions_per_second": 1 / wall["engine"],
         "speedup_vs_batched": wall["batched"] / wall["engine"],
         "speedup_vs_batched_cpu_time": cpu["batched"] / cpu["engine"],
         "speedup_vs_batched_forward": wall["batched_forward"] / wall["engine"],

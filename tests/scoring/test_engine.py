@@ -166,7 +166,7 @@ def test_eager_attention_and_others(make_scorer, monkeypatch):
 
 
 def test_windows_do_not_matter(make_scorer, monkeypatch):
-    """Judgements that are planned apart give the same scores; features that were dropped are computed again."""
+    """Questions that are planned apart give the same scores; features that were dropped are computed again."""
     monkeypatch.setattr(engine_module, "WINDOW", 7)
     scorer = make_scorer("internvl")
     assert assert_same(scorer, round_robin(IMAGES)).num_encoded == 5

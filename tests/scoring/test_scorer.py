@@ -349,7 +349,7 @@ def test_examples_are_shown_before_each_question(vlm_folder, engine):
 
 
 def test_plain_batches_have_the_same_examples(scorers):
-    """Judgements with and without examples in one call are computed apart."""
+    """Questions with and without examples in one call are computed apart."""
     scorer = RewardDanceScorer(scorers["pointwise"].model, scorers["pointwise"].processor, engine="plain")
     examples = [{"image": SAMPLES[4], "prompt": "no", "verdict": True}]
     shown = scorer.processor.read_examples(examples, is_pairwise=False)

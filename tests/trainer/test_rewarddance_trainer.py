@@ -191,7 +191,7 @@ def test_accumulation_equals_a_larger_batch(paradigm, vlm_folder, dataset, tmp_p
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_logged_loss_and_metrics_equal_a_reference(paradigm, vlm_folder, dataset, tmp_path):
-    """Loss and metrics of an evaluation follow from scores of single judgements, computed one by one."""
+    """Loss and metrics of an evaluation follow from scores of single questions, computed one by one."""
     trainer = make_trainer(
         vlm_folder("internvl"), tmp_path, None, eval_dataset=dataset, paradigm=paradigm, per_device_eval_batch_size=3
     )
