@@ -218,11 +218,11 @@ class TestStateAndPlot:
 
         def stopping(step, *args, **kwargs):
             if len(first.history) == cut:
-                raise Stop
+                raise Stop("here")
             return update(step, *args, **kwargs)
 
         first.update = stopping
-        with pytest.raises(Stop):
+        with pytest.raises(Stop, match="here"):
             run(first, *arguments)
         second = RewardDynamics(window=20)
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
@@ -407,12 +407,12 @@ class TestCallback:
         class Stop(TrainerCallback):
             def on_step_begin(self, args, state, control, **kwargs):
                 if state.global_step == 5:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt("at step 5")
 
         whole, whole_monitor = make("whole")
         whole.train()
         first, _ = make("cut", callbacks=[Stop()])
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="at step 5"):
             first.train()
         for checkpoint in ("checkpoint-5", "checkpoint-3"):  # saved at the interruption, saved as asked for
             second, monitor = make("cut", pipeline=tiny_sd3())

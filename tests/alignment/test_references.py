@@ -215,10 +215,10 @@ def test_interrupted_run_goes_on(pipeline, scorers, tmp_path):
     def stop(_, inputs):
         drawn.append(len(inputs[0]))
         if len(drawn) == 4:  # within the second prompt
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("second prompt")
 
     handle = pipeline.vae.decoder.register_forward_pre_hook(stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="second prompt"):
         references_of(pipeline, scorers["pairwise"], prompts[:2], output_dir=tmp_path)
     (tmp_path / "rows" / "00000001-0.part").write_bytes(b"cut off")
     assert drawn == [3, 1, 3, 1]

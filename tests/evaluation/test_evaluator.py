@@ -295,7 +295,7 @@ def test_calibration_lowers_the_likelihood_and_survives_saving(vlm_folder, tmp_p
     assert loaded.model.config.score_temperature == pytest.approx(report["score_temperature"])
     after = RewardDanceEvaluator(rows)(loaded)
     assert after["nll"] == pytest.approx(report["nll_after"], rel=1e-3)
-    assert after["ece"] == pytest.approx(report["ece_after"], abs=0.1)
+    assert after["ece"] == pytest.approx(report["ece_after"], abs=1e-3)
     assert after["accuracy"] == before["accuracy"]
 
 

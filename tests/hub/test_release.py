@@ -245,7 +245,10 @@ class TestPush:
         weights = load_file(release / "model.safetensors")
         save_file({name: weight + 1 for name, weight in weights.items()}, release / "model.safetensors")
         hub.inject(action, method, url, times=20, status=500)
-        with pytest.raises(Exception, match=r"(?s)."):  # what the client raises is its own affair
+        message = (
+            "Server disconnected|Error while uploading|500 Internal Server Error"  # of classes of several clients
+        )
+        with pytest.raises(Exception, match=message):
             push_release(release, REPO, "v2", api=api)
         repository = hub.repositories["model", REPO]
         assert "v2" not in repository.tags

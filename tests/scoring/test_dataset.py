@@ -64,11 +64,11 @@ def test_interrupted_run_goes_on(scorer, scores, tmp_path):
         def __getitem__(self, row):
             if row == 6 and not seen.count(6):
                 seen.append(6)
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("at row 6")
             seen.append(row)
             return super().__getitem__(row)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="at row 6"):
         scorer.score_dataset(Rows(ROWS), path, save_every=2, show_progress=False)
     done = read_scores(path)
     assert len(done) == 4

@@ -389,7 +389,7 @@ def test_out_of_memory_is_survived(make_scorer, caplog):
         assert failures == [8, 4, 4]
         assert "Memory ran out with 8 rows" in caplog.text
         budget[0] = 100
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError, match="tried to allocate"):
             scorer.rank(IMAGES, PROMPT)
     finally:
         handle.remove()
