@@ -678,6 +678,46 @@ def ltx2():
     }
 
 
+def kandinsky():
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=8,
+        addition_embed_type="image",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        encoder_hid_dim=8,
+        encoder_hid_dim_type="image_proj",
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=2,
+        resnet_time_scale_shift="scale_shift",
+    )
+    movq = diffusers.VQModel(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        num_vq_embeddings=8,
+        vq_embed_dim=4,
+        norm_type="spatial",
+        norm_num_groups=8,
+    )
+    pipeline = diffusers.KandinskyV22Pipeline(
+        unet=unet,
+        movq=movq,
+        scheduler=diffusers.DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="linear", clip_sample=False
+        ),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    embeds = {"image_embeds": noise(1, 2, 8), "negative_image_embeds": noise(2, 2, 8)}
+    return pipeline, {**embeds, "guidance_scale": 4.0, "height": 16, "width": 16}
+
+
 BUILDERS: dict[str, Callable[..., tuple[DiffusionPipeline, dict[str, Any]]]] = {
     "StableDiffusion": stable_diffusion,
     "StableDiffusion-Euler": stable_diffusion_euler,

@@ -875,6 +875,19 @@ class TestErrors:
         with pytest.raises(RuntimeError, match="needs to be called from the first step on.*Use `with callback.attach"):
             refl()(tiny("Flux").pipeline, 0, 1000, {})
 
+    def test_adapter_on_the_other_denoiser(self):
+        """A pipeline of two denoisers whose late steps have nothing to train is refused, and not trained by nothing."""
+        model = TinyPipeline("Wan")
+        other = diffusers.WanTransformer3DModel.from_config(model.pipeline.transformer.config).requires_grad_(False)
+        model.pipeline.register_modules(transformer_2=other)
+        model.pipeline.register_to_config(boundary_ratio=0.9)
+        for callback in (refl(), draft()):
+            with (
+                callback.attach(model.pipeline),
+                pytest.raises(ValueError, match="ran without .*`pipeline.transformer` has"),
+            ):
+                model()
+
     def test_scheduler_without_pipeline(self):
         """Within `attach`, a scheduler that was not told the number of steps is refused."""
         model = tiny("StableDiffusion3")

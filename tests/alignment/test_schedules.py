@@ -6,7 +6,8 @@ import math
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import BUILDERS, STABLE_DIFFUSION_BETAS, TinyPipeline, noise, stable_diffusion
+from PIL import Image
+from tiny_pipelines import BUILDERS, STABLE_DIFFUSION_BETAS, TinyPipeline, kandinsky, noise, stable_diffusion
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
 from rewarddance_hf.alignment.pipelines.noise_levels import noise_levels
@@ -73,6 +74,27 @@ def test_random_numbers_go_on():
     staged = staged_of(model, eta=1.0)
     trajectories, _ = run(staged, start(), 0, 2)
     assert torch.equal(run(staged, trajectories, 2, 4)[1], plain)
+
+
+def test_multistep_schedulers_remember_each_path():
+    """What UniPC remembers goes with each path, whatever batches it runs in: all images are those of the pipeline alone."""
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="epsilon", solver_order=3)
+    pipeline, inputs = stable_diffusion(scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 8, **inputs}
+    staged = StagedPipeline(pipeline, ["a", "b"], arguments, batch_size=2)
+    trajectories = [Trajectory(seed % 2, torch.Generator().manual_seed(seed)) for seed in range(5)]
+    images = []
+    for first, stop in ((0, 1), (1, 4), (4, 7), (7, 8)):
+        batches = list(staged.advance(trajectories, first, stop))
+        # The order in which paths go on changes their batches.
+        trajectories = [path for paths, _ in batches for path in paths][::-1]
+        images = torch.cat([image for _, image in batches])
+    seeds = [t.generator.initial_seed() for t in trajectories][::-1]
+    for seed, image in zip(seeds, images, strict=True):
+        alone = {k: v[[seed % 2]] if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+        plain = pipeline(**alone, generator=torch.Generator().manual_seed(seed), output_type="pt").images[0]
+        torch.testing.assert_close(image, plain, atol=1e-5, rtol=0)
 
 
 SCHEDULERS = {
@@ -225,3 +247,61 @@ def test_pipeline_without_prepare_latents():
         ValueError, match="`pipeline` is a `DDPMPipeline`, but it must have a scheduler and draw its noise in"
     ):
         StagedPipeline(pipeline, ["a"], {})
+
+
+def inpainting(strength: float):
+    """Stable Diffusion that keeps the left half of one image, for both of its prompts."""
+    model = tiny("StableDiffusion")
+    pipeline = diffusers.StableDiffusionInpaintPipeline(**model.pipeline.components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    random = torch.Generator().manual_seed(0)
+    image = Image.fromarray(torch.randint(256, (16, 16, 3), dtype=torch.uint8, generator=random).numpy())
+    mask = Image.new("L", (16, 16), 255)
+    mask.paste(0, (0, 0, 8, 16))
+    changes = {"image": image, "mask_image": mask, "strength": strength, "num_inference_steps": 4}
+    return pipeline, {**model.inputs, **changes}
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.75])
+def test_inpainting_keeps_its_region_under_refl(strength):
+    """The reward sees the kept region as the pipeline ends with it, without the noise of the step that was drawn."""
+    pipeline, arguments = inpainting(strength)
+    plain = pipeline(**arguments, generator=generators(), output_type="latent").images
+    with RewardGradientCallback(method="refl", step_index_range=(1, 2)).attach(pipeline):
+        latents = pipeline(**arguments, generator=generators(), output_type="latent").images
+    assert latents.requires_grad
+    assert torch.equal(latents[..., :4], plain[..., :4])
+    assert (latents[..., 4:] - plain[..., 4:]).abs().max() > 1e-3
+
+
+def test_inpainting_in_parts():
+    """A pipeline that puts the noised image into the latents after each step cannot be stopped in between."""
+    pipeline, arguments = inpainting(1.0)
+    staged = StagedPipeline(pipeline, ["a", "b"], arguments)
+    with pytest.raises(NotImplementedError, match="as inpainting does.*`best_of_n` without `preview_step`"):
+        list(staged.advance(start(), 0, 2))
+
+
+def test_seeds_of_pipelines_that_encode_an_image():
+    """Noise for the input image comes from each path's own generator, also where pipelines take the first of a batch."""
+    pipeline, arguments = inpainting(0.75)
+    staged = StagedPipeline(pipeline, ["a", "b"], arguments, batch_size=8)
+    for row, (_, image) in enumerate(staged.advance(start(), 0, staged.num_steps)):
+        alone = {k: v[[row]] if isinstance(v, torch.Tensor) and "prompt" in k else v for k, v in arguments.items()}
+        assert torch.equal(image, pipeline(**alone, generator=generators()[row], output_type="pt").images)
+
+
+def test_pipeline_without_prompt_and_image_processor():
+    """Kandinsky 2.2 denoises under other names, takes no prompt, and leaves tensors in [-1, 1]: images are as plain ones."""
+    pipeline, inputs = kandinsky()
+    arguments = {"num_inference_steps": 3, **inputs}
+    staged = StagedPipeline(pipeline, ["a", "b"], arguments)
+    images = run(staged, start(), 0, 3)[1]
+    plain = torch.from_numpy(pipeline(**arguments, generator=generators(), output_type="np").images).permute(
+        0, 3, 1, 2
+    )
+    torch.testing.assert_close(images, plain, atol=1e-6, rtol=0)
+    assert (staged.evaluations, staged.forward_passes) == ([3, 3], [6, 6])
+    trajectories, preview = run(staged, start(), 0, 2)
+    assert preview.min() >= 0
+    torch.testing.assert_close(run(staged, trajectories, 2, 3)[1], plain, atol=1e-6, rtol=0)

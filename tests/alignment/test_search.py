@@ -257,6 +257,17 @@ class TestZeroOrder:
         distances = [(images[i] - images[0]).pow(2).mean() for i in (1, 2, 3)]
         assert max(distances) < (other - images[0]).pow(2).mean()
 
+    def test_a_lost_root(self):
+        """A root that cannot be judged does not end the search: other noises are drawn as long as there is budget."""
+        name = "StableDiffusion3"
+        result = zero_order_search(
+            tiny(name).pipeline, "a", failing("nan", {0}), num_neighbors=2, num_rounds=2, **arguments_of(name, [0])
+        )
+        assert [node.noise for node in result.nodes] == ["fresh"] * 3 + ["mixed"] * 2
+        assert result.nodes[0].lost
+        assert result.denoiser_evaluations == 5 * STEPS
+        assert result.rewards == [max(node.reward for node in result.nodes[1:])]
+
 
 class TestBudget:
     def test_never_exceeded(self):
