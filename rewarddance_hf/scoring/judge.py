@@ -92,7 +92,7 @@ class Judge:
             "class": "RewardDanceScorer",
             **settings,
             "weights": describe_weights(self.model),
-            "processor": digest_of(self.processor.to_dict()),
+            "processor": digest_of(self.processor.to_dict(), self.processor.chat_template),
         }
 
     def with_batch_size(self, batch_size: int) -> "Judge":

@@ -104,7 +104,10 @@ class RewardDanceScorer(Judge):
         settings = {name: kwargs.pop(name) for name in ENGINE_ARGUMENTS if name in kwargs}
         model, processor = load_judge(pretrained_model_name_or_path, device_map=device_map, dtype=dtype, **kwargs)
         if device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
-            model.to("cuda")  # type: ignore[arg-type]
+            index = (
+                int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+            )  # of several processes each has its own
+            model.to(torch.device("cuda", index))  # type: ignore[arg-type]
         return cls(model.requires_grad_(False), processor, batch_size=batch_size, **settings)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
