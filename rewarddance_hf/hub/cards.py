@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import DatasetCardData, ModelCard, ModelCardData
 
 from ..cards import render_card
+from ..models import RewardDanceConfig
 from .licenses import TrainingData
 from .measurements import Measurement, model_index, table_rows
 
@@ -35,8 +36,8 @@ class ModelFacts:
             Repository that the model will be in.
         revision (`str`):
             Tag of the release.
-        paradigm (`str`):
-            Paradigm of the judge.
+        config ([`RewardDanceConfig`]):
+            Configuration of the judge.
         num_parameters (`int`):
             Number of weights.
         dtype (`str`):
@@ -61,7 +62,7 @@ class ModelFacts:
 
     repo_id: str
     revision: str
-    paradigm: str
+    config: RewardDanceConfig
     num_parameters: int
     dtype: str
     license: str
@@ -111,6 +112,46 @@ class DatasetFacts:
     tags: Sequence[str] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True)
+class PipelineFacts:
+    """
+    What the card of a diffusers pipeline, or of LoRA weights for one, says.
+
+    Args:
+        repo_id (`str`):
+            Repository that it will be in.
+        revision (`str`):
+            Tag of the release.
+        description (`str`):
+            What it is.
+        source (`str`):
+            How it was made.
+        license (`str`):
+            License.
+        prompt (`str`):
+            Prompt of the snippet.
+        sampling (`Mapping[str, Any]`):
+            Arguments that it is called with.
+        loading (`Mapping[str, Any]`):
+            Arguments that it is loaded with.
+        limits (`Sequence[str]`, *optional*):
+            Limits.
+        base_repo_id (`str`, *optional*):
+            Pipeline that LoRA weights are for.
+    """
+
+    repo_id: str
+    revision: str
+    description: str
+    source: str
+    license: str
+    prompt: str
+    sampling: Mapping[str, Any]
+    loading: Mapping[str, Any]
+    limits: Sequence[str] = ()
+    base_repo_id: str | None = None
+
+
 def model_card(facts: ModelFacts) -> str:
     """
     Write the card of a judge.
@@ -136,31 +177,20 @@ def model_card(facts: ModelFacts) -> str:
         **release_marker_of("model"),
     )
     limits = [*facts.limits, *LIMITS]
-    if facts.paradigm == "pairwise" and facts.measurements:
+    if facts.config.uses_reference and facts.measurements:
         worst = min(measurement.metrics.get("order_consistency", 1.0) for measurement in facts.measurements)
         limits.insert(
             0,
             f"In up to {100 * (1 - worst):.1f} % of the pairs above the verdict changes with the order of the samples.",
         )
-    return render_card(
-        "model_card.md",
-        card_data,
-        name=name,
-        repo_id=facts.repo_id,
-        revision=facts.revision,
-        media=facts.media,
-        paradigm=facts.paradigm,
-        base_model=facts.base_model,
-        base_model_is_public=public_base is not None,
-        parameters=_rounded(facts.num_parameters),
-        dtype=facts.dtype,
-        license=facts.license,
-        training_data=facts.training_data,
-        non_commercial=facts.non_commercial,
-        training=facts.training,
-        measurements=[row for measurement in facts.measurements for row in table_rows(measurement)],
-        limits=limits,
-    )
+    filled = {
+        "name": name,
+        "base_model_is_public": public_base is not None,
+        "parameters": _rounded(facts.num_parameters),
+        "table": [row for measurement in facts.measurements for row in table_rows(measurement)],
+        "limits": limits,
+    }
+    return render_card("model_card.md", card_data, **vars(facts) | filled)
 
 
 def dataset_card(facts: DatasetFacts) -> str:
@@ -174,97 +204,47 @@ def dataset_card(facts: DatasetFacts) -> str:
     Returns:
         `str`: Markdown with metadata.
     """
+    name = facts.repo_id.rpartition("/")[2]
+    configs = [
+        {
+            "config_name": configuration["name"],
+            "data_files": [
+                {"split": split["name"], "path": f"{configuration['name']}/{split['name']}-*.parquet"}
+                for split in configuration["splits"]
+            ],
+        }
+        for configuration in facts.configurations
+    ]
     card_data = DatasetCardData(
         license=facts.license,
-        pretty_name=facts.repo_id.rpartition("/")[2],
+        pretty_name=name,
         tags=["rewarddance", "visual-preference", *facts.tags],
-        configs=[
-            {
-                "config_name": configuration["name"],
-                "data_files": [
-                    {"split": split["name"], "path": f"{configuration['name']}/{split['name']}-*.parquet"}
-                    for split in configuration["splits"]
-                ],
-            }
-            for configuration in facts.configurations
-        ],
+        configs=configs,
         **release_marker_of("dataset"),
     )
-    return render_card(
-        "dataset_card.md",
-        card_data,
-        name=facts.repo_id.rpartition("/")[2],
-        **{
-            name: getattr(facts, name) for name in DatasetFacts.__dataclass_fields__ if name not in ("license", "tags")
-        },
-    )
+    return render_card("dataset_card.md", card_data, name=name, **vars(facts))
 
 
-def pipeline_card(
-    repo_id: str,
-    revision: str,
-    kind: str,
-    license: str,
-    description: str,
-    source: str,
-    limits: Sequence[str],
-    prompt: str,
-    sampling: Mapping[str, Any],
-    loading: Mapping[str, Any],
-    base_repo_id: str | None = None,
-) -> str:
+def pipeline_card(facts: PipelineFacts) -> str:
     """
     Write the card of a diffusers pipeline, or of LoRA weights for one.
 
     Args:
-        repo_id (`str`):
-            Repository that it will be in.
-        revision (`str`):
-            Tag of the release.
-        kind (`str`):
-            `"pipeline"` or `"adapter"`.
-        license (`str`):
-            License.
-        description (`str`):
-            What it is.
-        source (`str`):
-            How it was made.
-        limits (`Sequence[str]`):
-            Limits.
-        prompt (`str`):
-            Prompt of the snippet.
-        sampling (`Mapping[str, Any]`):
-            Arguments that it is called with.
-        loading (`Mapping[str, Any]`):
-            Arguments that it is loaded with.
-        base_repo_id (`str`, *optional*):
-            Pipeline that LoRA weights are for.
+        facts ([`PipelineFacts`]):
+            What it says.
 
     Returns:
         `str`: Markdown with metadata.
     """
     card_data = ModelCardData(
-        license=license,
-        base_model=base_repo_id,
+        license=facts.license,
+        base_model=facts.base_repo_id,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["rewarddance"],
-        **release_marker_of(kind),
+        **release_marker_of("adapter" if facts.base_repo_id else "pipeline"),
     )
-    return render_card(
-        "pipeline_card.md",
-        card_data,
-        name=repo_id.rpartition("/")[2],
-        repo_id=repo_id,
-        revision=revision,
-        description=description,
-        source=source,
-        limits=limits,
-        prompt=prompt,
-        sampling=sampling,
-        loading=loading,
-        base_repo_id=base_repo_id,
-    )
+    return render_card("pipeline_card.md", card_data, name=facts.repo_id.rpartition("/")[2], **vars(facts))
 
 
 def release_marker(card: str) -> dict[str, Any] | None:

@@ -155,7 +155,7 @@ def build_model_release(
         facts = ModelFacts(
             repo_id=repo_id,
             revision=tag,
-            paradigm=saved.config.paradigm,
+            config=saved.config,
             num_parameters=saved.num_parameters(),
             dtype=str(saved.dtype).removeprefix("torch."),
             license=model_license(license, non_commercial),

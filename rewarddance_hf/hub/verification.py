@@ -44,7 +44,7 @@ def write_sheet(model: RewardDanceForYesScoring, processor: RewardDanceProcessor
     names = [f"{SHEET_FOLDER}/{number}.png" for number in range(NUM_IMAGES)]
     for image, name in zip(images, names, strict=True):
         image.save(folder / name)
-    is_pairwise = model.config.paradigm == "pairwise"
+    is_pairwise = model.config.uses_reference
     rows: list[dict[str, Any]] = []
     for number in range(NUM_IMAGES):
         other = (number + 1) % NUM_IMAGES

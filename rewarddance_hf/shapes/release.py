@@ -16,7 +16,7 @@ import datasets
 
 from ..alignment.refl.weights import LORA_FILE
 from ..evaluation import statistics
-from ..hub.cards import DatasetFacts, dataset_card, pipeline_card
+from ..hub.cards import DatasetFacts, PipelineFacts, dataset_card, pipeline_card
 from ..hub.licenses import TrainingData
 from ..hub.release import build_model_release
 from ..hub.spaces import build_metric, copy_template, space_card
@@ -268,40 +268,38 @@ def _write_results(metrics: dict[str, float], name: str, namespace: str, folder:
 def _build_generator(folder: Path, namespace: str, tag: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(BASE_GENERATOR, folder)
-    card = pipeline_card(
-        f"{namespace}/{GENERATOR}",
-        tag,
-        "pipeline",
-        LICENSE,
-        "A text-to-image model of colored shapes: a stock Stable Diffusion 3 pipeline of 1.2M parameters. It is wrong often "
-        "enough for a reward to have something to mend.",
-        "`python -m rewarddance_hf.shapes.generator_base`, from scratch on drawings of a script.",
-        LIMITS[:1],
-        PROMPTS[0],
-        SAMPLING,
-        LOADING,
+    facts = PipelineFacts(
+        repo_id=f"{namespace}/{GENERATOR}",
+        revision=tag,
+        description="A text-to-image model of colored shapes: a stock Stable Diffusion 3 pipeline of 1.2M parameters. It is "
+        "wrong often enough for a reward to have something to mend.",
+        source="`python -m rewarddance_hf.shapes.generator_base`, from scratch on drawings of a script.",
+        license=LICENSE,
+        prompt=PROMPTS[0],
+        sampling=SAMPLING,
+        loading=LOADING,
+        limits=LIMITS[:1],
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(pipeline_card(facts), encoding="utf-8")
     return folder
 
 
 def _build_adapter(file: Path, folder: Path, namespace: str, tag: str) -> Path:
     _make_empty(folder)
     shutil.copy(file, folder / file.name)
-    card = pipeline_card(
-        f"{namespace}/{ADAPTER}",
-        tag,
-        "adapter",
-        LICENSE,
-        "LoRA weights with which the generator of shapes pleases its judge more (reward fine-tuning, ReFL).",
-        f"`rewarddance demo`, by the gradient of {namespace}/{JUDGES['judge']}.",
-        (LIMITS[0], "What pleases its judge need not be right: see the report of the demo for both."),
-        PROMPTS[0],
-        SAMPLING,
-        LOADING,
+    facts = PipelineFacts(
+        repo_id=f"{namespace}/{ADAPTER}",
+        revision=tag,
+        description="LoRA weights with which the generator of shapes pleases its judge more (reward fine-tuning, ReFL).",
+        source=f"`rewarddance demo`, by the gradient of {namespace}/{JUDGES['judge']}.",
+        license=LICENSE,
+        prompt=PROMPTS[0],
+        sampling=SAMPLING,
+        loading=LOADING,
+        limits=(LIMITS[0], "What pleases its judge need not be right: see the report of the demo for both."),
         base_repo_id=f"{namespace}/{GENERATOR}",
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(pipeline_card(facts), encoding="utf-8")
     return folder
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
+from rewarddance_hf import RewardDanceConfig
 from rewarddance_hf.hub import cards
 from rewarddance_hf.hub.licenses import TrainingData, check_training_data, model_license
 from rewarddance_hf.hub.measurements import Measurement, model_index, read_measurements
@@ -30,7 +31,7 @@ NUMBERS = {
 FACTS = cards.ModelFacts(
     repo_id="org/judge",
     revision="v1.0",
-    paradigm="pairwise",
+    config=RewardDanceConfig(paradigm="pairwise"),
     num_parameters=371_000,
     dtype="float32",
     license="apache-2.0",
@@ -86,7 +87,9 @@ def test_a_card_says_what_is_known():
 @pytest.mark.parametrize("paradigm", ["pairwise", "pointwise", "regressive"])
 def test_cards_render_in_every_paradigm(paradigm):
     """No template leaves a brace or an empty table behind, and snippets are valid Python with the pinned revision."""
-    text = cards.model_card(replace(FACTS, paradigm=paradigm, non_commercial=["a/b"], license="cc-by-nc-4.0"))
+    text = cards.model_card(
+        replace(FACTS, config=RewardDanceConfig(paradigm=paradigm), non_commercial=["a/b"], license="cc-by-nc-4.0")
+    )
     assert "{{" not in text
     assert "{%" not in text
     assert "**Not for commercial use**" in text
