@@ -18,7 +18,7 @@ MAX_IMAGES = 12
 HUB_ARGUMENTS = {} if Path(SETTINGS["judge"]).is_dir() else {"revision": SETTINGS["revision"]}
 
 judge = pipeline("visual-preference", model=SETTINGS["judge"], trust_remote_code=True, **HUB_ARGUMENTS)
-IS_PAIRWISE = judge.model.config.paradigm == "pairwise"
+IS_PAIRWISE = judge.model.config.uses_reference
 
 
 @cache

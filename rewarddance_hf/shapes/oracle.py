@@ -1,5 +1,5 @@
 """
-An exact verifier: which facts of a caption does an image show?
+An exact oracle: which facts of a caption does an image show?
 
 It reads pixels only. A pixel is taken as a mixture of the ground and the nearest color of the world, so that blurred
 edges count by their share. Connected pixels make an object, whose shape is the best of three fitted templates.

@@ -1,4 +1,4 @@
-"""Tests of the exact verifier, measured on many renderings."""
+"""Tests of the exact oracle, measured on many renderings."""
 
 import random
 from dataclasses import replace

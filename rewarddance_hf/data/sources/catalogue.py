@@ -75,27 +75,7 @@ def load_preferences(
 def load_source(
     source: Source, repository: DatasetRepository, split: str, streaming: bool = False, **options: Any
 ) -> Any:
-    """
-    Load a dataset from a repository that was found. Where rows are from and under which license is in their `info`.
-
-    Args:
-        source ([`Source`]):
-            Dataset.
-        repository ([`DatasetRepository`]):
-            Where it is.
-        split (`str`):
-            Split.
-        streaming (`bool`, *optional*, defaults to `False`):
-            Whether to read rows as they are needed.
-        options (`Any`):
-            Options of the source.
-
-    Returns:
-        `datasets.Dataset` or `datasets.IterableDataset`: Preference rows.
-
-    Raises:
-        `ValueError`: As [`load_preferences`].
-    """
+    """Rows of a source from a repository that was found, with their origin and license in `info`; see [`load_preferences`]."""
     rows = source.read(repository, split, streaming, **source.complete(split, options))
     # The terms of a dataset hold for mirrors and local copies of it too.
     name = repository.repo_id

@@ -61,19 +61,7 @@ class MediaFiles:
         return {**self.__dict__, "_opened": {}}  # open files do not travel to workers of a data loader
 
     def __call__(self, path: str) -> str | dict[str, Any]:
-        """
-        Find an image or clip.
-
-        Args:
-            path (`str`):
-                Path in the annotations.
-
-        Returns:
-            `str` or `dict`: Local path, or `{"bytes": ..., "path": ...}`.
-
-        Raises:
-            `ValueError`: If there is no such file.
-        """
+        """Local path, or `{"bytes": ..., "path": ...}`. Raises a `ValueError` if there is no such file."""
         names = [str(PurePosixPath(folder, path)) for folder in self.folders]
         for name in names:
             if name in self.repository.files:
@@ -107,12 +95,6 @@ class VideoFiles(MediaFiles):
     """
     Videos of a repository by the names that its annotations have: a path or its end, wherever the file lies, a member of an
     archive, or an address on the web, which is downloaded into the cache of `datasets`.
-
-    Args:
-        repository ([`DatasetRepository`]):
-            Repository.
-        streaming (`bool`):
-            Whether rows are streamed.
     """
 
     def __init__(self, repository: DatasetRepository, streaming: bool) -> None:
@@ -122,19 +104,7 @@ class VideoFiles(MediaFiles):
             self._by_name[PurePosixPath(file).name].append(file)
 
     def __call__(self, path: str) -> str | dict[str, Any]:
-        """
-        Find a video.
-
-        Args:
-            path (`str`):
-                Name in the annotations.
-
-        Returns:
-            `str` or `dict`: Local path, or `{"bytes": ..., "path": ...}`.
-
-        Raises:
-            `ValueError`: If there is no such video, or several have this name.
-        """
+        """Local path, or bytes. Raises a `ValueError` if there is no such video, or several have this name."""
         is_address = path.startswith(("http://", "https://"))
         # Some tables give addresses of videos that lie in the repository, as <generator>/<file>.
         parts = PurePosixPath(path).parts[-2:] if is_address else PurePosixPath(path).parts

@@ -20,16 +20,7 @@ RENAMED_OWNERS = {"THUDM": "zai-org", "KwaiVGI": "KlingTeam", "TIGER-Lab": "TIGE
 
 
 def canonical_name(repo_id: str) -> str:
-    """
-    Name by which two IDs of one repository can be compared.
-
-    Args:
-        repo_id (`str`):
-            Repository ID, or another name.
-
-    Returns:
-        `str`: In lower case, under the new name of its owner.
-    """
+    """Name by which two IDs of one repository are equal: in lower case, under the new name of its owner."""
     owner, slash, name = repo_id.lower().partition("/")
     return {old.lower(): new.lower() for old, new in RENAMED_OWNERS.items()}.get(owner, owner) + slash + name
 
@@ -90,19 +81,7 @@ class DatasetRepository:
         )
 
     def path(self, name: str) -> str:
-        """
-        Local path of a file, downloaded if need be.
-
-        Args:
-            name (`str`):
-                Path in the repository.
-
-        Returns:
-            `str`: Path.
-
-        Raises:
-            `ValueError`: If there is no such file.
-        """
+        """Local path of a file, downloaded if need be. Raises a `ValueError` if there is no such file."""
         if name not in self.files:
             some = [*sorted(self.files)[:10], *(["..."] if len(self.files) > 10 else [])]
             raise ValueError(
@@ -114,21 +93,7 @@ class DatasetRepository:
         return hf_hub_download(self.repo_id, name, repo_type="dataset", revision=self.revision, token=self.token)
 
     def records(self, name: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """
-        Read the records of a JSON file with one list, or with one record a line.
-
-        Args:
-            name (`str`):
-                Path in the repository.
-            columns (`Sequence[str]`):
-                Columns that every record must have.
-
-        Returns:
-            `list[dict[str, Any]]`
-
-        Raises:
-            `ValueError`: If there is no such file, it is no JSON, or lacks a column.
-        """
+        """Records of a JSON file with one list, or with one record a line, each of which must have these columns."""
         text = Path(self.path(name)).read_text(encoding="utf-8")
         lines = [text] if text.lstrip().startswith("[") else [line for line in text.split("\n") if line.strip()]
         try:
@@ -151,27 +116,10 @@ class DatasetRepository:
         one_of: Sequence[Sequence[str]] = ((),),
     ) -> Any:
         """
-        Load a split of a table, and only its files.
+        Load a split of a table, and only its files, with images not decoded.
 
-        Args:
-            config (`str`, *optional*):
-                Configuration of the dataset.
-            split (`str`):
-                Split.
-            columns (`Sequence[str]`):
-                Columns that must be there.
-            streaming (`bool`):
-                Whether to read rows as they are needed.
-            optional (`Sequence[str]`, *optional*):
-                Columns that are read if they are there.
-            one_of (`Sequence[Sequence[str]]`, *optional*):
-                Groups of columns of which one must be there; the first that is there is read.
-
-        Returns:
-            `datasets.Dataset` or `datasets.IterableDataset`: Those columns, with images not decoded.
-
-        Raises:
-            `ValueError`: If the split or a column is missing, or a file is damaged.
+        Of the result are the `columns`, which must be there, the first of the groups `one_of` that is there, and those of
+        `optional` that are. Raises a `ValueError` if the split or a column is missing, or a file is damaged.
         """
         try:
             table = self._load_split(config, split, streaming)

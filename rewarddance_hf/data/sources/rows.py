@@ -79,24 +79,11 @@ def make_row(
     prompt: str, first: Any, second: Any, preference: float, is_soft: bool = False, **context: Any
 ) -> dict[str, Any]:
     """
-    Make a preference row of two samples.
+    Make a row with all columns out of two samples.
 
-    Args:
-        prompt (`str`):
-            Prompt.
-        first (`Any`):
-            First sample.
-        second (`Any`):
-            Second sample.
-        preference (`float`):
-            Share of votes for the first one: above 0.5 it is chosen, below 0.5 the second one is, 0.5 is a tie.
-        is_soft (`bool`, *optional*, defaults to `False`):
-            Whether the share is more than a label, and becomes a margin.
-        context (`Any`):
-            Other columns: `task`, `condition`, `margin`, `criteria`, `category`.
-
-    Returns:
-        `dict[str, Any]`: Row with all columns. A tie keeps the order of its samples.
+    `preference` is the share of votes for the first one: above 0.5 it is chosen, below 0.5 the second one is, 0.5 is a tie,
+    which keeps their order. A share that `is_soft`, which is more than a label, becomes a margin. `context` holds other
+    columns: `task`, `condition`, `margin`, `criteria`, `category`.
     """
     chosen, rejected = (first, second) if preference >= 0.5 else (second, first)
     row = dict.fromkeys(FEATURES) | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -107,61 +94,20 @@ def make_row(
 
 
 def share_of_votes(first: float | None, second: float | None, name: str) -> float:
-    """
-    Share of votes for the first of two samples.
-
-    Args:
-        first (`float`):
-            Votes, or weighted votes, for the first sample.
-        second (`float`):
-            Votes for the second sample.
-        name (`str`):
-            Name of the row in error messages.
-
-    Returns:
-        `float`: Share in `[0, 1]`; 0.5 without any votes.
-
-    Raises:
-        `ValueError`: If votes are missing or negative.
-    """
+    """Share of (weighted) votes for the first of two samples, 0.5 without any. `name` is that of the row in the error."""
     if first is None or second is None or not min(first, second) >= 0:  # NaN fails too
         raise ValueError(f"Votes of {name} are {first} and {second}, but must be numbers from 0 on. Drop the row.")
     return 0.5 if first + second == 0 else first / (first + second)
 
 
 def ranked_pairs(samples: Sequence[Any], ranks: Sequence[int]) -> Iterator[tuple[Any, Any, float]]:
-    """
-    Make all pairs of a ranking.
-
-    Args:
-        samples (`Sequence`):
-            Samples.
-        ranks (`Sequence[int]`):
-            Rank of each; the smallest is the best one.
-
-    Returns:
-        `Iterator[tuple[Any, Any, float]]`: First sample, second one, and preference for the first: 1, 0, or 0.5 where ranks
-        are equal.
-    """
+    """All pairs of samples, with the preference for the first: 1, 0, or 0.5 where ranks are equal. The smallest rank is the best."""
     for (first, a), (second, b) in itertools.combinations(zip(samples, ranks, strict=True), 2):
         yield first, second, 0.5 if a == b else float(a < b)
 
 
 def check_schema(found: Iterable[str] | None, wanted: Sequence[str], name: str) -> None:
-    """
-    Make sure that a dataset still has the columns that its adapter reads.
-
-    Args:
-        found (`Iterable[str]`):
-            Columns that it has.
-        wanted (`Sequence[str]`):
-            Columns that are read.
-        name (`str`):
-            Name of the dataset and file in error messages.
-
-    Raises:
-        `ValueError`: If a column is missing.
-    """
+    """Raise a `ValueError` unless the columns that are found in a file (`name`) hold those that are read."""
     found = sorted(found or ())
     missing = [column for column in wanted if column not in found]
     if missing:
@@ -177,18 +123,9 @@ def rows_from_table(
     features: datasets.Features = FEATURES,
 ) -> Any:
     """
-    Convert a table, row by row.
+    Convert a table whose images are not decoded, `Dataset` or `IterableDataset`, to rows of the same kind.
 
-    Args:
-        table (`datasets.Dataset` or `datasets.IterableDataset`):
-            Table whose images are not decoded.
-        convert (`Callable`):
-            Function that gives preference rows, or none, for one row of the table.
-        features (`datasets.Features`, *optional*):
-            Features of the rows.
-
-    Returns:
-        Preference rows, of the same kind as the table.
+    `convert` gives preference rows, or none, for one row of the table.
     """
     arguments = {"batched": True, "batch_size": MAP_BATCH_SIZE, "fn_kwargs": {"convert": convert}}
     if isinstance(table, datasets.IterableDataset):
@@ -214,20 +151,9 @@ def rows_from_records(
     features: datasets.Features = FEATURES,
 ) -> Any:
     """
-    Convert records of a JSON or CSV file.
+    Convert records of a JSON or CSV file: to an `IterableDataset`, which converts a record when it is read, if `streaming`.
 
-    Args:
-        records (`Sequence`):
-            Records.
-        convert (`Callable`):
-            Function that gives preference rows for one record.
-        streaming (`bool`):
-            Whether to convert a record when it is read, and not before.
-        features (`datasets.Features`, *optional*):
-            Features of the rows.
-
-    Returns:
-        `datasets.IterableDataset` if `streaming`, else `datasets.Dataset`.
+    `convert` gives preference rows for one record.
     """
     if not streaming:
         rows = [row for record in records for row in convert(record)]
@@ -247,16 +173,7 @@ def _convert_shards(shards: list[tuple[Any, ...]], convert: Callable[..., Any]) 
 
 def fetch_clips(rows: Any, files: Callable[[str], Any]) -> Any:
     """
-    Let rows have their videos as files on this machine, or as bytes, when they are read.
-
-    Args:
-        rows (`datasets.Dataset` or `datasets.IterableDataset`):
-            Rows whose `chosen` and `rejected` are names of videos.
-        files (`Callable`):
-            Finds a video by its name.
-
-    Returns:
-        Rows of the same kind, with what [`~rewarddance_hf.models.media_rewarddance.open_clip`] takes.
+    Let rows whose `chosen` and `rejected` are names of videos have what `files` finds by these names, when they are read.
     """
     fetch = partial(_fetch_columns, files=files)
     if isinstance(rows, datasets.IterableDataset):

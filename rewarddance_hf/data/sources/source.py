@@ -90,19 +90,9 @@ class Source:
 
     def complete(self, split: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """
-        Check split and options, before anything is looked up.
+        Check split and options before anything is looked up, and add the defaults of options that were not given.
 
-        Args:
-            split (`str`):
-                Split.
-            options (`Mapping[str, Any]`):
-                Options that were given.
-
-        Returns:
-            `dict[str, Any]`: All options, with the defaults of those that were not given.
-
-        Raises:
-            `ValueError`: If there is no such split, option or value.
+        Raises a `ValueError` if there is no such split, option or value.
         """
         if self.splits and split not in self.splits:
             raise ValueError(f"`split` is {split!r}, but {self.title} has {list(self.splits)}. Choose one of them.")
