@@ -13,6 +13,7 @@ _PUBLIC_NAMES = {
     "alignment.monitor.callback": ["RewardDynamicsCallback"],
     "alignment.monitor.dynamics": ["RewardDynamics"],
     "alignment.refl.arguments": ["ReFLTrainingArguments"],
+    "alignment.refl.callbacks": ["ReFLCallback"],
     "alignment.refl.references": ["best_of_n_references"],
     "alignment.refl.trainer": ["ReFLTrainer"],
     "alignment.search.replay": ["replay"],
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .alignment.monitor.callback import RewardDynamicsCallback
     from .alignment.monitor.dynamics import RewardDynamics
     from .alignment.refl.arguments import ReFLTrainingArguments
+    from .alignment.refl.callbacks import ReFLCallback
     from .alignment.refl.references import best_of_n_references
     from .alignment.refl.trainer import ReFLTrainer
     from .alignment.search.replay import replay
@@ -67,6 +69,7 @@ __all__ = [
     "NoAnswerError",
     "NonFiniteScoreError",
     "Ranking",
+    "ReFLCallback",
     "ReFLTrainer",
     "ReFLTrainingArguments",
     "ReasonedScores",

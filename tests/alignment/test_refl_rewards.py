@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from tiny_refl import PROMPTS, make_trainer, trained_weights
+from tiny_refl import PROMPTS, make_trainer, tiny_wan, trained_weights
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceScorer, RewardDynamicsCallback
 from rewarddance_hf.rewards import as_reward
@@ -118,3 +118,16 @@ def test_a_reward_that_edits_its_images_changes_no_sample(tmp_path):
     trainer.train()
     logs = trainer.state.log_history[0]
     assert logs["rewards/mean"] == pytest.approx(logs["rewards/careless"]) != 0
+
+
+def test_rows_of_clips_without_a_task(tmp_path):
+    """Where only some rows of clips name a task, the others are clips all the same. They used to be judged as images."""
+    seen = []
+
+    def reward(images, prompts, task):
+        seen.extend(zip(prompts, task, strict=True))
+        return images.flatten(1).mean(dim=1)
+
+    rows = [{"prompt": PROMPTS[0], "task": "image-to-video"}, {"prompt": PROMPTS[1], "task": None}]
+    make_trainer(tmp_path, tiny_wan(), reward=reward, train_dataset=rows, max_steps=1).train()
+    assert set(seen) == {(PROMPTS[0], "image-to-video"), (PROMPTS[1], "text-to-video")}

@@ -172,6 +172,4 @@ def collate_rows(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Turn rows into columns. Values stay as they are."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
-    if "task" in columns:
-        columns["task"] = [task or "text-to-image" for task in columns["task"]]
     return {name: values for name, values in columns.items() if any(value is not None for value in values)}
