@@ -144,7 +144,7 @@ def test_processor_is_of_the_revision_of_the_model(vlm_folder, dataset, tmp_path
 
 def test_resume_crosses_epochs_with_the_same_orders(vlm_folder, dataset, tmp_path):
     """Resuming in the middle of the second epoch sees the rows in the orders that epoch draws."""
-    settings = {"num_train_epochs": 3, "max_steps": -1, "save_strategy": "steps", "save_steps": 6}
+    settings = {"num_train_epochs": 2, "max_steps": -1, "save_strategy": "steps", "save_steps": 6}
     whole = make_trainer(vlm_folder("internvl"), tmp_path / "whole", dataset, **settings)
     whole.train()
     shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / "resumed" / "checkpoint-6")
@@ -158,7 +158,7 @@ def test_resume_from_something_else_is_refused(vlm_folder, dataset, tmp_path):
     settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
     make_trainer(vlm_folder("qwen3_vl"), tmp_path / "other", dataset, **settings).train()
     trainer = make_trainer(vlm_folder("internvl"), tmp_path / "mine", dataset, **settings)
-    with pytest.raises((ValueError, RuntimeError), match="lacks 46 weights of the model"):
+    with pytest.raises(ValueError, match="lacks 46 weights of the model .* Resume from a checkpoint that this trainer wrote"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-1"))
 
 
@@ -279,6 +279,7 @@ def test_evaluator_gives_its_metrics_at_each_evaluation(vlm_folder, dataset, tmp
 
 def test_evaluation_keeps_its_order_and_leaves_training_alone(vlm_folder, dataset, tmp_path):
     """Evaluating twice gives the same figures whatever the epoch, and training is the same with and without it."""
+    dataset = dataset.select(range(4))
     with_eval = make_trainer(
         vlm_folder("internvl"),
         tmp_path / "a",
@@ -333,10 +334,10 @@ def test_regressive_adapter_trains_its_new_head(vlm_folder, dataset, tmp_path):
 def test_streamed_rows_train_like_stored_ones(vlm_folder, dataset, tmp_path):
     """An iterable dataset gives the same weights as the same rows in a map-style one, read in order."""
     stored = make_trainer(
-        vlm_folder("internvl"), tmp_path / "a", dataset, max_steps=4, train_sampling_strategy="sequential"
+        vlm_folder("internvl"), tmp_path / "a", dataset, max_steps=2, train_sampling_strategy="sequential"
     )
     stored.train()
-    streamed = make_trainer(vlm_folder("internvl"), tmp_path / "b", dataset.to_iterable_dataset(), max_steps=4)
+    streamed = make_trainer(vlm_folder("internvl"), tmp_path / "b", dataset.to_iterable_dataset(), max_steps=2)
     streamed.train()
     assert_equal_weights(stored.model, streamed.model)
 

@@ -133,7 +133,7 @@ def best_of_n_references(
             f"{taken} were given as arguments of the pipeline, but are set for each candidate. Leave them out; prompts go into "
             "`prompts`."
         )
-    if "condition" in rows.column_names:
+    if "condition" in rows.column_names and rows[0]["condition"] is not None:
         check_conditions(pipeline, "prompts", pipeline_kwargs)
     store = None
     if output_dir is not None:

@@ -62,8 +62,8 @@ class PromptRows(torch.utils.data.Dataset):
 
     @property
     def has_conditions(self) -> bool:
-        """Whether the rows have a column `condition`, as far as the first one tells."""
-        return "condition" in (getattr(self.dataset, "column_names", None) or self.dataset[0])
+        """Whether the rows have a `condition`, as far as the first one tells."""
+        return self.dataset[0].get("condition") is not None
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """Row, with the number of its draw if the index is a pair as [`DrawSampler`] gives it."""
