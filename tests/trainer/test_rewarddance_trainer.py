@@ -158,7 +158,9 @@ def test_resume_from_something_else_is_refused(vlm_folder, dataset, tmp_path):
     settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
     make_trainer(vlm_folder("qwen3_vl"), tmp_path / "other", dataset, **settings).train()
     trainer = make_trainer(vlm_folder("internvl"), tmp_path / "mine", dataset, **settings)
-    with pytest.raises(ValueError, match="lacks 46 weights of the model .* Resume from a checkpoint that this trainer wrote"):
+    with pytest.raises(
+        ValueError, match="lacks 46 weights of the model .* Resume from a checkpoint that this trainer wrote"
+    ):
         trainer.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-1"))
 
 
