@@ -26,16 +26,16 @@ def judge(vlm_folder):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Names of files whose pixels are decoded, once for each time."""
-    names = []
+    """Widths of images whose pixels are decoded, once for each time."""
+    widths = []
     load_end = PngImageFile.load_end
 
     def count(self):
-        names.append(os.path.basename(self.filename))
+        widths.append(self.width)
         return load_end(self)
 
     monkeypatch.setattr(PngImageFile, "load_end", count)
-    return names
+    return widths
 
 
 def reason(scorer, files):
@@ -67,7 +67,7 @@ def test_each_file_is_read_once(judge, reads, tmp_path, door, engine):
     """Samples, references and first frames are decoded once, whatever is asked about them."""
     files = [str(tmp_path / f"{i}.png") for i in range(6)]
     for i, file in enumerate(files):
-        random_image(i).save(file)
+        random_image(i, 30 + i, 40).save(file)
     DOORS[door](RewardDanceScorer(*judge, engine=engine), files)
     assert reads
     assert max(map(reads.count, reads)) == 1
@@ -76,14 +76,14 @@ def test_each_file_is_read_once(judge, reads, tmp_path, door, engine):
 def test_evaluation_reads_each_file_once(judge, reads, tmp_path):
     """Both orders of a row share its images, in one session for all rows."""
     for i in range(6):
-        random_image(i).save(tmp_path / f"{i}.png")
+        random_image(i, 30 + i, 40).save(tmp_path / f"{i}.png")
     rows = [
         {"prompt": "a", "chosen": tmp_path / f"{2 * i}.png", "rejected": tmp_path / f"{2 * i + 1}.png"}
         for i in range(3)
     ]
     scorer = RewardDanceScorer(*judge, batch_size=2)
     RewardDanceEvaluator(rows)(scorer)
-    assert sorted(reads) == [f"{i}.png" for i in range(6)]
+    assert sorted(reads) == [30 + i for i in range(6)]
     assert scorer.statistics.num_questions == scorer.statistics.num_images == 6
 
 
