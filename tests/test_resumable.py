@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from new_process import run_together
 from PIL import Image
 
 from rewarddance_hf import resumable
@@ -192,12 +193,9 @@ def test_work_of_several_processes(tmp_path, count):
         "    print('caught', type(error).__name__, error, flush=True)\n"
         "Processes.current().wait()\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", str(script)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("caught KeyError 'row 1'") == 1
-    assert (
-        result.stdout.count(f"caught RuntimeError 1 of {count} processes failed, the first with KeyError: 'row 1'")
-        == count - 1
-    )
+    results = run_together(script, count=count, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    assert [result.returncode for result in results] == [0] * count, results[0].stderr
+    written = "".join(result.stdout for result in results)
+    assert written.count("caught KeyError 'row 1'") == 1
+    failure = f"caught RuntimeError 1 of {count} processes failed, the first with KeyError: 'row 1'"
+    assert written.count(failure) == count - 1

@@ -5,13 +5,12 @@ import importlib
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from new_process import run_together
 from PIL import Image
 from tiny_pipelines import TinyPipeline, reward
 
@@ -507,10 +506,8 @@ def test_two_processes_equal_one(tmp_path):
         "        failures.append(str(error))\n"
         f"json.dump([state.num_processes, split, alone, failures], open({str(tmp_path)!r} + f'/{{state.process_index}}.json', 'w'))\n"
     )  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in run_together(script, env={**os.environ, "ACCELERATE_USE_CPU": "true"}):
+        assert done.returncode == 0, done.stderr[-3000:]
     for process in range(2):
         count, split, alone, failures = json.loads((tmp_path / f"{process}.json").read_text())
         assert count == 2

@@ -3,14 +3,13 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from new_process import run_together
 from tiny_vlms import random_image
 
 from rewarddance_hf import (
@@ -205,11 +204,10 @@ def test_two_processes_give_the_same(vlm_folder, tmp_path):
     (tmp_path / "run.py").write_text(PROCESSES)
     here = Path(__file__).parent
     arguments = [here, here.parent, vlm_folder("internvl"), tmp_path / "scores.jsonl"]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "run.py", *arguments]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    results = [json.loads(line.split("RESULTS ")[1]) for line in done.stdout.splitlines() if "RESULTS" in line]
+    runs = run_together(tmp_path / "run.py", *arguments, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
+    lines = [line for run in runs for line in run.stdout.splitlines() if "RESULTS" in line]
+    results = [json.loads(line.split("RESULTS ")[1]) for line in lines]
     scorer, rows = make_scorer(vlm_folder("internvl")), make_rows()
     evaluator = RewardDanceEvaluator(rows, batch_size=2)
     assert len(results) == 2
