@@ -2,15 +2,16 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers import BatchFeature
 
-from ..models import RewardDanceProcessor
-from ..models.configuration_rewarddance import PARADIGMS
-from ..models.media_rewarddance import load_image
-from .preference import check_row, rationale_text
+from ..models import RewardDanceConfig, RewardDanceProcessor
+from ..models.question_rewarddance import Question
+from .preference import check_row, rationale_text, row_question
 
 
 RATIONALE_FORMATS = ("decision_first", "reasons_first", "mixed")
@@ -59,9 +60,8 @@ class DataCollatorForRewardDance:
         seed: int = 0,
         rationale_format: str = "decision_first",
     ) -> None:
-        if paradigm not in PARADIGMS:
-            raise ValueError(f"`paradigm` is {paradigm!r}, but must be one of {PARADIGMS}.")
-        if with_rationales and paradigm != "pairwise":
+        self.uses_reference = RewardDanceConfig(paradigm=paradigm).uses_reference
+        if with_rationales and not self.uses_reference:
             raise ValueError(
                 f"`with_rationales` is True, but the {paradigm} paradigm has no rationales. Use `paradigm='pairwise'`."
             )
@@ -88,55 +88,20 @@ class DataCollatorForRewardDance:
         names = [str(row.get("row", f"row {i} of the batch")) for i, row in enumerate(rows)]
         for row, name in zip(rows, names, strict=True):
             check_row(row, name)
-        tasks = [row.get("task") or "text-to-image" for row in rows]
-        chosen, rejected = (
-            [
-                self.processor.load_frames(row[column], f"{column} of {name}", task)
-                for row, name, task in zip(rows, names, tasks, strict=True)
-            ]
-            for column in ("chosen", "rejected")
-        )
-        conditions = [
-            None if row.get("condition") is None else load_image(row["condition"], f"condition of {name}")
+        questions = [
+            self.processor.load(
+                row_question(row), names=tuple(f"{c} of {name}" for c in ("chosen", "rejected", "condition"))
+            )
             for row, name in zip(rows, names, strict=True)
         ]
-        prompts = [row["prompt"] for row in rows]
-        criteria = [row.get("criteria") for row in rows]
         ties = torch.tensor([bool(row.get("tie")) for row in rows])
-
-        if self.paradigm == "pairwise":
-            swaps = [self._toss("", *row) for row in zip(prompts, chosen, rejected, strict=True)]
-            pairs = [(r, c) if swap else (c, r) for c, r, swap in zip(chosen, rejected, swaps, strict=True)]
-            references, samples = map(list, zip(*pairs, strict=True))
-            rationales: list[str | None] = [None] * len(rows)
-            if self.with_rationales:
-                rationales = [rationale_text(row, swap) for row, swap in zip(rows, swaps, strict=True)]
-            reasons_first = [
-                rationale is not None and self._reasons_come_first(*row)
-                for rationale, *row in zip(rationales, prompts, chosen, rejected, strict=True)
-            ]
-            for rationale, first, name in zip(rationales, reasons_first, names, strict=True):
-                if first and self.processor.split_reasons(str(rationale)) is not None:
-                    raise ValueError(
-                        f"`rationale` of {name} contains {self.processor.prompt_texts['answer']!r}, which stands between "
-                        "reasons and answer. Remove it from the text, or drop the row."
-                    )
-            batch = self.processor(
-                samples,
-                prompts,
-                references,
-                conditions,
-                task=tasks,
-                criteria=criteria,
-                reasons_first=reasons_first,
-            )
-            if self.with_rationales:
-                batch = self.processor.append_answers(batch, swaps, rationales, reasons_first)
+        if self.uses_reference:
+            swaps, batch = self._ask_about_pairs(rows, questions, names)
             labels = torch.tensor(swaps, dtype=torch.float)
         else:
-            batch = self.processor(
-                chosen + rejected, prompts * 2, conditions=conditions * 2, task=tasks * 2, criteria=criteria * 2
-            )
+            chosen = [replace(question, reference=None) for question in questions]
+            rejected = [replace(question, sample=question.reference, reference=None) for question in questions]
+            batch = self.processor.encode(chosen + rejected)
             labels = torch.ones(len(rows))
         # Labels come first: the Trainer takes the number of rows from the first tensor, and `input_ids` may have two per row.
         inputs = {"labels": torch.where(ties, 0.5, labels), **batch}
@@ -144,17 +109,50 @@ class DataCollatorForRewardDance:
             inputs["margin"] = torch.tensor([float(row.get("margin") or 0.0) for row in rows])
         return inputs
 
-    def _reasons_come_first(self, prompt: str, chosen: list[Image.Image], rejected: list[Image.Image]) -> bool:
+    def _ask_about_pairs(
+        self, rows: list[Mapping[str, Any]], questions: list[Question], names: list[str]
+    ) -> tuple[list[bool], BatchFeature]:
+        """Whether the chosen image of each row is second, and the questions in this order, with targets."""
+        swaps = [self._toss("", question) for question in questions]
+        rationales: list[str | None] = [None] * len(rows)
+        if self.with_rationales:
+            rationales = [
+                rationale_text({**row, "task": question.task}, swap)
+                for row, question, swap in zip(rows, questions, swaps, strict=True)
+            ]
+        reasons_first = [
+            rationale is not None and self._reasons_come_first(question)
+            for rationale, question in zip(rationales, questions, strict=True)
+        ]
+        for rationale, first, name in zip(rationales, reasons_first, names, strict=True):
+            if first and self.processor.split_reasons(str(rationale)) is not None:
+                raise ValueError(
+                    f"`rationale` of {name} contains {self.processor.prompt_texts['answer']!r}, which stands between "
+                    "reasons and answer. Remove it from the text, or drop the row."
+                )
+        asked = [
+            replace(question, reasons_first=first)
+            if swap
+            else replace(question, sample=question.reference, reference=question.sample, reasons_first=first)
+            for question, swap, first in zip(questions, swaps, reasons_first, strict=True)
+        ]
+        batch = self.processor.encode(asked)
+        if self.with_rationales:
+            batch = self.processor.append_answers(batch, swaps, rationales, reasons_first)
+        return swaps, batch
+
+    def _reasons_come_first(self, question: Question) -> bool:
         if self.rationale_format == "mixed":
-            return self._toss("format:", prompt, chosen, rejected)
+            return self._toss("format:", question)
         return self.rationale_format == "reasons_first"
 
-    def _toss(self, purpose: str, prompt: str, chosen: list[Image.Image], rejected: list[Image.Image]) -> bool:
+    def _toss(self, purpose: str, question: Question) -> bool:
         """
         Order of a row (whether the chosen image is second), or its format: a function of seed, epoch and content, so that
         a resumed or sharded run sees the same.
         """
-        digest = hashlib.blake2b(f"{purpose}{self.seed}:{int(self._epoch)}:{prompt}".encode(), digest_size=1)
-        for frame in (chosen[0], rejected[0]):
-            digest.update(frame.resize((16, 16), Image.Resampling.NEAREST).tobytes())
+        seed = f"{purpose}{self.seed}:{int(self._epoch)}:{question.prompt}"
+        digest = hashlib.blake2b(seed.encode(), digest_size=1)
+        for clip in (question.sample, question.reference):
+            digest.update(clip[0].resize((16, 16), Image.Resampling.NEAREST).tobytes())
         return bool(digest.digest()[0] & 1)

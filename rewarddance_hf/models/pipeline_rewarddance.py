@@ -1,12 +1,13 @@
 """RewardDance pipeline: the task "visual-preference" of `transformers.pipeline`."""
 
-from itertools import groupby, permutations
+from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import torch
 from transformers import Pipeline
 
-from .media_rewarddance import load_image
+from .question_rewarddance import Question
 
 
 TASK = "visual-preference"
@@ -74,8 +75,7 @@ class VisualPreferencePipeline(Pipeline):
         return {}, {"questions_per_batch": questions_per_batch}, {}
 
     def preprocess(self, inputs: "dict[str, Any]") -> "dict[str, Any]":
-        paradigm = self.model.config.paradigm
-        is_pairwise = paradigm == "pairwise"
+        config = self.model.config
         if not isinstance(inputs, dict):
             raise TypeError(
                 f"An input is of type `{type(inputs).__name__}`, but must be a dict with `prompt` and `images`, or `prompt`, "
@@ -87,84 +87,62 @@ class VisualPreferencePipeline(Pipeline):
                 f"An input has the keys {sorted(inputs)}, but must have `prompt`, either `images` or `image`, and of the others "
                 f"only {INPUT_KEYS[3:]}."
             )
-        if not isinstance(inputs["prompt"], str):
-            raise TypeError(f"`prompt` is of type `{type(inputs['prompt']).__name__}`, but must be a string.")
-        reference, condition = inputs.get("reference"), inputs.get("condition")
-        task = inputs.get("task") or "text-to-image"
-        criteria, dimensions = inputs.get("criteria"), inputs.get("dimensions")
-        if dimensions is not None and (criteria is not None or "images" in inputs or not dimensions):
+        reference, dimensions = inputs.get("reference"), inputs.get("dimensions")
+        if dimensions is not None and (inputs.get("criteria") is not None or "images" in inputs or not dimensions):
             raise ValueError(
                 f"`dimensions` is {dimensions!r}, but must be names that a single `image` is scored by, without `criteria`. Leave "
                 "it out, or the other."
             )
-        load = self.processor.load_frames
-        if "images" in inputs:
-            samples = [load(image, f"images[{i}]", task) for i, image in enumerate(inputs["images"])]
-            if len(samples) < 2:
-                raise ValueError(f"`images` has {len(samples)} entries, but must have 2 or more. Pass one as `image`.")
-            if reference is not None:
-                raise ValueError(
-                    "`reference` was given with `images`, which are compared with each other. Leave it out."
-                )
-            pairs: list[Any] = list(permutations(range(len(samples)), 2)) if is_pairwise else []
+        is_ranking = "images" in inputs
+        if is_ranking and len(inputs["images"]) < 2:
+            raise ValueError(
+                f"`images` has {len(inputs['images'])} entries, but must have 2 or more. Pass one as `image`."
+            )
+        if is_ranking and reference is not None:
+            raise ValueError("`reference` was given with `images`, which are compared with each other. Leave it out.")
+        if not is_ranking and config.uses_reference != (reference is not None):
+            wanted = "needs one" if config.uses_reference else "looks at one sample only"
+            given = "is None" if reference is None else "was given"
+            raise ValueError(f"`reference` {given}, but a {config.paradigm} judge {wanted}.")
+        task = inputs.get("task")
+        asked = {name: inputs.get(name) for name in ("prompt", "condition", "task", "criteria")}
+        asked["examples"] = self.processor.read_examples(inputs.get("examples"), task, config.uses_reference)
+        if is_ranking:
+            samples = []
+            for i, image in enumerate(inputs["images"]):
+                names = (f"images[{i}]", "reference", "condition")
+                samples.append(self.processor.load(Question(sample=image, **asked), names=names))
+                asked["condition"] = samples[0].condition  # loaded once
+            pairs: list[Any] = [None]
+            if config.uses_reference:
+                pairs = list(permutations(range(len(samples)), 2))
+                questions = [replace(samples[j], reference=samples[i].sample) for i, j in pairs]
+            else:
+                questions = samples
         else:
-            samples = [load(inputs["image"], "image", task)]
-            if is_pairwise != (reference is not None):
-                wanted = "needs one" if is_pairwise else "looks at one sample only"
-                given = "is None" if reference is None else "was given"
-                raise ValueError(f"`reference` {given}, but a {paradigm} judge {wanted}.")
-            pairs = []
-            if reference is not None:
-                samples.append(load(reference, "reference", task))
-                pairs = [(1, 0)]
+            question = self.processor.load(Question(sample=inputs["image"], reference=reference, **asked))
+            pairs, questions = [None], [question]
+            if dimensions is not None:
+                lookup = self.processor.dimension_criteria
+                questions = [replace(question, criteria=lookup(name, question.task)) for name in dimensions]
         return {
-            "request": {
-                "prompt": inputs["prompt"],
-                "samples": samples,
-                # Reference and sample of each question.
-                "pairs": pairs or [(None, j) for j in range(len(samples))],
-                "condition": None if condition is None else load_image(condition, "condition"),
-                "task": task,
-                "dimensions": dimensions,
-                "criteria": [criteria]
-                if dimensions is None
-                else [self.processor.dimension_criteria(name, task) for name in dimensions],
-                "examples": self.processor.read_examples(inputs.get("examples"), task, is_pairwise),
-                "is_ranking": "images" in inputs,
-            }
+            "request": {"questions": questions, "pairs": pairs, "dimensions": dimensions, "is_ranking": is_ranking}
         }
 
     def _forward(self, model_inputs: "dict[str, Any]", questions_per_batch: int = 8) -> "dict[str, Any]":
         requests = model_inputs["request"]
         is_batch = isinstance(requests, list)  # by `batch_size=` of the pipeline
         requests = requests if is_batch else [requests]
-        questions = [
-            (request, *pair, criteria)
-            for request in requests
-            for criteria in request["criteria"]
-            for pair in request["pairs"]
-        ]
+        questions = [question for request in requests for question in request["questions"]]
         logits, scores = [], []
-        for examples, group in groupby(questions, key=lambda question: question[0]["examples"]):
-            same = list(group)
-            for start in range(0, len(same), questions_per_batch):
-                batch = same[start : start + questions_per_batch]
-                has_references = batch[0][1] is not None
-                inputs = self.processor(
-                    images=[request["samples"][j] for request, _, j, _ in batch],
-                    prompts=[request["prompt"] for request, _, _, _ in batch],
-                    references=[request["samples"][i] for request, i, _, _ in batch] if has_references else None,
-                    conditions=[request["condition"] for request, _, _, _ in batch],
-                    task=[request["task"] for request, _, _, _ in batch],
-                    criteria=[criteria for _, _, _, criteria in batch],
-                    examples=examples,
-                )
-                output = self.model(**inputs.to(self.device))
-                logits += output.logits[:, 0].double().tolist()
-                scores += output.scores.double().tolist()
+        for start in range(0, len(questions), questions_per_batch):
+            batch = self.processor.encode(questions[start : start + questions_per_batch])
+            output = self.model(**batch.to(self.device))
+            logits += output.logits[:, 0].double().tolist()
+            scores += output.scores.double().tolist()
         answers = []
         for request in requests:
-            count = len(request["pairs"]) * len(request["criteria"])
+            count = len(request["questions"])
             answers.append({"request": request, "logits": logits[:count], "scores": scores[:count]})
             logits, scores = logits[count:], scores[count:]
         return {"answer": answers if is_batch else answers[0]}
@@ -186,13 +164,14 @@ class VisualPreferencePipeline(Pipeline):
             return {"dimensions": dict(zip(request["dimensions"], scores, strict=True))}
         if not request["is_ranking"]:
             return {"score": scores[0]}
-        count = len(request["samples"])
-        if self.model.config.paradigm == "pairwise":
+        if self.model.config.uses_reference:
+            count = max(max(pair) for pair in request["pairs"]) + 1
             yes = dict(zip(request["pairs"], logits.sigmoid().tolist(), strict=True))
             margins = {(i, j): yes[i, j] - yes[j, i] for i, j in yes}
             by_pair = dict(zip(request["pairs"], scores, strict=True))
             scores = [sum(by_pair[i, j] for i in range(count) if i != j) / (count - 1) for j in range(count)]
         else:
+            count = len(scores)
             margins = {(i, j): float(logits[j] - logits[i]) for i, j in permutations(range(count), 2)}
         wins = [
             sum((margins[i, j] > 0) + 0.5 * (margins[i, j] == 0) for i in range(count) if i != j) for j in range(count)
