@@ -100,6 +100,16 @@ class RewardDanceConfig(PretrainedConfig):
                 config_dict["quantization_config"] = _for_wrapped_model(quantization)
         return config_dict, kwargs
 
+    def __getattr__(self, name: str) -> Any:
+        """
+        Parts of the wrapped model's configuration by their own names (`vision_config`, ...): conversions of weights look
+        for them where the loader stands, and would else permute weights by a default.
+        """
+        vlm_config = vars(self).get("vlm_config")
+        if vlm_config is not None and (name in vlm_config.sub_configs or name == "num_attention_heads"):
+            return getattr(vlm_config, name)
+        raise AttributeError(f"`{type(self).__name__}` has no attribute `{name}`.")
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         """Configuration of the language model inside the wrapped vision-language model."""
         if self.vlm_config is None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .checkpoints_rewarddance import (
     ADAPTER_FILES,
@@ -51,6 +51,10 @@ class RewardDanceOutput(ModelOutput):
             Mean cross-entropy over the rationale's tokens of each row, 0 for rows without one.
         cache (`Cache`, *optional*, returned when `use_cache=True`):
             Key/value states of the wrapped model.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
+            Hidden states of the wrapped model.
+        attentions (`tuple[torch.FloatTensor]`, *optional*, returned when `output_attentions=True`):
+            Attention weights of the wrapped model.
     """
 
     loss: "torch.FloatTensor | None" = None
@@ -59,6 +63,8 @@ class RewardDanceOutput(ModelOutput):
     answer_log_probs: "torch.FloatTensor | None" = None
     rationale_loss: "torch.FloatTensor | None" = None
     cache: "Any | None" = None
+    hidden_states: "tuple[torch.FloatTensor, ...] | None" = None
+    attentions: "tuple[torch.FloatTensor, ...] | None" = None
 
 
 class RewardDancePreTrainedModel(PreTrainedModel):
@@ -239,6 +245,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 "same checkpoint."
             )
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: "torch.LongTensor | None" = None,
@@ -263,15 +270,14 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             answer_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Position that is followed by the answer; required with `rationale_labels`, else the last position.
             kwargs:
-                Inputs of the wrapped model: `pixel_values`, `cache`, `use_cache`, ...
+                Inputs of the wrapped model: `pixel_values`, `cache`, `use_cache`, `output_hidden_states`, ...
 
         Returns:
-            [`RewardDanceOutput`]
+            [`RewardDanceOutput`], or a tuple with `return_dict=False`.
 
         Raises:
             `ValueError`: If images are missing, a question ends in padding, or the answer tokens are not known.
         """
-        kwargs.pop("return_dict", None)
         kwargs.pop("num_items_in_batch", None)
         kwargs.setdefault("use_cache", False)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
@@ -299,7 +305,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             logits = (
                 self.score(outputs.last_hidden_state[:, -1]).float() / self.config.score_temperature
             )  # (batch_size, 1)
-            return RewardDanceOutput(logits=logits, scores=logits[:, 0].sigmoid(), cache=outputs.get(CACHE_NAME))
+            return RewardDanceOutput(logits=logits, scores=logits[:, 0].sigmoid(), **_passed_through(outputs))
 
         if self.config.yes_token_id is None or self.config.no_token_id is None:
             raise ValueError(
@@ -341,7 +347,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             scores=scores,
             answer_log_probs=answer_log_probs,
             rationale_loss=rationale_loss,
-            cache=outputs.get(CACHE_NAME),
+            **_passed_through(outputs),
         )
 
     def _forward_with_rationales(
@@ -376,6 +382,12 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 f"`{type(self).__name__}` reads the position before the answer and requires left padding. Set "
                 '`processor.tokenizer.padding_side = "left"`.'
             )
+
+
+def _passed_through(outputs: Any) -> "dict[str, Any]":
+    """What the wrapped model gives beside its logits."""
+    names = {"cache": CACHE_NAME, "hidden_states": "hidden_states", "attentions": "attentions"}
+    return {name: outputs.get(theirs) for name, theirs in names.items()}
 
 
 @contextmanager

@@ -16,7 +16,8 @@ class _DropVideoAndAudio(ProcessorMixin):
         }
         for name in self._all_parts:
             if name not in ("image_processor", "tokenizer"):
-                setattr(self, name, None)
+                # Some classes go on to read settings of their video processor, which are those of images.
+                setattr(self, name, parts["image_processor"] if "video" in name else None)
         super().__init__(image_processor=parts["image_processor"], tokenizer=parts["tokenizer"], **kwargs)
 
 
@@ -36,6 +37,8 @@ def image_only_processor(processor_class: type) -> type:
     def __init__(self: Any, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
         parts = {"image_processor": image_processor, "tokenizer": tokenizer, **dict.fromkeys(dropped)}
         processor_class.__init__(self, **parts, **kwargs)
+        for name in dropped:
+            setattr(self, name, None)
 
     __init__.__signature__ = signature.replace(
         parameters=[parameter for name, parameter in signature.parameters.items() if name not in dropped]

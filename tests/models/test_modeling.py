@@ -561,3 +561,31 @@ def test_failed_pass_leaves_no_trace(judge, rows):
         model(**{**batch, "pixel_values": batch["pixel_values"][:1]})
     assert not model.get_output_embeddings()._forward_pre_hooks
     torch.testing.assert_close(log_probs(model, processor(**rows)), wanted, **SAME)
+
+
+def test_further_outputs_are_passed_through(judge, rows):
+    """What callers of transformers ask for is given, and not ignored."""
+    model, processor = judge("internvl")
+    batch = processor(**rows)
+    plain = model(**batch)
+    assert plain.hidden_states is plain.attentions is None
+    more = model(**batch, output_hidden_states=True)
+    assert len(more.hidden_states) == model.config.get_text_config().num_hidden_layers + 1
+    assert more.hidden_states[-1].shape[:2] == batch["input_ids"].shape
+    torch.testing.assert_close(more.scores, plain.scores)
+    values = model(**batch, return_dict=False)
+    assert isinstance(values, tuple)
+    for got, want in zip(values, plain.to_tuple(), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("paradigm", ["pointwise", "regressive"])
+def test_attentions_are_passed_through(vlm_folder, paradigm):
+    """Attention weights need an implementation that has them."""
+    folder = vlm_folder("qwen2_5_vl")
+    model = RewardDanceForYesScoring.from_pretrained(folder, paradigm=paradigm, attn_implementation="eager")
+    batch = RewardDanceProcessor.from_pretrained(folder)([random_image(1)], ["x"])
+    output = model(**batch, output_attentions=True, output_hidden_states=True)
+    assert len(output.attentions) == model.config.get_text_config().num_hidden_layers
+    assert output.attentions[0].shape[-1] == batch["input_ids"].shape[1]
+    assert output.hidden_states is not None

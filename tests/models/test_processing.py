@@ -521,6 +521,74 @@ def test_color_modes(mode):
     assert image.mode == mode  # the image of the caller is left as it was
 
 
+def transparent_image(width=6, height=4):
+    """Image with every opacity, and with black under what is transparent."""
+    pixels = np.asarray(random_image(1, width, height))
+    opacity = np.linspace(0, 255, width * height).round().astype("uint8").reshape(height, width)
+    return Image.fromarray(np.dstack([np.where(opacity[..., None] > 0, pixels, 0), opacity]))
+
+
+@pytest.mark.parametrize(("background", "color"), [("white", (255, 255, 255)), ("#336699", (0x33, 0x66, 0x99))])
+def test_transparency_shows_the_background(background, color):
+    """The colors hidden under what is transparent are no part of an image: a viewer never sees them."""
+    image = transparent_image()
+    array = np.asarray(image).astype(float)
+    share = array[..., 3:] / 255
+    wanted = (array[..., :3] * share + np.array(color) * (1 - share)).round()
+    assert wanted[0, 0].tolist() == list(color)
+    tensor = torch.tensor(np.asarray(image)).permute(2, 0, 1)
+    sources = [image, encoded(image), encoded(image, "WEBP", lossless=True, exact=True), np.asarray(image), tensor]
+    for source in [*sources, tensor / 255, (tensor / 255).double()]:
+        loaded = load_image(source, background=background)
+        np.testing.assert_array_equal(np.asarray(loaded), wanted)
+    leaf = (tensor / 255).double().requires_grad_()
+    loaded = load_image(leaf, keep_gradient=True, background=background)
+    np.testing.assert_allclose(loaded.detach().permute(1, 2, 0) * 255, wanted, atol=0.5)
+    loaded.sum().backward()
+    assert leaf.grad[:3].equal((tensor[3:] / 255).double().expand(3, -1, -1))
+    assert leaf.grad[3].abs().sum() > 0
+
+
+def test_transparency_of_other_modes():
+    """Palettes and gray images may be transparent, too, and so may frames of an animation."""
+    gray = Image.fromarray(np.dstack([np.zeros((4, 4), "uint8"), np.full((4, 4), 51, "uint8")]), "LA")
+    assert np.asarray(load_image(gray)).tolist() == np.full((4, 4, 3), 204).tolist()
+    frames = []
+    for index in range(3):
+        frame = Image.new("P", (4, 4), index)
+        frame.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+        frames.append(frame)
+    opaque, clear = encoded(frames[0]), encoded(frames[0], transparency=0)
+    assert np.asarray(load_image(opaque))[0, 0].tolist() == [255, 0, 0]
+    assert np.asarray(load_image(clear))[0, 0].tolist() == [255, 255, 255]
+    frames = [Image.new("RGBA", (4, 4), (255 * index, 0, 0, 0 if index else 255)) for index in range(2)]
+    data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True, exact=True)
+    assert [np.asarray(frame)[0, 0].tolist() for frame in load_frames(data)] == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_background_is_saved(vlm_folder, tmp_path):
+    """A judge sees what is transparent as in its training; one that was saved before there was a choice sees white."""
+    image, flat = transparent_image(), load_image(transparent_image())
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), background="#102030")
+    processor.save_pretrained(tmp_path)
+    loaded = RewardDanceProcessor.from_pretrained(tmp_path)
+    assert loaded.background == "#102030"
+    on_color = load_image(image, background="#102030")
+    for number, column in enumerate(("images", "references", "conditions")):
+        rows = {"images": [flat], "references": [flat], "conditions": [flat]}
+        got, want = (loaded(prompts=["x"], **{**rows, column: [shown]}) for shown in (image, on_color))
+        assert_equal_batches(got, want)
+        assert not torch.equal(got["pixel_values"], loaded(prompts=["x"], **rows)["pixel_values"]), number
+
+    file = tmp_path / "processor_config.json"
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in saved.items() if name != "background"}))
+    before = RewardDanceProcessor.from_pretrained(tmp_path)
+    assert_equal_batches(before([image], ["x"]), before([flat], ["x"]))
+    with pytest.raises(ValueError, match="`background` is 'nothing', but must be a color"):
+        RewardDanceProcessor.from_pretrained(tmp_path, background="nothing")
+
+
 @pytest.mark.parametrize("mode", ["I", "I;16", "F"])
 def test_deep_color_is_refused(mode):
     """Pillow cuts 16-bit and float pixels off at 255 without a word: a scan would be judged as a white page."""
