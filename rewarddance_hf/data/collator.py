@@ -90,7 +90,7 @@ class DataCollatorForRewardDance:
             check_row(row, name)
         questions = [
             self.processor.load(
-                row_question(row), names=tuple(f"{c} of {name}" for c in ("chosen", "rejected", "condition"))
+                row_question(row), names=(f"chosen of {name}", f"rejected of {name}", f"condition of {name}")
             )
             for row, name in zip(rows, names, strict=True)
         ]

@@ -97,7 +97,6 @@ CRITERIA, DIMENSIONS = read_criteria() if FOLDER.is_dir() else ({}, {})
 
 
 def _turn(role: str, text: str) -> "dict[str, Any]":
-    """Turn of a chat that is only text."""
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 

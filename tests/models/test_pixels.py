@@ -399,7 +399,7 @@ def test_misuse_of_gradients():
     [
         (torch.full((3, 8, 8), 1.5), "has values from 1.5 to 1.5, but floats must be finite and in"),
         (torch.full((3, 8, 8), float("nan")), "has values from nan to nan"),
-        (torch.zeros(4, 8, 8), r"has shape \(4, 8, 8\)"),
+        (torch.zeros(5, 8, 8), r"has shape \(5, 8, 8\)"),
         (torch.zeros(3, 0, 8), r"has size \(8, 0\)"),
         (torch.zeros(0, 3, 8, 8), "is a clip without frames"),
     ],
