@@ -8,6 +8,7 @@ random, whose prediction of the clean image is decoded; [DRaFT-K](https://huggin
 the last K steps. The paper uses ReFL; DRaFT-K is an addition.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -232,7 +233,7 @@ class RewardGradientCallback(PipelineCallback):
         hooks.wrap(pipeline, maybe_free_model_hooks=_before(self._check_steps, end), **more)
         for name in ("vae", "movq"):
             if getattr(pipeline, name, None) is not None:
-                hooks.wrap(getattr(pipeline, name), decode=lambda vae, decode: self._decode(pipeline, decode))
+                hooks.wrap(getattr(pipeline, name), decode=functools.partial(self._decode, pipeline))
         for name in ("image_processor", "video_processor"):
             if getattr(pipeline, name, None) is not None:
                 hooks.wrap(getattr(pipeline, name), postprocess=self._output, postprocess_video=self._output)
@@ -286,74 +287,44 @@ class RewardGradientCallback(PipelineCallback):
 
     # What is called in place of the pipeline's methods
 
-    def _step(self, scheduler: Any, step: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if self._run is None:
-                raise RuntimeError(
-                    "`scheduler.step` was called before `pipeline.progress_bar`, but the number of steps must be known. Call "
-                    "the pipeline itself within `attach`."
-                )
-            return self._run.step(scheduler, step, args, kwargs)
+    def _step(self, scheduler: Any, step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        if self._run is None:
+            raise RuntimeError(
+                "`scheduler.step` was called before `pipeline.progress_bar`, but the number of steps must be known. Call the "
+                "pipeline itself within `attach`."
+            )
+        return self._run.step(scheduler, step, args, kwargs)
 
-        return wrapper
-
-    def _noise(self, scheduler: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _noise(self, scheduler: Any, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Inpainting keeps a region as it is: noised after each step, and clean beside the clean prediction."""
+        holds = self._run is not None and id(scheduler) in self._run.clean
+        return argument_of(method, args, kwargs) if holds else method(*args, **kwargs)
 
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            holds = self._run is not None and id(scheduler) in self._run.clean
-            return argument_of(method, args, kwargs) if holds else method(*args, **kwargs)
-
-        return wrapper
-
-    def _decode(self, pipeline: Any, decode: Callable[..., Any]) -> Callable[..., Any]:
-        changes_decode = self.vae_checkpointing or self.vae_slicing or self.vae_scale < 1.0
-        changed = decode_in_parts(decode, self.vae_checkpointing, self.vae_slicing, self.vae_scale)
-
-        def wrapper(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._run is None or not z.requires_grad:  # somebody else's latents
-                return decode(z, *args, **kwargs)
-            for name in ("safety_checker", "watermark"):
-                if getattr(pipeline, name, None) is not None:
-                    raise ValueError(
-                        f"`pipeline.{name}` is a `{type(getattr(pipeline, name)).__name__}`, but it turns images into "
-                        f"arrays, which cuts the gradient. Set `pipeline.{name} = None`."
-                    )
-            return (changed if changes_decode else decode)(z, *args, **kwargs)
-
-        return wrapper
-
-    def _output(self, _: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            output_type = argument_of(method, args, kwargs, "output_type")
-            if output_type not in ("pt", "latent", None) and getattr(
-                argument_of(method, args, kwargs), "requires_grad", False
-            ):
+    def _decode(self, pipeline: Any, _: Any, decode: Callable[..., Any], /, z: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._run is None or not z.requires_grad:  # somebody else's latents
+            return decode(z, *args, **kwargs)
+        for name in ("safety_checker", "watermark"):
+            if getattr(pipeline, name, None) is not None:
                 raise ValueError(
-                    f"`output_type` is {output_type!r}, but only tensors carry gradient. Call the pipeline with "
-                    '`output_type="pt"`.'
+                    f"`pipeline.{name}` is a `{type(getattr(pipeline, name)).__name__}`, but it turns images into arrays, "
+                    f"which cuts the gradient. Set `pipeline.{name} = None`."
                 )
-            return method(*args, **kwargs)
+        if self.vae_checkpointing or self.vae_slicing or self.vae_scale < 1.0:
+            decode = decode_in_parts(decode, self.vae_checkpointing, self.vae_slicing, self.vae_scale)
+        return decode(z, *args, **kwargs)
 
-        return wrapper
+    def _output(self, _: Any, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        output_type = argument_of(method, args, kwargs, "output_type")
+        if output_type in ("pil", "np") and argument_of(method, args, kwargs).requires_grad:
+            raise ValueError(
+                f"`output_type` is {output_type!r}, but only tensors carry gradient. Call the pipeline with "
+                '`output_type="pt"`.'
+            )
+        return method(*args, **kwargs)
 
 
 class _Run:
-    """
-    The denoising loop of one call of a pipeline.
-
-    Args:
-        callback ([`RewardGradientCallback`]):
-            Callback that the run belongs to.
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline that is running.
-        num_steps (`int`):
-            Number of steps that the pipeline makes.
-        first_step (`int`):
-            First step with gradient.
-        num_steps_made (`int`):
-            Number of steps before the run was known.
-    """
+    """The denoising loop of one call of a pipeline. `num_steps_made` steps were made before it was known."""
 
     def __init__(
         self, callback: RewardGradientCallback, pipeline: Any, num_steps: int, first_step: int, num_steps_made: int
@@ -429,15 +400,12 @@ class _Run:
 def _before(*actions: Callable[[], None]) -> Callable[..., Any]:
     """Hook that does something else before a method is called."""
 
-    def wrap(_: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            for action in actions:
-                action()
-            return method(*args, **kwargs)
+    def hook(_: Any, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        for action in actions:
+            action()
+        return method(*args, **kwargs)
 
-        return wrapper
-
-    return wrap
+    return hook
 
 
 def _models(pipeline: Any) -> dict[str, torch.nn.Module]:

@@ -11,7 +11,8 @@ from tiny_pipelines import BUILDERS, STABLE_DIFFUSION_BETAS, TinyPipeline, kandi
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
 from rewarddance_hf.alignment.pipelines.noise_levels import noise_levels
-from rewarddance_hf.alignment.pipelines.staged import StagedPipeline, Trajectory
+from rewarddance_hf.alignment.pipelines.stage import Trajectory
+from rewarddance_hf.alignment.pipelines.staged import StagedPipeline
 
 
 SEEDS = (5, 6)

@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from typing import Any
 
 
-# `wrap(owner, method)` returns what is called in place of `method`.
-Wrap = Callable[[Any, Callable[..., Any]], Callable[..., Any]]
+# Called as `hook(owner, method, *args, **kwargs)` in place of `method(*args, **kwargs)`
+Hook = Callable[..., Any]
 
 
 class Hooks(ExitStack):
@@ -44,21 +44,22 @@ class Hooks(ExitStack):
         setattr(owner, name, value)
         self.callback(undo)
 
-    def wrap(self, owner: Any, **wraps: Wrap) -> None:
-        """Wrap those of the named methods that an instance has, and those of its deep copies."""
+    def wrap(self, owner: Any, **hooks: Hook) -> None:
+        """Hook those of the named methods that an instance has, and those of its deep copies."""
 
         def copied(memo: dict[int, Any]) -> Any:
             twin = memo[id(owner)] = object.__new__(type(owner))
             for name, value in vars(owner).items():
-                if name not in wraps and name != "__deepcopy__":
+                if name not in hooks and name != "__deepcopy__":
                     vars(twin)[name] = copy.deepcopy(value, memo)
-            self.wrap(twin, **wraps)
+            self.wrap(twin, **hooks)
             return twin
 
-        for name, wrap in wraps.items():
+        for name, hook in hooks.items():
             if hasattr(owner, name):
                 method = getattr(owner, name)
-                self.set(owner, name, functools.wraps(method)(wrap(owner, method)))
+                wrapper = functools.partial(hook, owner, method)
+                self.set(owner, name, functools.update_wrapper(wrapper, method))
         self.set(owner, "__deepcopy__", copied)
 
 

@@ -18,22 +18,7 @@ OUTPUT_TYPES = ("pil", "pt", "np")
 
 
 def output_type_of(pipeline: Any, pipeline_kwargs: Mapping[str, Any]) -> str:
-    """
-    Check the arguments of a pipeline's call.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline.
-        pipeline_kwargs (`dict`):
-            Arguments of its call.
-
-    Returns:
-        `str`: Type of the images.
-
-    Raises:
-        `TypeError`: If the pipeline takes no such argument.
-        `ValueError`: If the type is not one of images.
-    """
+    """Type of the images that a call asks for. Refuses arguments that the pipeline does not take, and other types."""
     signature = inspect.signature(type(pipeline).__call__).parameters
     unknown = sorted(set(pipeline_kwargs) - set(signature))
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values()):
@@ -47,18 +32,7 @@ def output_type_of(pipeline: Any, pipeline_kwargs: Mapping[str, Any]) -> str:
 
 
 def convert(image: torch.Tensor, output_type: str) -> Any:
-    """
-    Convert a sample to the type that was asked for, as pipelines do.
-
-    Args:
-        image (`torch.Tensor` of shape `(3, height, width)` or `(num_frames, 3, height, width)`):
-            Image or clip in `[0, 1]`.
-        output_type (`str`):
-            `"pt"`, `"np"` or `"pil"`.
-
-    Returns:
-        Tensor, array, or image (a list of them for a clip).
-    """
+    """Convert an image `(3, height, width)` or a clip with frames first to the type that was asked for, as pipelines do."""
     if output_type == "pt":
         return image
     frames = VaeImageProcessor.pt_to_numpy(image if image.ndim == 4 else image[None])

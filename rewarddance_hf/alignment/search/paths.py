@@ -10,7 +10,8 @@ from transformers.utils import logging
 
 from ...rewards import as_reward
 from ...scoring.ranking import rank_samples
-from ..pipelines.staged import StagedPipeline, Trajectory
+from ..pipelines.stage import Trajectory
+from ..pipelines.staged import StagedPipeline
 from .drawing import make_preview
 from .output import convert
 from .result import PathNode, SearchResult
@@ -59,25 +60,9 @@ class Path:
 
 class Search:
     """
-    State of one search over several prompts.
+    State of one search over several prompts: seeds, trees and results, and how often the reward was asked.
 
-    Args:
-        method (`str`):
-            Name of the search.
-        staged ([`StagedPipeline`]):
-            Pipeline with all prompts.
-        reward (`Callable`):
-            Reward function.
-        context (`dict`, *optional*):
-            Further columns of the reward; `conditions` holds one first frame for each prompt.
-        seed (`int`):
-            Seed of the search.
-        output_type (`str`):
-            Type of the images in results.
-
-    Raises:
-        `TypeError`: If the reward cannot be called.
-        `ValueError`: If there is not one of `conditions` for each prompt.
+    `context` holds further columns of the reward, one value for all samples; `conditions` one first frame for each prompt.
     """
 
     def __init__(

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ..pipelines.staged import StagedPipeline, Trajectory
+from ..pipelines.stage import Trajectory
+from ..pipelines.staged import StagedPipeline
 from .output import convert, output_type_of
 from .result import PathNode
 
