@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_refl import PROMPTS, make_trainer, pixel_reward, tiny_sd3, trained_weights
 from tiny_vlms import random_image
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.alignment.monitor.callback import RewardDynamicsCallback
@@ -445,6 +445,8 @@ class TestCallback:
             with pytest.raises(ValueError, match=match):
                 RewardDynamicsCallback(**arguments)
         monitor = RewardDynamicsCallback(plot=False)
+        with pytest.raises(ValueError, match="only `ReFLTrainer` tells of its updates"):
+            monitor.on_train_begin(TrainingArguments(str(tmp_path), use_cpu=True), None, None)
         trainer = make_trainer(tmp_path, callbacks=[monitor], restore_callback_states_from_checkpoint=True)
         with pytest.raises(ValueError, match="`restore_callback_states_from_checkpoint` is True"):
             trainer.train()

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from .arguments import ReFLTrainingArguments
+
 
 if TYPE_CHECKING:
     from .trainer import ReFLTrainer
@@ -14,6 +16,13 @@ class ReFLCallback(TrainerCallback):
     Callback that [`ReFLTrainer`] tells of its run, with itself as the argument: it can sample, log, and stop the run by
     `trainer.control.should_training_stop`.
     """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not isinstance(args, ReFLTrainingArguments):
+            raise ValueError(
+                f"`{type(self).__name__}` was given to a trainer with `{type(args).__name__}`, but only `ReFLTrainer` tells of "
+                "its updates. Pass it to that one in `callbacks`."
+            )
 
     def on_run_begin(self, trainer: "ReFLTrainer") -> None:
         """Called before the first update, also of a run that is resumed."""
