@@ -50,7 +50,7 @@ def best_of_n(
         prompt (`str` or `list[str]`):
             Prompts. With `prompt_embeds` among the pipeline's arguments they are what the reward function gets.
         reward (`Callable` or [`RewardDanceScorer`]):
-            `reward(images, prompts, **context) -> (n,)`. A pairwise judge ranks the candidates in a tournament.
+            `reward(images, prompts, **context) -> (n,)`. A pairwise one ranks the candidates in a tournament.
         num_candidates (`int`, *optional*):
             Number of candidates for each prompt. Defaults to as many as `max_denoiser_evaluations` allows.
         preview_step (`int`, *optional*):
@@ -64,8 +64,8 @@ def best_of_n(
         ranking_method (`str`, *optional*, defaults to `"round_robin"`):
             Method of [`RewardDanceScorer.rank`], for a pairwise judge.
         context (`dict`, *optional*):
-            Further arguments of `reward`, such as `task` and `criteria`; `conditions` holds one first frame for each
-            prompt. Clips are judged by a [`RewardDanceScorer`] as `task="text-to-video"` unless it is given.
+            What else the reward gets, such as `task` and `criteria`: one value for all images, handed on as a list with an
+            entry for each. `conditions` holds one first frame for each prompt.
         seed (`int`, *optional*, defaults to `0`):
             Seed that all others are made from, together with the index of the prompt.
         batch_size (`int`, *optional*, defaults to `8`):

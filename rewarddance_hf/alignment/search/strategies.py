@@ -73,7 +73,6 @@ class BestOfN:
         return count
 
     def run(self, search: Search, prompts: Sequence[int], num_images: int) -> None:
-        """Search for some prompts."""
         paths = search.advance(search.begin(prompts, self.count), 0, self.preview_step or search.num_steps)
         if self.preview_step:
             paths = search.keep(paths, self.kept, self.ranking_method)
@@ -107,7 +106,6 @@ class ZeroOrder:
         return 1
 
     def run(self, search: Search, prompts: Sequence[int], num_images: int) -> None:
-        """Search for some prompts."""
         found = search.advance(search.begin(prompts, 1), 0, search.num_steps)
         for count in self.rounds:
             centers = {path.prompt_index: path for path in search.keep(found, 1)}
@@ -179,7 +177,6 @@ class OverPaths:
         return count
 
     def run(self, search: Search, prompts: Sequence[int], num_images: int) -> None:
-        """Search for some prompts."""
         first, num_steps = self.stages[0][1], search.num_steps
         paths = search.advance(search.begin(prompts, self.count), 0, first, judge=first == num_steps)
         position = first
