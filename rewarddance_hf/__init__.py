@@ -25,6 +25,7 @@ _PUBLIC_NAMES = {
     "evaluation.evaluator": ["EvaluationResults", "RewardDanceEvaluator"],
     "models": ["RewardDanceConfig", "RewardDanceForYesScoring", "RewardDanceOutput", "RewardDanceProcessor"],
     "models.clips_rewarddance": ["Clip"],
+    "models.question_rewarddance": ["Example", "Question"],
     "models.video_rewarddance": ["ClipError"],
     "rewards": ["NonFiniteScoreError", "Reward", "as_reward"],
     "scoring.reasoning": ["NoAnswerError", "ReasonedScores"],
@@ -52,6 +53,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .evaluation.evaluator import EvaluationResults, RewardDanceEvaluator
     from .models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
     from .models.clips_rewarddance import Clip
+    from .models.question_rewarddance import Example, Question
     from .models.video_rewarddance import ClipError
     from .rewards import NonFiniteScoreError, Reward, as_reward
     from .scoring.reasoning import NoAnswerError, ReasonedScores
@@ -66,8 +68,10 @@ __all__ = [
     "Comparison",
     "DataCollatorForRewardDance",
     "EvaluationResults",
+    "Example",
     "NoAnswerError",
     "NonFiniteScoreError",
+    "Question",
     "Ranking",
     "ReFLCallback",
     "ReFLTrainer",

@@ -186,6 +186,7 @@ def test_evaluate_saved_dataset(capsys, judge, rows, tmp_path):
     document = json.loads(out)
     want = RewardDanceEvaluator(rows[:3])(RewardDanceScorer.from_pretrained(judge))
     assert document["metrics"] == pytest.approx(want, rel=1e-4)
+    assert document["judge_fingerprint"] == RewardDanceScorer.from_pretrained(judge).fingerprint()
     assert json.loads(output.read_text()) == document
     code, out, _ = run(capsys, "evaluate", "--model", judge, "--dataset", tmp_path / "rows")
     assert dict(line.split() for line in out.splitlines())["num_rows"] == "4"

@@ -78,7 +78,7 @@ def _evaluate_rows(args: argparse.Namespace) -> None:
 
     dataset = _load_rows(args)
     scorer = load_scorer(args)
-    fingerprint = _fingerprint(scorer)  # before a calibration changes it
+    fingerprint = scorer.fingerprint()  # before a calibration changes it
     evaluator = RewardDanceEvaluator(dataset, seed=args.seed, show_progress=True)
     metrics = evaluator(scorer)
     if args.calibrate:
@@ -88,7 +88,7 @@ def _evaluate_rows(args: argparse.Namespace) -> None:
         document["data_files"] = [os.path.basename(file) for file in args.data_files]
     width = max(map(len, metrics))
     lines = (f"{name:{width}}  {value:.6g}" for name, value in metrics.items())
-    _report(args, {**document, **fingerprint, "metrics": metrics}, lines)
+    _report(args, {**document, "judge_fingerprint": fingerprint, "metrics": metrics}, lines)
     if args.calibrate:
         scorer.save_pretrained(args.calibrate)
 
@@ -101,23 +101,18 @@ def _evaluate_benchmark(args: argparse.Namespace) -> None:
     run = BenchmarkRun(
         args.benchmark, args.split, args.limit, batch_size=args.batch_size, seed=args.seed, show_progress=True
     )
-    fingerprint = {}
+    scorer = load_scorer(args)
     try:
-        scorer = load_scorer(args)
-        fingerprint = _fingerprint(scorer)
         run(args.model, scorer)
         for name in args.compare:
             run(name, load_baseline(name, find_device(args), args.dtype) or load_scorer(args, name))
     finally:  # a judge that fails does not cost the results of those before it
         if run.results:
-            document = {"model": args.model, **run.document(), **fingerprint, "metrics": run.results[args.model]}
+            own = {"judge_fingerprint": scorer.fingerprint(), "metrics": run.results[args.model]}
+            document = {"model": args.model, **run.document(), **own}
             _report(args, document, [run.table()])
             if args.model_index:
                 write_model_index(args.model_index, args.model, run.eval_results(args.model))
-
-
-def _fingerprint(judge: Any) -> dict[str, Any]:
-    return {"judge_fingerprint": judge.fingerprint()} if hasattr(judge, "fingerprint") else {}
 
 
 def _report(args: argparse.Namespace, document: dict[str, Any], lines: Iterable[str]) -> None:

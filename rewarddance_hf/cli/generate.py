@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> None:
     scorer = load_scorer(args)
     pipeline = load_pipeline(args.pipeline, scorer.model.device, args.dtype)
     searches: dict[str, Any] = {"best-of-n": best_of_n, "paths": search_over_paths, "zero-order": zero_order_search}
-    context = {"criteria": args.criteria, "task": None if args.task == "text-to-image" else args.task}
+    context = {"criteria": args.criteria, "task": args.task}
     results = searches[args.search](
         pipeline,
         args.prompt,

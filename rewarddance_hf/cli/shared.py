@@ -43,9 +43,7 @@ JUDGE_OPTIONS.add_argument(
 JUDGE_OPTIONS.add_argument("--json", action="store_true", help="write one JSON document")
 
 CRITERIA_OPTIONS = argparse.ArgumentParser(add_help=False)
-CRITERIA_OPTIONS.add_argument(
-    "--task", default="text-to-image", help="task whose criteria are used (default: text-to-image)"
-)
+CRITERIA_OPTIONS.add_argument("--task", help="task whose criteria are used (default: that of images, or of clips)")
 CRITERIA_OPTIONS.add_argument("--criteria", help="criteria in place of those of the task")
 
 
