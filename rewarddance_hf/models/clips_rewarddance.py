@@ -65,20 +65,7 @@ def sample_frame_indices(
 
 
 def check_sampling(num_frames: "int | None", fps: "float | None", max_frames: "int | None") -> None:
-    """
-    Make sure that frames can be chosen so.
-
-    Args:
-        num_frames (`int`, *optional*):
-            Number of frames.
-        fps (`float`, *optional*):
-            Frames for each second.
-        max_frames (`int`, *optional*):
-            Largest number of frames.
-
-    Raises:
-        `ValueError`: If both `num_frames` and `fps` are given, or a number is out of range.
-    """
+    """Make sure that frames can be chosen by these arguments of [`sample_frame_indices`]."""
     if num_frames is not None and fps is not None:
         raise ValueError(
             f"`num_frames` is {num_frames} and `fps` is {fps}, but frames are chosen by one. Drop the other."

@@ -160,22 +160,8 @@ def _on_background(image: torch.Tensor, background: str) -> torch.Tensor:
 
 def open_media(media: Any, name: str, still: "Callable[[Any], Any]") -> Any:
     """
-    Open a clip without decoding its frames, or read a single image. A file is opened once for both.
-
-    Args:
-        media (image or clip):
-            Anything that [`load_image`] or [`open_clip`] takes.
-        name (`str`):
-            Name in error messages.
-        still (`Callable`):
-            Function that is called with a single image, or with what cannot be read; its result is returned.
-
-    Returns:
-        [`~rewarddance_hf.models.clips_rewarddance.ClipReader`], or what `still` returns.
-
-    Raises:
-        `ValueError`: If a clip is damaged, has no frames, or its frames differ in size.
-        `ImportError`: If this is a video file and PyAV is not installed.
+    Open a clip as [`open_clip`], or give `still(image)` of a single image or of what cannot be read. A file
+    is opened once for both.
     """
     if isinstance(media, ClipReader):
         return media
@@ -256,23 +242,7 @@ def load_frames(media: Any, name: str = "media", keep_gradient: bool = False, ba
 
 
 def read_clip(reader: ClipReader, keep_gradient: bool = False, background: str = "white") -> Clip:
-    """
-    Decode and load the frames of an opened clip.
-
-    Args:
-        reader ([`~rewarddance_hf.models.clips_rewarddance.ClipReader`]):
-            Opened clip.
-        keep_gradient (`bool`, *optional*, defaults to `False`):
-            Whether to leave tensors that require a gradient as they are, as in [`load_image`].
-        background (`str`, *optional*, defaults to `"white"`):
-            Color behind what is transparent, as in [`load_image`].
-
-    Returns:
-        [`~rewarddance_hf.models.clips_rewarddance.Clip`]
-
-    Raises:
-        `ValueError`: If the file or a frame cannot be read.
-    """
+    """Decode and load the frames of an opened clip, with arguments of [`load_image`]."""
     clip = reader.read()
     names = [f"{reader.name}[{index}]" for index in clip.indices]
     clip[:] = [load_image(frame, name, keep_gradient, background) for frame, name in zip(clip, names, strict=True)]

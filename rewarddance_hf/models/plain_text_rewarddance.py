@@ -26,14 +26,8 @@ class ControlTokens:
 
     def split(self, text: str) -> str:
         """
-        Write a zero-width space after the first character of each spelling.
-
-        Args:
-            text (`str`):
-                Text from users.
-
-        Returns:
-            `str`: Text without spellings. Made in a time that grows with its length alone.
+        Text with a zero-width space after the first character of each spelling, in a time that grows
+        with its length alone.
         """
         while True:
             starts = (match.start() for match in self.first.finditer(text))

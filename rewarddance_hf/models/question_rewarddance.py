@@ -105,16 +105,7 @@ class Example:
 
 
 def marks_of(media: Any) -> "tuple[tuple[int, float | None], ...]":
-    """
-    Tell where frames were in their clip.
-
-    Args:
-        media ([`~rewarddance_hf.models.clips_rewarddance.Clip`], [`~rewarddance_hf.models.clips_rewarddance.ClipReader`] or image):
-            Loaded or opened clip, or a single image.
-
-    Returns:
-        `tuple[tuple[int, float | None], ...]`: Number, from 1, and time of each frame.
-    """
+    """Number, from 1, and time of each frame of a loaded or opened clip, or of a single image."""
     return media.marks if isinstance(media, (Clip, ClipReader)) else ((1, None),)
 
 
@@ -140,22 +131,8 @@ def infer_task(sample: Any, condition: Any = None) -> str:
 
 def parse_example(example: Any, name: str, is_pairwise: bool) -> "tuple[Question, bool]":
     """
-    Check an example as users write it.
-
-    Args:
-        example (`dict`):
-            Example, as described in [`RewardDanceProcessor.read_examples`].
-        name (`str`):
-            Its name in error messages.
-        is_pairwise (`bool`):
-            Whether it needs a reference, or has none.
-
-    Returns:
-        `tuple[Question, bool]`: Question, whose media are not loaded, and verdict.
-
-    Raises:
-        `TypeError`: If it is no `dict`, or a text no string.
-        `ValueError`: If it lacks a key or has one too many, or a verdict is neither yes nor no.
+    Question, whose media are not loaded, and verdict of an example as users write it; `name` is for error
+    messages.
     """
     if not isinstance(example, Mapping):
         raise TypeError(

@@ -93,22 +93,8 @@ def _frames(media: Any, name: str) -> Any:
 
 def open_animation(media: Any, image: Image.Image, name: str) -> Recording:
     """
-    Open an animated image. Frames are made of those before, so all are decoded here to find damage and times, and kept
-    nowhere.
-
-    Args:
-        media (`PIL.Image.Image`, `str`, `os.PathLike` or `bytes`):
-            What frames are to be decoded from.
-        image (`PIL.Image.Image`):
-            The same, opened.
-        name (`str`):
-            Name in error messages.
-
-    Returns:
-        [`Recording`]
-
-    Raises:
-        `ValueError`: If it is damaged.
+    Open an animated image; `image` is `media`, opened. Frames are made of those before, so all are decoded
+    here to find damage and times, and kept nowhere.
     """
     times, time = [], 0.0
     with _frames(image, name):
@@ -164,22 +150,7 @@ def _video(media: Any, name: str) -> Any:
 
 
 def open_video(media: Any, name: str) -> Recording:
-    """
-    Open a video file. Packets are counted, which takes no decoding.
-
-    Args:
-        media (`str`, `os.PathLike` or `bytes`):
-            Path or content of the file.
-        name (`str`):
-            Name in error messages.
-
-    Returns:
-        [`Recording`]
-
-    Raises:
-        `ValueError`: If it is damaged, shorter than announced, or has no frames.
-        `ImportError`: If PyAV is not installed.
-    """
+    """Open a video file. Packets are counted, which takes no decoding."""
     pts: list[int] = []
     keys: list[int] = []
     end, count = 0.0, 0
