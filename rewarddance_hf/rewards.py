@@ -7,6 +7,7 @@ a time, and checks what comes back.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
@@ -161,12 +162,8 @@ class AdaptedReward:
         Returns:
             `dict[str, torch.Tensor]` of tensors of shape `(n,)`: Rewards by name, and their weighted sum as `"reward"`.
         """
-        columns = _complete(images, columns)
-        values = {}
-        for name, function, weight in zip(self.names, self.functions, self.weights, strict=True):
-            # A weight of 0 is for the logs, e.g. a held-out judge.
-            with nullcontext() if weight else torch.no_grad():
-                found = _ask(name, function, images, prompts, columns)
+        values = self._by_name(images, prompts, columns)
+        for name, found in values.items():
             bad = (~found.detach().isfinite()).nonzero()[:, 0].tolist()
             if bad:
                 raise NonFiniteScoreError(
@@ -176,7 +173,15 @@ class AdaptedReward:
                     bad,
                     found.detach(),
                 )
-            values[name] = found
+        return values
+
+    def _by_name(self, images: Any, prompts: Sequence[str], columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        columns = _complete(images, columns)
+        values = {}
+        for name, function, weight in zip(self.names, self.functions, self.weights, strict=True):
+            # A weight of 0 is for the logs, e.g. a held-out judge.
+            with nullcontext() if weight else torch.no_grad():
+                values[name] = _ask(name, function, images, prompts, columns)
         weighted = [weight * values[name] for name, weight in zip(self.names, self.weights, strict=True) if weight]
         return {**values, "reward": torch.stack(weighted).sum(dim=0)}
 
@@ -196,13 +201,18 @@ class AdaptedReward:
             `RewardContractError`: If a function does not return one number for each sample.
         """
         try:
-            return self(images, prompts, **columns).double().tolist()
+            rewards = self._by_name(images, prompts, columns)["reward"].double().tolist()
         except RewardContractError:
             raise
         except Exception as error:
             if len(prompts) == 1:
                 logger.warning(f"The reward of a sample of {prompts[0]!r} is left out: {error!r}")
                 return [None]
+        else:
+            for reward, prompt in zip(rewards, prompts, strict=True):
+                if not math.isfinite(reward):
+                    logger.warning(f"The reward of a sample of {prompt!r} is left out: it is {reward}")
+            return [reward if math.isfinite(reward) else None for reward in rewards]
         single = {name: values for name, values in columns.items() if values is not None}
         return [
             value
