@@ -25,7 +25,7 @@ def question(model, rows, image_seed: int = 0) -> dict[str, torch.Tensor]:
         parts = [inputs[name] for inputs in per_row]
         if name in PER_TOKEN:
             parts = [torch.cat([part.new_zeros(1, length - part.shape[1], *part.shape[2:]), part], 1) for part in parts]
-        batch[name] = torch.cat(parts)
+        batch[name] = torch.cat(parts, -1 if name == "pixel_values" and "target_sizes" in per_row[0] else 0)
     return batch
 
 

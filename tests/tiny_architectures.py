@@ -116,6 +116,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "llava_next": {"image_grid_pinpoints": [[56, 56]]},
     "llava_next_video": {"image_grid_pinpoints": [[56, 56]]},
     "llava_onevision": {"image_grid_pinpoints": [[56, 56]]},
+    "minicpm_ocr": {"image_token_id": 3},
+    "minicpmv4_6": {"image_token_id": 3},
+    "minicpmv4_7": {"image_token_id": 3},
     "mistral_large4": {"text_config.head_dim": 8, "text_config.num_key_value_heads": 4},
     "mllama": {
         "text_config.cross_attention_layers": [1, 3],

@@ -42,7 +42,7 @@ class Family:
             for name, parameter in plain.named_parameters():
                 if parameter.ndim >= 2 and "embed" not in name:
                     parameter.mul_(2.0)
-                if parameter.abs().max() == 0 and not name.endswith("bias"):  # gates and the like
+                if parameter.abs().max() < 1e-6 and not name.endswith("bias"):  # gates, and vision of SAM
                     parameter.normal_(0, 0.1)
         plain.save_pretrained(folder)
         self.folder = folder
@@ -157,17 +157,16 @@ def test_batch(check):
 
     @check
     def _(family):
+        questions = [family.question([0]), family.question([1])]
         with torch.no_grad():
-            alone = [family.judge(**family.question([row])).answer_log_probs for row in (0, 1)]
+            plain = torch.cat([family.wanted(**batch) for batch in questions]).log_softmax(-1)
+            gap = (family.wanted(**family.question([0, 1])).log_softmax(-1) - plain).abs().max()
+            alone = [family.judge(**batch).answer_log_probs for batch in questions]
             together = family.judge(**family.question([0, 1])).answer_log_probs
-            assert not torch.equal(*alone)
-            try:
-                torch.testing.assert_close(together, torch.cat(alone), **CLOSE)
-            except AssertionError as error:
-                plain = [family.wanted(**family.question([row])) for row in (0, 1)]
-                if not torch.allclose(torch.cat(plain), family.wanted(**family.question([0, 1])), **CLOSE):
-                    raise NotApplicable("plain transformers: logits depend on padding") from error
-                raise
+        assert not torch.equal(*alone)
+        if gap > CLOSE["atol"]:
+            raise NotApplicable(f"plain transformers: log-probabilities depend on padding, by up to {gap:.1e}")
+        torch.testing.assert_close(together, torch.cat(alone), **CLOSE)
 
 
 def test_gradient(check):
@@ -191,7 +190,7 @@ def test_gradient(check):
         wanted, got = gradients
         assert wanted.isfinite().all()
         assert wanted.abs().max() > 0
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-9)
+        assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
 def test_rationale(check):
