@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-space test-min test-torchvision bench shapes-base shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-all test-space test-min test-torchvision test-families test-mixins families-table bench shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -57,6 +57,23 @@ test-min: .venv-min/.installed  ## run the tests at the lowest supported version
 
 test-torchvision: .venv-torchvision/.installed  ## run the tests of the models with torchvision-backed processors too
 	REWARDDANCE_TEST_TORCHVISION=1 OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -n 2 tests/models
+
+test-families: $(VENV)/.installed  ## run the sweep over all image-text-to-text architectures (writes outputs/families.json and README.md)
+	$(PYTEST) -p no:warnings tests/sweeps/test_families.py; status=$$?; $(MAKE) families-table; exit $$status
+
+families-table: $(VENV)/.installed  ## write the table of families from outputs/families.json into README.md
+	$(BIN)/python tests/sweeps/families_table.py
+
+# Tests of transformers come from its source distribution at the installed version.
+outputs/transformers_tests: $(VENV)/.installed
+	rm -rf $@ && mkdir -p $@
+	$(BIN)/pip install -q --disable-pip-version-check parameterized
+	version=$$($(BIN)/python -c "import transformers; print(transformers.__version__)") && \
+		$(BIN)/pip download -q --no-binary :all: --no-deps -d $@ transformers==$$version && \
+		tar xzf $@/transformers-$$version.tar.gz -C $@ --strip-components=2 transformers-$$version/tests
+
+test-mixins: outputs/transformers_tests  ## run transformers' own tests of models and processors on judges
+	$(PYTEST) -o addopts= --import-mode=importlib -p no:warnings tests/sweeps/test_transformers_mixins.py
 
 bench: $(VENV)/.installed  ## measure side by side (writes outputs/bench.json)
 	$(BIN)/pip install -q --no-compile --disable-pip-version-check sentence-transformers

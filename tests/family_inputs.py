@@ -8,7 +8,14 @@ import torch
 
 ROWS = [(3, 6), (5, 11)]  # words before and after the image
 FIRST_WORD = 200
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids", "cross_attention_mask")
+PER_TOKEN = (
+    "input_ids",
+    "attention_mask",
+    "mm_token_type_ids",
+    "moe_mm_token_type_ids",
+    "token_type_ids",
+    "cross_attention_mask",
+)
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_patch_id")
 
 
@@ -24,7 +31,9 @@ def question(model, rows, image_seed: int = 0) -> dict[str, torch.Tensor]:
     for name in per_row[0]:
         parts = [inputs[name] for inputs in per_row]
         if name in PER_TOKEN:
-            parts = [torch.cat([part.new_zeros(1, length - part.shape[1], *part.shape[2:]), part], 1) for part in parts]
+            parts = [
+                torch.cat([part.new_zeros(1, length - part.shape[1], *part.shape[2:]), part], 1) for part in parts
+            ]
         batch[name] = torch.cat(parts, -1 if name == "pixel_values" and "target_sizes" in per_row[0] else 0)
     return batch
 
@@ -67,7 +76,7 @@ def image_inputs(model, seed: int) -> tuple[dict[str, torch.Tensor], int]:
             with torch.no_grad():
                 features = encode(**images)
         except Exception as error:
-            errors.append(f"{({name: tuple(value.shape) for name, value in images.items()})}: {error!r}"[:200])
+            errors.append(f"{ ({name: tuple(value.shape) for name, value in images.items()}) }: {error!r}"[:200])
             continue
         return images, _count(features)
     raise NoInputsError("; ".join(errors) or f"takes {sorted(accepted)}")
@@ -89,7 +98,14 @@ def _forms(model, generator: torch.Generator) -> Iterator[dict[str, torch.Tensor
     vision = next(
         (
             part
-            for name in ("vision_config", "vq_config", "visual_config", "vit_config", "image_config", "low_res_vision_config")
+            for name in (
+                "vision_config",
+                "vq_config",
+                "visual_config",
+                "vit_config",
+                "image_config",
+                "low_res_vision_config",
+            )
             if (part := getattr(model.config, name, None)) is not None
         ),
         model.config,
@@ -116,11 +132,19 @@ def _forms(model, generator: torch.Generator) -> Iterator[dict[str, torch.Tensor
             yield {"pixel_values": flat, "image_grid_hw": grid[:, 1:]}
     tokens = noise(1, 16, 3 * patch**2)
     cells = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="xy"), -1).view(1, 16, 2)
-    yield {"pixel_values": tokens, "spatial_shapes": torch.tensor([[4, 4]]), "pixel_attention_mask": torch.ones(1, 16).long()}
+    yield {
+        "pixel_values": tokens,
+        "spatial_shapes": torch.tensor([[4, 4]]),
+        "pixel_attention_mask": torch.ones(1, 16).long(),
+    }
     yield {"pixel_values": (tokens + 1) / 2, "image_position_ids": cells}
     row_of_patches = noise(1, 3, patch, 16 * patch)
     yield {"pixel_values": row_of_patches, "target_sizes": torch.tensor([[4, 4]])}
-    yield {"pixel_values": square, "pixel_values_local": noise(0, 3, side, side), "num_local_patches": torch.tensor([0])}
+    yield {
+        "pixel_values": square,
+        "pixel_values_local": noise(0, 3, side, side),
+        "num_local_patches": torch.tensor([0]),
+    }
     yield {
         "pixel_values": square[None, None] * torch.tensor([1, 0, 0, 0]).view(1, 1, 4, 1, 1, 1),
         "aspect_ratio_ids": torch.ones(1, 1, dtype=torch.long),

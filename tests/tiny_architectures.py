@@ -167,9 +167,11 @@ def shrink(values: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
             value = shrink(value, ids)
         elif match := re.fullmatch(r"(.*token|image_patch)_(id|index|ids)", name):
             if value is not None:
-                value = ids.setdefault(match[1], len(ids)) if isinstance(value, int) else [
-                    ids.setdefault(f"{match[1]} {i}", len(ids)) for i in range(len(value))
-                ]
+                value = (
+                    ids.setdefault(match[1], len(ids))
+                    if isinstance(value, int)
+                    else [ids.setdefault(f"{match[1]} {i}", len(ids)) for i in range(len(value))]
+                )
         elif name == "image_size" and isinstance(values.get("patch_size"), int):
             value = 4 * values["patch_size"] if isinstance(value, int) else [4 * values["patch_size"]] * 2
         elif isinstance(value, list) and layers and len(value) == layers:

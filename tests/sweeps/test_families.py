@@ -8,7 +8,6 @@ in an error of its own), or as a fault. Outcomes go to a file, which the README'
 import json
 import os
 import traceback
-import warnings
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,12 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import AutoModelForImageTextToText
 
 import rewarddance_hf
-from rewarddance_hf import DataCollatorForRewardDance, RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
+from rewarddance_hf import (
+    DataCollatorForRewardDance,
+    RewardDanceForYesScoring,
+    RewardDanceProcessor,
+    RewardDanceScorer,
+)
 
 
 PACKAGE = str(Path(rewarddance_hf.__file__).parent)
@@ -206,7 +210,9 @@ def test_rationale(check):
         for name in PER_TOKEN:
             if name in batch:
                 new = batch[name][:, -1:].expand(rows, targets.shape[1], *batch[name].shape[2:])
-                extended[name] = torch.cat([batch[name], torch.zeros_like(new) if name.endswith("type_ids") else new], 1)
+                extended[name] = torch.cat(
+                    [batch[name], torch.zeros_like(new) if name.endswith("type_ids") else new], 1
+                )
         extended["input_ids"] = torch.cat([batch["input_ids"], targets], 1)
         extended["attention_mask"] = torch.cat([batch["attention_mask"], targets.ne(0).long()], 1)
         labels = pad(targets.where(targets.ne(0), -100), (length, 0), value=-100)
@@ -234,3 +240,58 @@ def test_rationale(check):
         torch.testing.assert_close(output.answer_log_probs, answers, **CLOSE)
         loss = -(answers[0, 0] + answers[1, 1]) / 2 + wanted.mean()
         torch.testing.assert_close(output.loss, loss, **CLOSE)
+
+
+def test_processor(check, tmp_path):
+    """Where there is a tiny processor: questions, training batches with rationales and the engine, as users have them."""
+
+    @check
+    def _(family):
+        if family.model_type not in tiny_vlms.FAMILIES:
+            raise NotApplicable("no tiny processor")
+        folder = tiny_vlms.save_tiny_vlm(family.model_type, tmp_path)
+        judge, processor = (
+            RewardDanceForYesScoring.from_pretrained(folder),
+            RewardDanceProcessor.from_pretrained(folder),
+        )
+        plain = AutoModelForImageTextToText.from_pretrained(folder)
+        images = [tiny_vlms.random_image(seed, *size) for seed, size in enumerate([(40, 40), (64, 30), (28, 56)])]
+        prompts = ["a red circle", "two green triangles left of a blue square", ""]
+        batch = processor(images, prompts, images[::-1])
+        with torch.no_grad():
+            wanted = plain(**batch).logits[:, -1].softmax(-1)[:, processor.yes_token_id]
+            torch.testing.assert_close(judge(**batch).scores, wanted, rtol=0, atol=1e-6)
+
+        rows = [
+            {"prompt": prompt, "chosen": image, "rejected": images[0], "rationale": "Image 1 shows a red circle."}
+            for prompt, image in zip(prompts, images, strict=True)
+        ]
+        output = judge.train()(**DataCollatorForRewardDance(processor, with_rationales=True)(rows))
+        output.loss.backward()
+        assert output.loss.isfinite()
+        assert (output.rationale_loss > 0).all()
+        judge.eval()
+
+        pixels = torch.rand(1, 3, 40, 40, requires_grad=True)
+        judge(**processor(list(pixels), ["a red circle"], [images[0]])).scores.sum().backward()
+        assert pixels.grad.abs().max() > 0
+
+
+def test_engine(check, tmp_path):
+    """The scorer's engine takes the family, and its rewards are those of the plain path."""
+
+    @check
+    def _(family):
+        if family.model_type not in tiny_vlms.FAMILIES:
+            raise NotApplicable("no tiny processor")
+        folder = tiny_vlms.save_tiny_vlm(family.model_type, tmp_path)
+        judge, processor = (
+            RewardDanceForYesScoring.from_pretrained(folder),
+            RewardDanceProcessor.from_pretrained(folder),
+        )
+        images = [tiny_vlms.random_image(seed) for seed in range(4)]
+        got, wanted = (
+            RewardDanceScorer(judge, processor, engine=engine).score(images, ["a red circle"] * 4, images[::-1])
+            for engine in ("features", "plain")
+        )
+        torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(wanted), rtol=0, atol=1e-6)
