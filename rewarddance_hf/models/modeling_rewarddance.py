@@ -94,7 +94,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             Configuration with that of wrapped model in `vlm_config`.
 
     Raises:
-        `ValueError`: If `config.vlm_config` is missing or not that of an image-text-to-text model.
+        `ValueError`: If `config.vlm_config` is missing or not that of a decoder-only image-text-to-text model.
 
     Example:
 
@@ -115,6 +115,12 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 f"`config.vlm_config` is of model type {getattr(config.vlm_config, 'model_type', None)!r}, but "
                 f"`{type(self).__name__}` wraps an image-text-to-text model. Start from a checkpoint that "
                 "`AutoModelForImageTextToText` can load, e.g. `OpenGVLab/InternVL3_5-2B-HF`."
+            )
+        if config.vlm_config.is_encoder_decoder:
+            raise ValueError(
+                f"`config.vlm_config` is of model type {config.vlm_config.model_type!r}, an encoder-decoder, but the answer "
+                "must follow the question in one sequence. Start from a decoder-only model, e.g. "
+                "`OpenGVLab/InternVL3_5-2B-HF`."
             )
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         if config.has_scalar_head:
@@ -276,7 +282,8 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             [`RewardDanceOutput`], or a tuple with `return_dict=False`.
 
         Raises:
-            `ValueError`: If images are missing, a question ends in padding, or the answer tokens are not known.
+            `ValueError`: If images are missing, a question ends in padding, the answer tokens are not known, or rationales are
+                given to a model that does not tell its head.
         """
         kwargs.pop("num_items_in_batch", None)
         kwargs.setdefault("use_cache", False)
@@ -359,7 +366,13 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
         is_answer = torch.zeros(batch_size, length, dtype=torch.bool, device=rationale_labels.device)
         is_answer[torch.arange(batch_size, device=is_answer.device), answer_index] = True
         rows, columns = (is_answer | (next_labels != -100)).nonzero(as_tuple=True)
-        with _head_at_positions(self.get_output_embeddings(), rows, columns):
+        head = self.get_output_embeddings()
+        if head is None:
+            raise ValueError(
+                f"`rationale_labels` was given, but `{type(self.vlm).__name__}` does not tell its language-model head "
+                "(`get_output_embeddings` is None), which rationales are trained through. Train without them."
+            )
+        with _head_at_positions(head, rows, columns):
             outputs = self.vlm(**inputs)
         logits = outputs.logits[0].float()  # (labelled positions, vocab_size)
 

@@ -7,6 +7,7 @@ import torch
 import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_architectures import tiny_config
 from tiny_vlms import FAMILIES, random_image, tiny_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
@@ -516,6 +517,16 @@ def test_other_checkpoints_are_refused(tmp_path):
             RewardDanceProcessor.from_pretrained(tmp_path / name)
     with pytest.raises(ValueError, match="of model type None"):
         RewardDanceForYesScoring(RewardDanceConfig())
+    with pytest.raises(ValueError, match="'pix2struct', an encoder-decoder"):
+        RewardDanceForYesScoring(RewardDanceConfig(vlm_config=hf.Pix2StructConfig()))
+
+
+def test_rationales_need_a_known_head():
+    """BLIP has a language-model head, but does not tell which of its modules it is."""
+    model = RewardDanceForYesScoring(RewardDanceConfig(vlm_config=tiny_config("blip"), yes_token_id=5, no_token_id=6))
+    inputs = {"input_ids": torch.ones(1, 4).long(), "pixel_values": torch.zeros(1, 3, 64, 64)}
+    with pytest.raises(ValueError, match="BlipForConditionalGeneration` does not tell its language-model head"):
+        model(**inputs, rationale_labels=torch.ones(1, 4).long(), answer_index=torch.tensor([1]))
 
 
 def test_missing_weights_are_refused(vlm_folder, tmp_path):

@@ -21,17 +21,21 @@ def cell(outcomes: dict[str, str], check: str) -> str:
 def table(results: dict[str, dict[str, str]]) -> str:
     """Families with equal outcomes share a row; those that cannot be judges, or were not built, are listed below."""
     rows: dict[tuple[str, ...], list[str]] = {}
-    others: list[str] = []
+    others: dict[str, list[str]] = {"Refused with an error": [], "Weights equal, not shown an image": [], "Not built": []}
     for family, outcomes in sorted(results.items()):
         cells = tuple(cell(outcomes, check) for check in CHECKS)
-        if cells[1] == "no":
-            others.append(family)
-        else:
+        if cells[1] != "no":
             rows.setdefault(cells, []).append(family)
+        elif "built" in outcomes:
+            others["Not built"].append(family)
+        else:
+            refused = outcomes["score"].startswith("error")
+            others["Refused with an error" if refused else "Weights equal, not shown an image"].append(family)
     lines = [f"| family | {' | '.join(CHECKS)} |", "|---" * (len(CHECKS) + 1) + "|"]
     for cells, families in sorted(rows.items(), key=lambda row: (-row[0].count("yes"), -len(row[1]))):
         lines.append(f"| {', '.join(f'`{family}`' for family in families)} | {' | '.join(cells)} |")
-    lines += ["", f"Not tested: {', '.join(f'`{family}`' for family in others)}."]
+    for title, families in others.items():
+        lines += ["", f"{title}: {', '.join(f'`{family}`' for family in families) or 'none'}."]
     return "\n".join(lines)
 
 

@@ -49,20 +49,27 @@ def import_mixins():
 ModelTesterMixin, ProcessorTesterMixin = import_mixins()
 
 
-def expect_failures(test_class: type, reasons: dict[str, str]) -> type:
-    """Mark tests, by the beginnings of their names, as failing for a reason; one that passes must leave the list."""
-    for beginning, reason in reasons.items():
-        names = [name for name in dir(test_class) if name.startswith(beginning)]
-        assert names, beginning
-        for name in names:
-            test = getattr(test_class, name)
+def expect_failures(reasons: dict[str, str]):
+    """
+    Decorator of a class of tests: those whose names begin so must fail or be skipped, for a reason. One that passes must
+    leave the list.
+    """
 
-            def run(self, test=test):
-                return test(self)
+    def mark(test_class: type) -> type:
+        for beginning, reason in reasons.items():
+            names = [n for n in dir(test_class) if n.startswith(beginning) and callable(getattr(test_class, n))]
+            assert names, beginning
+            for name in names:
+                test = getattr(test_class, name)
 
-            run = pytest.mark.xfail(reason=reason, strict=True)(functools.wraps(test)(run))
-            setattr(test_class, name, run)
-    return test_class
+                def run(self, test=test):
+                    return test(self)
+
+                run = pytest.mark.xfail(reason=reason, strict=True)(functools.wraps(test)(run))
+                setattr(test_class, name, run)
+        return test_class
+
+    return mark
 
 
 class JudgeTester:
@@ -116,10 +123,23 @@ class ModelTests(ModelTesterMixin):
         return inputs
 
 
+RIGHT_PADDING = {
+    f"test_eager_matches_sdpa_inference_{number:02}_": "a judge reads the last position, and refuses padding on the right"
+    for number in (4, 5, 12, 13, 20, 21)
+}
+MODELS = {
+    **RIGHT_PADDING,
+    "test_model_weights_reload_no_missing_tied_weights": "a judge refuses a checkpoint that lacks weights",
+    "test_tied_weights_keys": "embeddings are tied by a setting of `vlm_config`, which the test sets in the judge's own",
+}
+
+
+@expect_failures(MODELS)
 class InternVLModelTest(ModelTests, unittest.TestCase):
     family = "internvl"
 
 
+@expect_failures(MODELS)
 class Qwen25VLModelTest(ModelTests, unittest.TestCase):
     family = "qwen2_5_vl"
 
@@ -140,7 +160,11 @@ class ProcessorTests(ProcessorTesterMixin):
     @classmethod
     def prepare_processor_dict(cls):
         saved, _ = RewardDanceProcessor.get_processor_dict(cls.tmpdirname)
-        return {name: saved[name] for name in ("chat_template", "vlm_processor_class", "vlm_processor_kwargs")}
+        names = ("chat_template", "vlm_processor_class", "vlm_processor_kwargs")
+        return {name: saved[name] for name in names if saved[name]}
+
+    def prepare_components(self, **kwargs):
+        return {**self.prepare_processor_dict(), **super().prepare_components(**kwargs)}
 
     def get_component(self, attribute, use_tiny_ckpt=True, **kwargs):
         return super().get_component(
@@ -148,9 +172,34 @@ class ProcessorTests(ProcessorTesterMixin):
         )
 
 
+OTHER_CALL = "a judge's processor is called with images and prompts, and writes the question itself"
+PROCESSORS = {
+    "test_args_overlap_kwargs": "the parts are no arguments of `from_pretrained`, which reads them from the checkpoint",
+    "test_call_arguments_default_none": "`reasons_first` and `return_tensors` are plain arguments of a call",
+    "test_call_arguments_not_in_attributes": "`criteria` of a call replace those of the processor",
+    "test_call_arguments_not_in_processor_kwargs": "`return_tensors` is an argument of its own",
+    "test_chat_template_save_loading": "a template in which an answer is no single token is refused",
+    "test_doubly_passed_kwargs": OTHER_CALL,
+    "test_flat_kwarg_applied_when_modality_dict_lacks_it": OTHER_CALL,
+    "test_init_arguments_not_in_processor_kwargs": "`fps` and `num_frames` belong to the checkpoint: a judge sees clips as in training",
+    "test_kwargs_overrides_default_subprocessor_kwargs": OTHER_CALL,
+    "test_model_input_names": OTHER_CALL,
+    "test_overlapping_text_image_kwargs_handling": OTHER_CALL,
+    "test_processor_from_and_save_pretrained": "saving notes the code that travels with a checkpoint (`auto_map`)",
+    "test_processor_with_multiple_inputs": OTHER_CALL,
+    "test_replacement_offsets": "the test takes the first parent class for `ProcessorMixin`",
+    "test_structured_kwargs_nested_from_dict": OTHER_CALL,
+    "test_subprocessor_defaults_preserved_by_kwargs": OTHER_CALL,
+    "test_tokenizer_decode_defaults": "the test gives the parts alone; a judge also needs the class of the wrapped processor",
+    "test_unstructured_kwargs": OTHER_CALL,
+}
+
+
+@expect_failures({**PROCESSORS, "test_apply_chat_template_image": "InternVL cuts an image into several tiles"})
 class InternVLProcessorTest(ProcessorTests, unittest.TestCase):
     family = "internvl"
 
 
+@expect_failures(PROCESSORS)
 class Qwen25VLProcessorTest(ProcessorTests, unittest.TestCase):
     family = "qwen2_5_vl"
