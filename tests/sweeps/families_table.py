@@ -21,7 +21,11 @@ def cell(outcomes: dict[str, str], check: str) -> str:
 def table(results: dict[str, dict[str, str]]) -> str:
     """Families with equal outcomes share a row; those that cannot be judges, or were not built, are listed below."""
     rows: dict[tuple[str, ...], list[str]] = {}
-    others: dict[str, list[str]] = {"Refused with an error": [], "Weights equal, not shown an image": [], "Not built": []}
+    others: dict[str, list[str]] = {
+        "Refused with an error": [],
+        "Weights equal, not shown an image": [],
+        "Not built": [],
+    }
     for family, outcomes in sorted(results.items()):
         cells = tuple(cell(outcomes, check) for check in CHECKS)
         if cells[1] != "no":
@@ -29,7 +33,7 @@ def table(results: dict[str, dict[str, str]]) -> str:
         elif "built" in outcomes:
             others["Not built"].append(family)
         else:
-            refused = outcomes["score"].startswith("error")
+            refused = any(outcomes[check].startswith("error") for check in ("weights", "score"))
             others["Refused with an error" if refused else "Weights equal, not shown an image"].append(family)
     lines = [f"| family | {' | '.join(CHECKS)} |", "|---" * (len(CHECKS) + 1) + "|"]
     for cells, families in sorted(rows.items(), key=lambda row: (-row[0].count("yes"), -len(row[1]))):
