@@ -74,15 +74,15 @@ class ReFLScriptArguments(ScriptArguments):
     )
 
 
-def load_pipeline(model_args: ModelConfig) -> Any:
+def load_pipeline(model_args: ModelConfig, device: Any) -> Any:
     if model_args.model_name_or_path == SHAPES:
         from rewarddance_hf.shapes.generator import load_generator
 
         return load_generator()
-    from diffusers import DiffusionPipeline
+    from rewarddance_hf.alignment.pipelines import loading
 
-    return DiffusionPipeline.from_pretrained(
-        model_args.model_name_or_path, revision=model_args.model_revision, torch_dtype=model_args.dtype
+    return loading.load_pipeline(
+        model_args.model_name_or_path, device, model_args.dtype, revision=model_args.model_revision
     )
 
 
@@ -166,7 +166,7 @@ def main(
 ) -> dict[str, float]:
     from rewarddance_hf.alignment.refl.trainer import ReFLTrainer
 
-    pipeline = load_pipeline(model_args)
+    pipeline = load_pipeline(model_args, training_args.device)
     judge = load_judge(script_args.judge, script_args, training_args.device)
     train_dataset = load_prompts(script_args, script_args.dataset_train_split, script_args.num_prompts)
     train_dataset = add_references(train_dataset, pipeline, judge, script_args, training_args, "train")

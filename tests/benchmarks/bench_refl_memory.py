@@ -263,7 +263,7 @@ def count(name: str, *arguments: str) -> dict[str, float]:
     config = ROOT / "examples" / "configs" / f"{name}.yaml"
     results: dict[str, float] = {}
 
-    def load_pipeline(model_args: Any) -> Any:
+    def load_pipeline(model_args: Any, run_device: Any) -> Any:
         with created_on(device, torch.bfloat16):
             pipeline = PIPELINES[name]()
         results["generator_weights"] = memory.now / GIB

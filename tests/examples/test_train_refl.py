@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from tiny_refl import tiny_sd3
 
 from rewarddance_hf import RewardDanceForYesScoring
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
@@ -49,6 +51,16 @@ def test_configurations_can_be_parsed(example, config):
     for key, value in wanted.items():
         if key != "bf16":
             assert str(getattr(found[key], "value", found[key])) == str(value), key
+
+
+def test_weights_have_the_type_that_the_configuration_names(example, tmp_path):
+    """A configuration names the type in words, which diffusers would take for float32: twice the memory, with a warning only."""
+    tiny_sd3().save_pretrained(tmp_path)
+    config = EXAMPLES / "configs" / "refl_sd35.yaml"
+    cpu = ["--model_name_or_path", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
+    _, args, model_args = parse(example, config, *cpu)
+    pipeline = example.load_pipeline(model_args, args.device)
+    assert {pipeline.transformer.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("judge_load_in_8bit", ["false", "true"])

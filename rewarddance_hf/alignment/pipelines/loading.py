@@ -1,4 +1,4 @@
-"""Loading of pipelines that a search runs."""
+"""Loading of pipelines, in the type of weights that was asked for: diffusers takes no name of a type and loads float32."""
 
 import os
 from typing import Any
@@ -17,6 +17,7 @@ def load_pipeline(
     pretrained_model_name_or_path: str | os.PathLike,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "auto",
+    **kwargs: Any,
 ) -> Any:
     """
     Load a pipeline from the Hub or a local folder.
@@ -27,7 +28,9 @@ def load_pipeline(
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
             Device of all components.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-            Type of the weights. `"auto"` is float32 on the CPU and bfloat16 elsewhere.
+            Type of the weights, also by its name. `"auto"` is float32 on the CPU and bfloat16 elsewhere.
+        kwargs:
+            `revision`, `token`, ... of [`~diffusers.DiffusionPipeline.from_pretrained`].
 
     Returns:
         [`~diffusers.DiffusionPipeline`]
@@ -41,6 +44,8 @@ def load_pipeline(
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     # Of these, some pipelines demand to be told that there are none.
-    components = DiffusionPipeline.load_config(pretrained_model_name_or_path)
+    components = DiffusionPipeline.load_config(pretrained_model_name_or_path, **kwargs)
     absent = {name: None for name, value in components.items() if value == [None, None]}
-    return DiffusionPipeline.from_pretrained(pretrained_model_name_or_path, torch_dtype=dtype, **absent).to(device)
+    return DiffusionPipeline.from_pretrained(pretrained_model_name_or_path, torch_dtype=dtype, **absent, **kwargs).to(
+        device
+    )

@@ -94,12 +94,13 @@ class ReFLTrainer(DenoiserTrainer):
     Example:
 
     ```python
+    import torch
     from diffusers import DiffusionPipeline
     from peft import LoraConfig
     from rewarddance_hf import ReFLTrainer, ReFLTrainingArguments, RewardDanceScorer
 
     trainer = ReFLTrainer(
-        pipeline=DiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-3.5-medium", torch_dtype="bfloat16"),
+        pipeline=DiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-3.5-medium", torch_dtype=torch.bfloat16),
         reward=RewardDanceScorer.from_pretrained("org/my-judge", device_map="cuda:0"),
         args=ReFLTrainingArguments("my-generator", num_inference_steps=20, max_steps=200),
         train_dataset=references,  # rows with `prompt` and `references`
