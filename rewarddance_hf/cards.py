@@ -8,15 +8,7 @@ from huggingface_hub import CardData
 
 
 def templates_folder() -> Path:
-    """
-    Find the templates: inside of an installed package, or at the top of a checkout.
-
-    Returns:
-        `Path`: Folder with the templates of cards, and of the Spaces of judges and metrics.
-
-    Raises:
-        `FileNotFoundError`: If they are in neither place.
-    """
+    """Folder of the templates of cards and Spaces: inside of an installed package, or at the top of a checkout."""
     package = Path(__file__).parent
     for folder in (package / "hub_cards", package.parent / "hub_cards"):
         if (folder / "model_card.md").is_file():
@@ -28,20 +20,7 @@ def templates_folder() -> Path:
 
 
 def render_card(template: str, card_data: CardData, **values: Any) -> str:
-    """
-    Fill the template of a card.
-
-    Args:
-        template (`str`):
-            Name of its file.
-        card_data (`CardData`):
-            Metadata of the repository.
-        values (`Any`):
-            What the template asks for. What is missing is an error.
-
-    Returns:
-        `str`: Markdown with metadata.
-    """
+    """Card from a template and the metadata of the repository. It is an error if the template asks for a value that is missing."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates_folder()),
         undefined=jinja2.StrictUndefined,

@@ -16,30 +16,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """
-    The processes of a run, as `accelerate launch` or `torchrun` started them; one if nothing did.
-
-    Args:
-        index (`int`, *optional*, defaults to `0`):
-            Index of this process.
-        count (`int`, *optional*, defaults to `1`):
-            Number of processes.
-    """
+    """The processes of a run, as `accelerate launch` or `torchrun` started them; one if nothing did."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
     def current(cls) -> "Processes":
-        """
-        Find out about the processes of this run, and connect them if they are not yet.
-
-        Returns:
-            [`Processes`]
-
-        Raises:
-            `ImportError`: If there are several processes and accelerate is not installed.
-        """
+        """The processes of this run, connected if they are not yet."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
         require_extra("train", "accelerate")
@@ -54,7 +38,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """`bool`: Whether this is the process that talks and writes what is written once."""
+        """Whether this is the process that talks and writes what is written once."""
         return self.index == 0
 
     def rows(self, num_rows: int) -> range:
@@ -70,16 +54,7 @@ class Processes:
         return gather_object(values)
 
     def raise_together(self, error: BaseException | None) -> None:
-        """
-        Raise the error of one process on all of them, so that none waits for the others.
-
-        Args:
-            error (`BaseException`, *optional*):
-                What went wrong on this process. Raised as it is.
-
-        Raises:
-            `RuntimeError`: If another process failed.
-        """
+        """Raise the error of this process, or a `RuntimeError` if another one failed, so that none waits for the others."""
         failed = [
             found for found in self.gather([None if error is None else f"{type(error).__name__}: {error}"]) if found
         ]
@@ -95,20 +70,10 @@ class Processes:
 
 def run_split(work: Callable[[Sequence[int]], Sequence[T]], num_rows: int) -> list[T]:
     """
-    Work on rows on all processes, each on its own share.
+    Results of all rows in their order, on every process, each of which works on its own share.
 
-    Args:
-        work (`Callable`):
-            Function that gets the indices of rows and returns a result for each of them. It must not wait for other
-            processes.
-        num_rows (`int`):
-            Number of rows.
-
-    Returns:
-        `list`: Results of all rows in their order, on every process.
-
-    Raises:
-        `RuntimeError`: If another process failed. What fails on this one is raised as it is.
+    `work` gets the indices of rows and returns a result for each; it must not wait for other processes. If it fails on
+    another process, that is a `RuntimeError` here.
     """
     processes = Processes.current()
     mine = processes.rows(num_rows)

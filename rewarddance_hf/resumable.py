@@ -22,15 +22,7 @@ SAMPLED_ENTRIES = 8  # of each tensor, that tell weights from others
 
 
 def write_atomically(file: str | os.PathLike, content: bytes) -> None:
-    """
-    Write a file so that it is there as a whole or not at all, also after a kill or a power cut.
-
-    Args:
-        file (`str` or `os.PathLike`):
-            File, replaced if it exists.
-        content (`bytes`):
-            What is in it.
-    """
+    """Write a file, or replace it, so that it is there as a whole or not at all, also after a kill or a power cut."""
     path = Path(file)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with open(part, "wb") as stream:
@@ -42,14 +34,8 @@ def write_atomically(file: str | os.PathLike, content: bytes) -> None:
 
 def describe_weights(module: torch.nn.Module) -> str:
     """
-    Tell weights from others by their names, shapes, types and some entries of each.
-
-    Args:
-        module (`torch.nn.Module`):
-            Any model. Parameters on the meta device (of offloaded models) count by shape only.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
+    Digest that tells weights from others by their names, shapes, types and some entries of each. Parameters on the meta device
+    (of offloaded models) count by shape only.
     """
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
@@ -61,16 +47,7 @@ def describe_weights(module: torch.nn.Module) -> str:
 
 
 def digest_of(*values: Any) -> str:
-    """
-    Tell values from others: images by their pixels, all else by its text.
-
-    Args:
-        values:
-            Images, lists or dicts of them, strings, numbers, None.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
-    """
+    """Digest that tells values from others: images by their pixels, tensors by their numbers, all else by its text."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -95,16 +72,8 @@ def check_fingerprint(file: str | os.PathLike, fingerprint: Mapping[str, Any], n
     """
     Make sure that results on disk were made by the same judge or generator with the same arguments, or note down by which.
 
-    Args:
-        file (`str` or `os.PathLike`):
-            JSON file of the fingerprint, written if it is missing.
-        fingerprint (`dict`):
-            All that results depend on; values that JSON can hold.
-        name (`str`):
-            What the user knows the results by, in error messages, e.g. "`output_dir` 'references/'".
-
-    Raises:
-        `ValueError`: If the results were made by something else; names the keys that differ.
+    `fingerprint` is all that results depend on, in values that JSON can hold; `file` is written if it is missing. `name` is
+    what the user knows the results by. Raises a `ValueError` with the keys that differ.
     """
     path, wanted = Path(file), json.loads(json.dumps(fingerprint))
     if not path.exists():
@@ -121,22 +90,10 @@ def check_fingerprint(file: str | os.PathLike, fingerprint: Mapping[str, Any], n
 
 class RowFolder:
     """
-    Results of rows, one file each. Several processes may write to it at once, each its own rows.
+    Results of rows in `rows/`, one file each. Several processes may write to it at once, each its own rows.
 
-    Args:
-        folder (`str` or `os.PathLike`):
-            Folder, made if it is missing. Files of rows are in `rows/`, the fingerprint in `arguments.json`.
-        fingerprint (`dict`):
-            All that results depend on, beside the row itself.
-        num_rows (`int`):
-            Number of rows.
-        name (`str`):
-            What the user knows the folder by, in error messages.
-        suffix (`str`, *optional*, defaults to `".bin"`):
-            Ending of the files.
-
-    Raises:
-        `ValueError`: If the folder belongs to another run, or holds rows beyond the last one.
+    Arguments as in [`check_fingerprint`]. Raises a `ValueError` if the folder belongs to another run, or holds rows beyond
+    the last one.
     """
 
     def __init__(
@@ -163,21 +120,7 @@ class RowFolder:
         return {int(file.name[:8]): file for file in self.folder.glob(f"*{self.suffix}")}
 
     def is_done(self, index: int, key: Any) -> bool:
-        """
-        Find out whether a row is finished.
-
-        Args:
-            index (`int`):
-                Index of the row.
-            key:
-                What the row is about, as in [`digest_of`].
-
-        Returns:
-            `bool`
-
-        Raises:
-            `ValueError`: If another row was finished in its place.
-        """
+        """Whether a row is finished; a `ValueError` if another row, which the `key` does not describe, was finished in its place."""
         files = list(self.folder.glob(f"{index:08d}-*{self.suffix}"))
         if files and files[0] != self._file(index, key):
             raise ValueError(
@@ -201,26 +144,11 @@ class RowFolder:
 
 class RowFile:
     """
-    Results of rows, one line of JSON each, with the index in `"row"`. One process appends to the file itself; several append to
-    a part each, which [`~RowFile.merge`] joins.
+    Results of rows, one line of JSON each, with the index in `"row"`: `rows` are those on disk. One process appends to the
+    file itself; several append to a part each, which [`~RowFile.merge`] joins. A last line that was cut off is removed.
 
-    Args:
-        file (`str` or `os.PathLike`):
-            File of JSON lines. A last line that was cut off is removed. The fingerprint is in `FILE.fingerprint.json`.
-        fingerprint (`dict`):
-            All that results depend on.
-        num_rows (`int`):
-            Number of rows.
-        name (`str`, *optional*, defaults to the file's name):
-            What the user knows the file by, in error messages.
-
-    Attributes:
-        rows (`dict[int, dict]`):
-            Results that are on disk, by row.
-
-    Raises:
-        `ValueError`: If the file belongs to another run or to none that is known, has rows beyond the last one, a row twice, or a
-            line that is no result.
+    Arguments as in [`check_fingerprint`]; the fingerprint is in `FILE.fingerprint.json`. Raises a `ValueError` if the file
+    belongs to another run or to none that is known, has rows beyond the last one, a row twice, or a line that is no result.
     """
 
     def __init__(
@@ -252,13 +180,7 @@ class RowFile:
         self.processes.wait()  # all have read before one writes
 
     def append(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """
-        Write results down; they are on disk when this returns.
-
-        Args:
-            results (`list[dict]`):
-                Results with `"row"`, and values that JSON can hold.
-        """
+        """Write results down, each with `"row"` and values that JSON can hold; they are on disk when this returns."""
         with open(self._own(), "ab") as stream:
             stream.write("".join(json.dumps(dict(result)) + "\n" for result in results).encode())
             stream.flush()

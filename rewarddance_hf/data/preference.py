@@ -18,18 +18,7 @@ COMMON_NAMES = {
 
 
 def check_columns(column_names: Iterable[str], name: str = "dataset") -> None:
-    """
-    Make sure that a dataset has the columns of a preference row.
-
-    Args:
-        column_names (`Iterable[str]`):
-            Columns that the dataset has.
-        name (`str`, *optional*, defaults to `"dataset"`):
-            Name of the dataset in error messages.
-
-    Raises:
-        `ValueError`: If a required column is missing.
-    """
+    """Raise a `ValueError` unless a dataset, called `name` in it, has the columns of a preference row."""
     found = list(column_names)
     missing = [column for column in REQUIRED_COLUMNS if column not in found]
     if not missing:
@@ -93,20 +82,10 @@ def row_question(
     row: Mapping[str, Any], chosen_second: bool = True, uses_reference: bool = True, reasons_first: bool = False
 ) -> Question:
     """
-    Question about a preference row.
+    Question about a preference row, whose media may be loaded.
 
-    Args:
-        row (`Mapping`):
-            Preference row, whose media may be loaded.
-        chosen_second (`bool`, *optional*, defaults to `True`):
-            Whether the chosen image is the sample, image 2 of a pairwise question, so that the verdict is "yes".
-        uses_reference (`bool`, *optional*, defaults to `True`):
-            Whether the other image is shown too, as image 1.
-        reasons_first (`bool`, *optional*, defaults to `False`):
-            Whether to ask for reasons before the answer.
-
-    Returns:
-        [`~rewarddance_hf.models.question_rewarddance.Question`]
+    The verdict is "yes" if `chosen_second`: the chosen image is the sample, image 2 of a pairwise question. With
+    `uses_reference` the other image is shown too, as image 1.
     """
     sample, reference = ("chosen", "rejected") if chosen_second else ("rejected", "chosen")
     return Question(
@@ -121,18 +100,7 @@ def row_question(
 
 
 def rationale_text(row: Mapping[str, Any], chosen_second: bool) -> str | None:
-    """
-    Rationale of a row for the order in which its images are shown.
-
-    Args:
-        row (`Mapping`):
-            Preference row.
-        chosen_second (`bool`):
-            Whether the chosen image is image 2, so that the verdict is "yes".
-
-    Returns:
-        `str` or `None`: Text that follows the verdict, or None if the row has none.
-    """
+    """Rationale of a row for the order in which its images are shown, or None: `chosen_second` if the chosen one is image 2."""
     rationale = row.get("rationale")
     if isinstance(rationale, Mapping):
         rationale = rationale["yes" if chosen_second else "no"]

@@ -10,19 +10,8 @@ from .preference import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, check_columns, check
 
 def prepare_rows(dataset: Any, name: str) -> Any:
     """
-    Make a dataset ready for a data loader, whose rows then know their name.
-
-    Args:
-        dataset (`datasets.Dataset`, `datasets.IterableDataset` or `torch.utils.data.Dataset`, *optional*):
-            Preference rows.
-        name (`str`):
-            Name of the dataset in error messages.
-
-    Returns:
-        [`PreferenceRows`], an iterable dataset, or None if None was given.
-
-    Raises:
-        `ValueError`: If the dataset is empty or lacks a column.
+    Make a dataset ready for a data loader: its rows then know their name. Raises a `ValueError` if it is empty or lacks a
+    column.
     """
     if dataset is None or isinstance(dataset, PreferenceRows):
         return dataset
@@ -44,15 +33,6 @@ class PreferenceRows(torch.utils.data.Dataset):
     """
     Map-style view of a preference dataset for a data loader: every row knows its index, unused columns are not read,
     and images of a [`~datasets.Dataset`] stay encoded until the collator, which can name the row of a corrupt one.
-
-    Args:
-        dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
-            Preference rows.
-        name (`str`, *optional*, defaults to `"dataset"`):
-            Name of the dataset in error messages.
-
-    Raises:
-        `ValueError`: If the dataset is empty or lacks a column.
     """
 
     def __init__(self, dataset: Any, name: str = "dataset") -> None:
@@ -74,16 +54,7 @@ class PreferenceRows(torch.utils.data.Dataset):
 
 
 def keep_images_encoded(dataset: Any) -> Any:
-    """
-    Turn off the decoding of image and video columns.
-
-    Args:
-        dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            Dataset with any features.
-
-    Returns:
-        The same dataset with `{"bytes": ..., "path": ...}` in place of images and videos.
-    """
+    """Turn off the decoding of image and video columns: rows hold `{"bytes": ..., "path": ...}` in their place."""
     encoded = datasets.Image(decode=False)
     for column, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):

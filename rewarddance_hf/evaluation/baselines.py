@@ -93,20 +93,7 @@ class CLIPJudge:
 
     @torch.no_grad()
     def __call__(self, images: list[Any], prompts: list[str], **context: Any) -> torch.Tensor:
-        """
-        Score samples.
-
-        Args:
-            images (`list`):
-                Images, or lists of images as frames of clips.
-            prompts (`list[str]`):
-                One prompt for each.
-            context (`Any`):
-                Task, criteria and first frames, which CLIP does not look at.
-
-        Returns:
-            `torch.Tensor` of shape `(n,)`: Scores.
-        """
+        """Scores `(n,)` of images, or of clips as lists of frames. CLIP does not look at task, criteria and first frames."""
         frames = [load_frames(sample, f"images[{i}]") for i, sample in enumerate(images)]
         pixels = self.image_processor([f for clip in frames for f in clip], return_tensors="pt")["pixel_values"]
         text = self.tokenizer(
@@ -130,23 +117,9 @@ class CLIPJudge:
 
 def load_baseline(name: str, device: str | torch.device = "cpu", dtype: Any = "auto") -> Callable[..., Any] | None:
     """
-    Load another judge by its name on the command line.
-
-    Args:
-        name (`str`):
-            `"clipscore"`, `"pickscore"`, either with `":<repository ID or folder>"` of other weights, or
-            `"<module>:<function>"` of a reward function, whose module may lie in the working folder.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
-            Device of CLIP models.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-            Type of the weights of CLIP models.
-
-    Returns:
-        `Callable` or None: Reward function, or None for anything else, such as the repository ID of a judge.
-
-    Raises:
-        `ValueError`: If the module has no such function.
-        `ImportError`: If there is no such module.
+    Another judge by its name on the command line: `"clipscore"`, `"pickscore"`, either with `":<repository ID or folder>"` of
+    other weights, or `"<module>:<function>"`, whose module may lie in the working folder. None for anything else, such as
+    the repository ID of a judge; a `ValueError` if the module has no such function.
     """
     kind, _, weights = name.partition(":")
     if kind == "clipscore":

@@ -31,21 +31,7 @@ TIES_LEFT_OUT = "ties left out"
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """
-    Accuracy of a judge as others have published it.
-
-    Args:
-        judge (`str`):
-            Name of the judge.
-        accuracy (`float`):
-            Accuracy in percent.
-        split (`str`):
-            Split, or that it is not stated.
-        ties (`str`):
-            What was done with ties, or that it is not stated.
-        source (`str`):
-            Where it is from.
-    """
+    """Accuracy of a judge, in percent, as others have published it; split and tie rule may be "not stated"."""
 
     judge: str
     accuracy: float
@@ -55,16 +41,7 @@ class PublishedFigure:
 
 
 def published_figures(benchmark: str) -> list[PublishedFigure]:
-    """
-    Look up what others have published.
-
-    Args:
-        benchmark (`str`):
-            Name of a benchmark.
-
-    Returns:
-        `list[PublishedFigure]`: Figures, none of which was run again.
-    """
+    """What others have published on a benchmark, none of it run again."""
     tables = json.loads(PUBLISHED_FIGURES.read_text(encoding="utf-8"))
     return [
         PublishedFigure(judge, accuracy, table["split"], table["ties"], table["source"])
@@ -76,24 +53,9 @@ def published_figures(benchmark: str) -> list[PublishedFigure]:
 
 def best_accuracy_with_ties(probabilities: np.ndarray, ties: np.ndarray) -> float:
     """
-    Compute the accuracy over three verdicts (chosen, rejected, tie) for the tie margin that makes it largest, as
-    VideoGen-RewardBench does (Algorithm 1 of [Ties Matter](https://huggingface.co/papers/2305.14324)). The margin is chosen on
-    the very rows that are measured.
-
-    Args:
-        probabilities (`np.ndarray` of shape `(rows,)`):
-            Probabilities of the chosen image being preferred.
-        ties (`np.ndarray` of shape `(rows,)`):
-            Whether neither image is preferred in truth.
-
-    Returns:
-        `float`: Share of right verdicts.
-
-    Example:
-    ```python
-    >>> best_accuracy_with_ties(np.array([0.9, 0.55, 0.52, 0.1]), np.array([False, True, True, False]))
-    0.75
-    ```
+    Accuracy over three verdicts (chosen, rejected, tie) for the tie margin that makes it largest, as VideoGen-RewardBench
+    has it (Algorithm 1 of [Ties Matter](https://huggingface.co/papers/2305.14324)): chosen on the very rows that are
+    measured. `probabilities` `(rows,)` are those of the chosen image being preferred, `ties` `(rows,)` are the true ties.
     """
     distances = np.abs(probabilities - 0.5)
     order = np.argsort(distances, kind="stable")
@@ -177,21 +139,7 @@ class BenchmarkRun:
         self._settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "show_progress": show_progress}
 
     def __call__(self, judge_name: str, judge: Any) -> dict[str, float]:
-        """
-        Measure a judge.
-
-        Args:
-            judge_name (`str`):
-                Name of the judge in the table.
-            judge ([`RewardDanceScorer`] or `Callable`):
-                Judge, which is asked in both orders if it is pairwise, or any reward function.
-
-        Returns:
-            `dict[str, float]`: Metrics.
-
-        Raises:
-            `ValueError`: If an image cannot be read, or a score is not finite.
-        """
+        """Metrics of a judge, a scorer (asked in both orders if it is pairwise) or any reward function, named so in the table."""
         evaluator = RewardDanceEvaluator(self.rows, **self._settings)
         metrics = evaluator(judge)
         answers = evaluator.results
@@ -207,12 +155,7 @@ class BenchmarkRun:
         return published_figures(self.name)
 
     def table(self) -> str:
-        """
-        Write the results, and published figures, as Markdown.
-
-        Returns:
-            `str`: Two tables, with split and tie rule beside every figure.
-        """
+        """Results and published figures as two Markdown tables, with split and tie rule beside every figure."""
         first = next(iter(self.results.values()))
         total, ties = int(first["num_rows"]), int(first["num_ties"])
         part = (
@@ -243,13 +186,7 @@ class BenchmarkRun:
         return "\n".join(lines)
 
     def document(self) -> dict[str, Any]:
-        """
-        Give all results.
-
-        Returns:
-            `dict[str, Any]`: Benchmark, repository, configuration, dimension, split, revision, limit, tie rule, metrics of each
-            judge, and published figures.
-        """
+        """All results and what they were measured on, for a JSON file."""
         return {
             "benchmark": self.name,
             "dataset": self.repo_id,
@@ -264,23 +201,14 @@ class BenchmarkRun:
         }
 
     def eval_results(self, judge_name: str) -> list[EvalResult]:
-        """
-        Make the entries of a judge for the model-index of its card.
-
-        Args:
-            judge_name (`str`):
-                Name of a judge that was measured.
-
-        Returns:
-            `list[EvalResult]`: One for each metric, with split, tie rule and interval.
-        """
+        """Entries of a judge for the model-index of its card, one for each metric, with split, tie rule and interval."""
         metrics = self.results[judge_name]
         counts: dict[str, Any] = {
             "pairs": int(metrics["num_rows"]),
             "ties": int(metrics["num_ties"]),
             "limit": self.limit,
         }
-        # A dimension is no configuration of the dataset, though results of several stand under one.
+        # A dimension is no configuration of the dataset: the results of several stand under one.
         dimension = self.benchmark.options.get("dimension")
         prefix = f"{dimension}: " if dimension else ""
         if dimension:
@@ -326,18 +254,8 @@ _TIE_METRICS = ("accuracy_with_ties", "accuracy_with_ties_best")
 
 def write_model_index(path: str | os.PathLike, model_name: str, eval_results: list[EvalResult]) -> None:
     """
-    Write results into the metadata of a model card, in place of older ones of the same benchmark. All else in the file stays.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Model card, or a file that will only hold its metadata.
-        model_name (`str`):
-            Name of the judge, for a file that has no model-index yet.
-        eval_results (`list[EvalResult]`):
-            Results.
-
-    Raises:
-        `ValueError`: If the file has metadata that cannot be read.
+    Write results into the metadata of a model card, or of a file that will only hold metadata, in place of older ones of
+    the same benchmark. `model_name` is for files without a model-index. Raises a `ValueError` if the metadata cannot be read.
     """
     path = Path(path)
     name, known = model_name, list[EvalResult]()

@@ -14,19 +14,16 @@ TEMPERATURE_BOUNDS = (0.01, 100.0)
 
 
 def sigmoid(log_odds: np.ndarray) -> np.ndarray:
-    """Turn log-odds into probabilities."""
+    """Probabilities of log-odds."""
     return np.exp(-np.logaddexp(0.0, -np.asarray(log_odds, dtype=np.float64)))
 
 
 def verdict_credits(log_odds: np.ndarray) -> np.ndarray:
     """
-    Give each verdict its credit: 1 where the chosen image is preferred, 0 where the rejected one is, 0.5 where they are equal.
+    Credit of each verdict: 1 where the chosen image is preferred, 0 where the rejected one is, 0.5 where they are equal.
 
-    Example:
-    ```python
     >>> verdict_credits(np.array([2.0, 0.0, -0.1]))
     array([1. , 0.5, 0. ])
-    ```
     """
     log_odds = _checked("log_odds", log_odds)
     return (log_odds > 0) + 0.5 * (log_odds == 0)
@@ -34,8 +31,8 @@ def verdict_credits(log_odds: np.ndarray) -> np.ndarray:
 
 def accuracy_with_ties(probabilities: np.ndarray, ties: np.ndarray, tie_margin: float) -> float:
     """
-    Compute the accuracy over three verdicts: chosen, rejected, tie. A tie is predicted where the probability, one for each row,
-    is at most `tie_margin` from 0.5; that is right where the row is a tie and wrong elsewhere.
+    Accuracy over three verdicts: chosen, rejected, tie. A tie is predicted where the probability, one for each row, is at
+    most `tie_margin` from 0.5; that is right where the row is a tie and wrong elsewhere.
     """
     probabilities = _checked("probabilities", probabilities)
     predicted_ties = np.abs(probabilities - 0.5) <= tie_margin
@@ -43,21 +40,18 @@ def accuracy_with_ties(probabilities: np.ndarray, ties: np.ndarray, tie_margin: 
 
 
 def order_consistency(log_odds: np.ndarray) -> float:
-    """Compute the share of rows `(rows, 2)` with the same verdict in both orders, right or wrong."""
+    """Share of rows `(rows, 2)` with the same verdict in both orders, right or wrong."""
     log_odds = _checked("log_odds", log_odds)
     return float((np.sign(log_odds[:, 0]) == np.sign(log_odds[:, 1])).mean())
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> float:
     """
-    Compute the expected calibration error: mean distance between predicted and observed frequency of "yes" over `num_bins` bins of
-    equal width, weighted by the number of questions in each.
+    Mean distance between predicted and observed frequency of "yes" over `num_bins` bins of equal width, weighted by the
+    number of questions in each.
 
-    Example:
-    ```python
     >>> round(expected_calibration_error(np.array([0.9, 0.9, 0.9, 0.9]), np.array([1, 1, 1, 0])), 3)
     0.15
-    ```
     """
     probabilities = _checked("probabilities", probabilities).ravel()
     labels = np.asarray(labels, dtype=np.float64).ravel()
@@ -67,12 +61,12 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, nu
 
 
 def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Compute the Brier score: mean squared difference of probabilities and labels."""
+    """Mean squared difference of probabilities and labels."""
     return float(((_checked("probabilities", probabilities) - labels) ** 2).mean())
 
 
 def negative_log_likelihood(log_odds: np.ndarray, labels: np.ndarray) -> float:
-    """Compute the mean negative log-likelihood of labels over all questions, in nats."""
+    """Mean negative log-likelihood of labels over all questions, in nats."""
     signs = 2.0 * np.asarray(labels, dtype=np.float64) - 1.0
     return float(np.logaddexp(0.0, -signs * _checked("log_odds", log_odds)).mean())
 
@@ -81,8 +75,8 @@ def fit_temperature(
     log_odds: np.ndarray, labels: np.ndarray, bounds: tuple[float, float] = TEMPERATURE_BOUNDS
 ) -> float:
     """
-    Find the temperature that divides log-odds so that the negative log-likelihood is smallest. A bound is the answer when all
-    verdicts are right, or most are wrong.
+    Temperature that divides log-odds so that the negative log-likelihood is smallest. A bound is the answer when all verdicts
+    are right, or most are wrong.
     """
     log_odds = _checked("log_odds", log_odds)
 
@@ -110,22 +104,7 @@ def fit_temperature(
 def bootstrap_interval(
     values: np.ndarray, num_samples: int = 1000, seed: int = 0, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """
-    Compute the bootstrap interval of a mean over rows.
-
-    Args:
-        values (`np.ndarray` of shape `(rows,)`):
-            Value of each row.
-        num_samples (`int`, *optional*, defaults to `1000`):
-            Number of resampled means.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the resampling.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            Probability mass between the two ends.
-
-    Returns:
-        `tuple[float, float]`: Lower and upper end.
-    """
+    """Lower and upper end of the bootstrap interval of the mean of `values` `(rows,)`."""
     values = _checked("values", values)
     generator = np.random.default_rng(seed)
     means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(num_samples)]

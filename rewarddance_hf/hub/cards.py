@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .licenses import TrainingData
 from .measurements import Measurement, model_index, table_rows
 
 
-# Metadata of a card that tells what was released by this package from what was not.
+# Metadata of a card that marks what was released by this package.
 RELEASE_KEY = "rewarddance_release"
 
 LIMITS = (
@@ -28,37 +28,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """
-    What a model card says.
-
-    Args:
-        repo_id (`str`):
-            Repository that the model will be in.
-        revision (`str`):
-            Tag of the release.
-        config ([`RewardDanceConfig`]):
-            Configuration of the judge.
-        num_parameters (`int`):
-            Number of weights.
-        dtype (`str`):
-            Type of the weights.
-        license (`str`):
-            License of the model.
-        base_model (`str`, *optional*):
-            Repository ID or name of the model that it was fine-tuned from.
-        training_data (`Sequence[TrainingData]`, *optional*):
-            All data that it was trained on.
-        non_commercial (`Sequence[str]`, *optional*):
-            Names of those that forbid commercial use.
-        measurements (`Sequence[Measurement]`, *optional*):
-            What was measured.
-        training (`Mapping[str, Any]`, *optional*):
-            What the trainer recorded of its run.
-        limits (`Sequence[str]`, *optional*):
-            Limits to name before those of every judge.
-        media (`str`, *optional*, defaults to `"images"`):
-            What is judged.
-    """
+    """What a model card says; `non_commercial` names the training data that forbids commercial use."""
 
     repo_id: str
     revision: str
@@ -70,7 +40,7 @@ class ModelFacts:
     training_data: Sequence[TrainingData] = ()
     non_commercial: Sequence[str] = ()
     measurements: Sequence[Measurement] = ()
-    training: Mapping[str, Any] | None = None
+    training: Mapping[str, Any] | None = None  # what the trainer recorded of its run
     limits: Sequence[str] = ()
     media: str = "images"
 
@@ -78,27 +48,8 @@ class ModelFacts:
 @dataclass(frozen=True)
 class DatasetFacts:
     """
-    What a dataset card says.
-
-    Args:
-        repo_id (`str`):
-            Repository that the dataset will be in.
-        revision (`str`):
-            Tag of the release.
-        description (`str`):
-            What the rows are.
-        source (`str`):
-            How they were made.
-        license (`str`):
-            License of the rows.
-        configurations (`Sequence[Mapping]`):
-            `name`, and `splits` with `name`, `num_rows` and `num_bytes` each.
-        columns (`Mapping[str, str]`):
-            Meaning of each column.
-        limits (`Sequence[str]`, *optional*):
-            Limits.
-        tags (`Sequence[str]`, *optional*):
-            Further tags of the repository.
+    What a dataset card says. Each of `configurations` has a `name`, and `splits` with `name`, `num_rows` and `num_bytes`;
+    `columns` says what each column means.
     """
 
     repo_id: str
@@ -109,36 +60,12 @@ class DatasetFacts:
     configurations: Sequence[Mapping[str, Any]]
     columns: Mapping[str, str]
     limits: Sequence[str] = ()
-    tags: Sequence[str] = field(default_factory=tuple)
+    tags: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class PipelineFacts:
-    """
-    What the card of a diffusers pipeline, or of LoRA weights for one, says.
-
-    Args:
-        repo_id (`str`):
-            Repository that it will be in.
-        revision (`str`):
-            Tag of the release.
-        description (`str`):
-            What it is.
-        source (`str`):
-            How it was made.
-        license (`str`):
-            License.
-        prompt (`str`):
-            Prompt of the snippet.
-        sampling (`Mapping[str, Any]`):
-            Arguments that it is called with.
-        loading (`Mapping[str, Any]`):
-            Arguments that it is loaded with.
-        limits (`Sequence[str]`, *optional*):
-            Limits.
-        base_repo_id (`str`, *optional*):
-            Pipeline that LoRA weights are for.
-    """
+    """What the card of a diffusers pipeline says, or that of LoRA weights for the pipeline `base_repo_id`."""
 
     repo_id: str
     revision: str
@@ -146,23 +73,14 @@ class PipelineFacts:
     source: str
     license: str
     prompt: str
-    sampling: Mapping[str, Any]
-    loading: Mapping[str, Any]
+    sampling: Mapping[str, Any]  # arguments of the call
+    loading: Mapping[str, Any]  # arguments of `from_pretrained`
     limits: Sequence[str] = ()
     base_repo_id: str | None = None
 
 
 def model_card(facts: ModelFacts) -> str:
-    """
-    Write the card of a judge.
-
-    Args:
-        facts ([`ModelFacts`]):
-            What it says.
-
-    Returns:
-        `str`: Markdown with metadata, among it a model-index that names split and tie rule beside every number.
-    """
+    """Card of a judge. Its model-index names split and tie rule beside every number."""
     name = facts.repo_id.rpartition("/")[2]
     public_base = facts.base_model if facts.base_model and _is_repo_id(facts.base_model) else None
     card_data = ModelCardData(
@@ -194,16 +112,7 @@ def model_card(facts: ModelFacts) -> str:
 
 
 def dataset_card(facts: DatasetFacts) -> str:
-    """
-    Write the card of a dataset in parquet files, `<configuration>/<split>-*.parquet`.
-
-    Args:
-        facts ([`DatasetFacts`]):
-            What it says.
-
-    Returns:
-        `str`: Markdown with metadata.
-    """
+    """Card of a dataset in parquet files, `<configuration>/<split>-*.parquet`."""
     name = facts.repo_id.rpartition("/")[2]
     configs = [
         {
@@ -226,16 +135,7 @@ def dataset_card(facts: DatasetFacts) -> str:
 
 
 def pipeline_card(facts: PipelineFacts) -> str:
-    """
-    Write the card of a diffusers pipeline, or of LoRA weights for one.
-
-    Args:
-        facts ([`PipelineFacts`]):
-            What it says.
-
-    Returns:
-        `str`: Markdown with metadata.
-    """
+    """Card of a diffusers pipeline, or of LoRA weights for one."""
     card_data = ModelCardData(
         license=facts.license,
         base_model=facts.base_repo_id,
@@ -248,49 +148,17 @@ def pipeline_card(facts: PipelineFacts) -> str:
 
 
 def release_marker(card: str) -> dict[str, Any] | None:
-    """
-    Read from a card whether a repository was released by this package.
-
-    Args:
-        card (`str`):
-            Text of its `README.md`.
-
-    Returns:
-        `dict` or `None`: `kind` of the release and `tool`, None for repositories of others.
-    """
+    """Marker in the text of a card: `kind` of the release and `tool`, or None for repositories of others."""
     try:
         marker = ModelCard(card, ignore_metadata_errors=True).data.to_dict().get(RELEASE_KEY)
-    except (ValueError, yaml.YAMLError):  # metadata that cannot be read is not ours
+    except (ValueError, yaml.YAMLError):  # a card of somebody else's
         return None
     return marker if isinstance(marker, dict) and "kind" in marker else None
 
 
 def release_marker_of(kind: str) -> dict[str, Any]:
-    """
-    Metadata by which [`release_marker`] knows a release.
-
-    Args:
-        kind (`str`):
-            Kind of release.
-
-    Returns:
-        `dict[str, Any]`
-    """
+    """Metadata by which [`release_marker`] recognizes a release."""
     return {RELEASE_KEY: {"kind": kind, "tool": "rewarddance_hf"}}
-
-
-def code_blocks(card: str) -> list[str]:
-    """
-    Find the Python snippets of a card.
-
-    Args:
-        card (`str`):
-            Markdown.
-
-    Returns:
-        `list[str]`
-    """
-    return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
 
 
 def _is_repo_id(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Licenses of training data: what forbids commercial use never enters a release unnoticed."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,34 +14,14 @@ NON_COMMERCIAL = re.compile(r"(^|-)(nc|noncommercial|non-commercial)(-|$)", re.I
 
 @dataclass(frozen=True)
 class TrainingData:
-    """
-    A dataset that a model was trained on.
-
-    Args:
-        name (`str`):
-            Repository ID on the Hub, or a name.
-        license (`str`):
-            License identifier as on the Hub, e.g. `"apache-2.0"`.
-    """
+    """A dataset that a model was trained on: repository ID or name, and license as on the Hub, e.g. `"apache-2.0"`."""
 
     name: str
     license: str
 
     @classmethod
     def parse(cls, text: str) -> "TrainingData":
-        """
-        Read `NAME=LICENSE`.
-
-        Args:
-            text (`str`):
-                Text of that form.
-
-        Returns:
-            [`TrainingData`]
-
-        Raises:
-            `ValueError`: If it has another form.
-        """
+        """Read `NAME=LICENSE`."""
         name, separator, license = text.rpartition("=")
         if not (name and separator and license):
             raise ValueError(
@@ -56,27 +36,12 @@ class TrainingData:
 
 
 def check_training_data(
-    declared: Sequence[TrainingData],
-    recorded: Iterable[Mapping[str, Any]] = (),
-    allow_non_commercial: bool = False,
+    declared: Sequence[TrainingData], recorded: Sequence[Mapping[str, Any]] = (), allow_non_commercial: bool = False
 ) -> list[TrainingData]:
     """
-    Make sure that all training data is declared with its license, and that none forbids commercial use unnoticed.
+    Make sure that all training data is declared with its license, also what the trainer `recorded` (`name`, `license`).
 
-    Args:
-        declared (`list[TrainingData]`):
-            All data that the model was trained on, in its own words.
-        recorded (`Iterable[Mapping]`, *optional*):
-            `name` and `license` of data that the trainer recorded.
-        allow_non_commercial (`bool`, *optional*, defaults to `False`):
-            Whether to go on with data that forbids commercial use. The license of the model must then say so.
-
-    Returns:
-        `list[TrainingData]`: The data that forbids commercial use.
-
-    Raises:
-        `ValueError`: If nothing is declared, something recorded is not declared, a declared license is empty or contradicts
-            what is known, or commercial use is forbidden and `allow_non_commercial` is false.
+    Returns the data that forbids commercial use, and raises a `ValueError` for it unless `allow_non_commercial`.
     """
     if not declared:
         raise ValueError(
@@ -84,7 +49,6 @@ def check_training_data(
             "of it: `--training-data NAME=LICENSE ...`, or `none=none` for an untrained model."
         )
     by_name = {canonical_name(data.name): data for data in declared}
-    recorded = list(recorded)
     undeclared = [data["name"] for data in recorded if canonical_name(data["name"]) not in by_name]
     if undeclared:
         raise ValueError(
@@ -118,18 +82,7 @@ def check_training_data(
 
 
 def model_license(wanted: str, non_commercial: Sequence[TrainingData]) -> str:
-    """
-    Find the license that a model can be released under.
-
-    Args:
-        wanted (`str`):
-            License that was asked for.
-        non_commercial (`list[TrainingData]`):
-            Training data that forbids commercial use.
-
-    Returns:
-        `str`: `wanted`, or a non-commercial license if the training data has one and `wanted` has not.
-    """
+    """The license that was `wanted`, or that of the `non_commercial` training data if `wanted` allows more."""
     if not non_commercial or NON_COMMERCIAL.search(wanted):
         return wanted
     licenses = [data.license for data in non_commercial if NON_COMMERCIAL.search(data.license)]

@@ -16,23 +16,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Measurement:
-    """
-    What an evaluation measured on one split of one dataset.
-
-    Args:
-        dataset (`str`):
-            Repository ID, or name, of the dataset.
-        split (`str`):
-            Name of the split.
-        metrics (`Mapping[str, float]`):
-            Metrics as [`~rewarddance_hf.RewardDanceEvaluator`] gives them.
-        config (`str`, *optional*):
-            Configuration of the dataset.
-        dimension (`str`, *optional*):
-            What the verdicts are about, where rows have several.
-        judge (`Mapping[str, Any]`, *optional*):
-            Fingerprint of the judge that was measured, if the results have it.
-    """
+    """Metrics of [`~rewarddance_hf.RewardDanceEvaluator`] on one split; `judge` is the fingerprint of the judge, if known."""
 
     dataset: str
     split: str
@@ -52,16 +36,7 @@ class Measurement:
             )
 
     def check_judge(self, fingerprint: Mapping[str, Any]) -> None:
-        """
-        Make sure that these are the figures of a judge. Results without a fingerprint cannot be checked.
-
-        Args:
-            fingerprint (`Mapping[str, Any]`):
-                Fingerprint of the judge.
-
-        Raises:
-            `ValueError`: If another judge was measured.
-        """
+        """Raise a `ValueError` if another judge was measured. Results without a fingerprint cannot be checked."""
         name = f"{self.dataset!r}, split {self.split!r}"
         if self.judge is None:
             logger.warning(
@@ -77,20 +52,7 @@ class Measurement:
 
 
 def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
-    """
-    Read results as `rewarddance evaluate --output` writes them.
-
-    Args:
-        files (`list` of `str` or `Path`):
-            JSON files with `dataset`, `split` and `metrics`, and optionally `config`, `dimension`, `data_files`, `limit` (the
-            first rows of a split are named `test[:100]`) and `judge_fingerprint`.
-
-    Returns:
-        `list[Measurement]`
-
-    Raises:
-        `ValueError`: If a file is no such document, or lacks a metric or the split.
-    """
+    """Read JSON files of `rewarddance evaluate --output`. The first rows of a split are named as in `test[:100]`."""
     measurements = []
     for file in files:
         try:
@@ -119,16 +81,7 @@ def _public_name(dataset: str, data_files: list[str] | None) -> str:
 
 
 def model_index(measurement: Measurement) -> list[EvalResult]:
-    """
-    Make the model-index entries of a measurement. Each names its split, and its tie rule in the name of the metric.
-
-    Args:
-        measurement ([`Measurement`]):
-            What was measured.
-
-    Returns:
-        `list[EvalResult]`
-    """
+    """Model-index entries of a measurement, each with its split, and its tie rule in the name of the metric."""
     names = {
         "accuracy": "accuracy, ties left out, both orders",
         "accuracy_with_ties": "accuracy, ties counted (within 0.05 of one half)",
@@ -155,16 +108,7 @@ def model_index(measurement: Measurement) -> list[EvalResult]:
 
 
 def table_rows(measurement: Measurement) -> list[dict[str, str]]:
-    """
-    Make the rows of a card's table: one with ties left out, and one with ties counted where there are ties.
-
-    Args:
-        measurement ([`Measurement`]):
-            What was measured.
-
-    Returns:
-        `list[dict[str, str]]`: Cells by name.
-    """
+    """Rows of a card's table: one with ties left out, and one with ties counted where there are ties."""
     metrics = measurement.metrics
     num_ties = int(metrics["num_ties"])
 

@@ -36,27 +36,7 @@ NOT_TRAINED = "none"
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """
-    What a push would do.
-
-    Args:
-        repo_id (`str`):
-            Repository.
-        kind (`str`):
-            Kind of release.
-        tag (`str`):
-            Tag of the release.
-        added, changed, deleted, unchanged (`list[str]`):
-            Paths in the repository.
-        num_bytes (`int`):
-            Size of the files that are added or changed.
-        head (`str`, *optional*):
-            Commit that the plan starts from, None if the repository does not exist.
-        is_released (`bool`):
-            Whether the tag exists and holds just these files.
-        is_first (`bool`):
-            Whether the repository has no release yet.
-    """
+    """What a push does to a repository; the lists hold paths."""
 
     repo_id: str
     kind: str
@@ -178,13 +158,7 @@ def build_model_release(
 
 
 def add_pipeline(folder: Path) -> None:
-    """
-    Let `transformers.pipeline` find the pipeline in a saved judge, without this package.
-
-    Args:
-        folder (`Path`):
-            Folder of a judge that was saved with its code.
-    """
+    """Let `transformers.pipeline` find the pipeline in the folder of a saved judge, without this package."""
     source = Path(pipeline_rewarddance.__file__)
     shutil.copy(source, folder / source.name)
     file = folder / "config.json"
@@ -203,22 +177,8 @@ def plan_push(folder: str | Path, repo_id: str, tag: str, api: HfApi | None = No
     """
     Find out what a push would change, by comparing hashes.
 
-    Args:
-        folder (`str` or `Path`):
-            Release folder.
-        repo_id (`str`):
-            Repository on the Hub.
-        tag (`str`):
-            Tag of the release.
-        api (`HfApi`, *optional*):
-            Client of the Hub.
-
-    Returns:
-        [`ReleasePlan`]
-
-    Raises:
-        `ValueError`: If the folder is no release, the repository holds something that this package did not release, or the
-            tag is taken by other files.
+    Raises a `ValueError` if the folder is no release, the repository holds something that this package did not release, or
+    the tag belongs to other files.
     """
     api, folder = api or HfApi(), Path(folder)
     kind = read_kind(folder)
@@ -283,10 +243,9 @@ def push_release(
     plan = plan_push(folder, repo_id, tag, api)
     if plan.is_released:
         return plan
-    repo_type = REPO_TYPES[plan.kind]
-    where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type}
+    where: dict[str, Any] = {"repo_id": repo_id, "repo_type": REPO_TYPES[plan.kind]}
     if plan.head is None:
-        api.create_repo(**where, private=True, space_sdk="gradio" if repo_type == "space" else None)
+        api.create_repo(**where, private=True, space_sdk="gradio" if where["repo_type"] == "space" else None)
         plan = plan_push(folder, repo_id, tag, api)
     head = plan.head or "main"
     operations: list[Any] = [

@@ -23,21 +23,8 @@ def save_with_code(
     max_shard_size: str = "5GB",
 ) -> None:
     """
-    Save a judge as the Hub needs it: all weights in safetensors files, configuration, processor, and the code of all
-    three, which `AutoModel`, `AutoConfig` and `AutoProcessor` load with `trust_remote_code=True`.
-
-    Args:
-        model ([`RewardDanceForYesScoring`] or `PeftModel`):
-            Judge. Adapters on it are merged into it.
-        processor ([`RewardDanceProcessor`]):
-            Its processor.
-        save_directory (`str` or `os.PathLike`):
-            Folder, made if it is missing.
-        max_shard_size (`str`, *optional*, defaults to `"5GB"`):
-            Size above which the weights are split into several files.
-
-    Raises:
-        `ValueError`: If the processor belongs to another judge, or code that the saved files need is missing.
+    Save a judge as the Hub needs it: weights (adapters merged), configuration, processor, and the code of all three, which
+    `AutoModel`, `AutoConfig` and `AutoProcessor` load with `trust_remote_code=True`.
     """
     folder = Path(save_directory)
     model = merge_adapters(model)
@@ -53,16 +40,7 @@ def save_with_code(
 
 
 def check_code(folder: str | os.PathLike) -> None:
-    """
-    Make sure that a checkpoint names its code and holds all files of it.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Folder of a checkpoint.
-
-    Raises:
-        `ValueError`: If an Auto class is not named, or a file is missing.
-    """
+    """Raise a `ValueError` unless a checkpoint names its code in `auto_map` and holds all files of it."""
     folder = Path(folder)
     for name, auto_classes in AUTO_CLASSES.items():
         auto_map = json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map") or {}

@@ -19,22 +19,10 @@ GRADIO_VERSION = "6.31.0"
 
 
 def build_metric(module: str | Path, folder: str | Path) -> Path:
-    """
-    Build the Space of an `evaluate` module: the module, a page on which it can be tried, and its card.
-
-    Args:
-        module (`str` or `Path`):
-            Python file of the module, with `_DESCRIPTION`, `_KWARGS_DESCRIPTION` (with examples) and `_CITATION`. It is not
-            run.
-        folder (`str` or `Path`):
-            Folder to be made. The repository must have the name of the module.
-
-    Returns:
-        `Path`: The folder.
-    """
+    """Build the Space of an `evaluate` module: its Python file, which is not run, a page on which to try it, and its card."""
     module, folder = Path(module), Path(folder)
     copy_template("metric", folder)
-    shutil.copy(module, folder / module.name)
+    shutil.copy(module, folder)
     texts = {
         node.targets[0].id: ast.literal_eval(node.value).strip()
         for node in ast.parse(module.read_text(encoding="utf-8")).body
@@ -59,36 +47,13 @@ def build_metric(module: str | Path, folder: str | Path) -> Path:
 
 
 def space_card(title: str, text: str, models: Sequence[str] = (), datasets: Sequence[str] = ()) -> str:
-    """
-    Write the `README.md` of a Gradio Space.
-
-    Args:
-        title (`str`):
-            Title of the Space.
-        text (`str`):
-            What it shows.
-        models (`Sequence[str]`, *optional*):
-            Repository IDs of models that it uses.
-        datasets (`Sequence[str]`, *optional*):
-            Repository IDs of datasets that it uses.
-
-    Returns:
-        `str`: Markdown with metadata.
-    """
+    """`README.md` of a Gradio Space, with the repository IDs of the models and datasets that it uses."""
     used = {"models": list(models) or None, "datasets": list(datasets) or None}
     return render_card("space_card.md", _space_data(title, ["rewarddance"], "space", **used), title=title, text=text)
 
 
 def copy_template(name: str, folder: Path) -> None:
-    """
-    Start a folder with the files of a template, and nothing else.
-
-    Args:
-        name (`str`):
-            Folder in `hub_cards/`.
-        folder (`Path`):
-            Folder to be made, in place of an older one.
-    """
+    """Make a folder of nothing but the files of a template in `hub_cards/`, in place of an older one."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(templates_folder() / name, folder, ignore=shutil.ignore_patterns("__pycache__"))
 

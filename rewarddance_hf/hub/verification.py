@@ -18,8 +18,7 @@ from . import clean_process
 from .cards import release_marker
 
 
-SHEET_FOLDER = "verification"
-SHEET_FILE = "scores.json"
+SHEET = "verification/scores.json"
 NUM_IMAGES = 6
 PROMPTS = ("a red circle", "two blue squares left of a green triangle", 'a sign that says "no", at night')
 # Largest difference of log-odds between two processes, by type of the weights.
@@ -27,75 +26,52 @@ TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 0.05, "bfloat16": 0.3
 
 
 def write_sheet(model: RewardDanceForYesScoring, processor: RewardDanceProcessor, folder: Path) -> None:
-    """
-    Write a fixed sheet of images and the judge's scores of them into a release folder.
-
-    Args:
-        model ([`RewardDanceForYesScoring`]):
-            Judge.
-        processor ([`RewardDanceProcessor`]):
-            Its processor.
-        folder (`Path`):
-            Release folder. Images and `scores.json` are written to `verification/`.
-    """
-    sheet = folder / SHEET_FOLDER
-    sheet.mkdir()
+    """Write fixed images and the judge's scores of them to `verification/` in a release folder."""
+    sheet = folder / SHEET
+    sheet.parent.mkdir()
     images = [_image(number) for number in range(NUM_IMAGES)]
-    names = [f"{SHEET_FOLDER}/{number}.png" for number in range(NUM_IMAGES)]
+    names = [f"{sheet.parent.name}/{number}.png" for number in range(NUM_IMAGES)]
     for image, name in zip(images, names, strict=True):
         image.save(folder / name)
-    is_pairwise = model.config.uses_reference
     rows: list[dict[str, Any]] = []
     for number in range(NUM_IMAGES):
         other = (number + 1) % NUM_IMAGES
         prompt = PROMPTS[number % len(PROMPTS)]
-        references = [images[other]] if is_pairwise else None
+        row = {"prompt": prompt, "image": names[number]}
+        references = None
+        if model.config.uses_reference:
+            row["reference"], references = names[other], [images[other]]
         inputs = processor(images=[images[number]], prompts=[prompt], references=references).to(model.device)
         with torch.no_grad():
             output = model.eval()(**inputs)
-        row = {"prompt": prompt, "image": names[number]} | ({"reference": names[other]} if is_pairwise else {})
         rows.append({**row, "score": output.scores.item(), "log_odds": output.logits.item()})
     dtype = str(model.dtype).removeprefix("torch.")
     document = {"tolerance": TOLERANCES.get(dtype, max(TOLERANCES.values())), "dtype": dtype, "rows": rows}
-    (sheet / SHEET_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    sheet.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def verify_release(source: str | Path, revision: str | None = None, kind: str | None = None) -> dict[str, Any]:
+def verify_release(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     """
-    Load what a release holds in a process without this package, and compare.
+    Load a release, a folder or a repository ID, in a process without this package, and compare.
 
-    A judge is loaded by the code of its own repository, and must give the scores of its sheet. A dataset must give a row of
-    each configuration and split, a metric its own examples.
-
-    Args:
-        source (`str` or `Path`):
-            Release folder, or repository ID. Judges and datasets are then loaded by it; others are downloaded first.
-        revision (`str`, *optional*):
-            Tag or commit of the repository.
-        kind (`str`, *optional*):
-            Kind of release in a folder. Read from its card by default.
-
-    Returns:
-        `dict[str, Any]`: What was seen there; `max_difference` of log-odds for a judge.
-
-    Raises:
-        `ValueError`: If the release was not made by this package, is not there, cannot be loaded, or gives other scores.
+    A judge is loaded by the code of its own repository, and must give the scores of its sheet (`max_difference` of the
+    result). A dataset must give a row of each configuration and split, a metric its own examples. Raises a `ValueError` if
+    the release was not made by this package, is not there, cannot be loaded, or gives other scores.
     """
     folder = Path(source)
     if not folder.is_dir():
         kind, source = _find_release(str(source), revision)
         folder = Path(source)
-    kind = kind or read_kind(folder)
+    else:
+        kind = read_kind(folder)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    if folder.is_dir():
-        source = str(folder.resolve())
-        environment["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as elsewhere:
-        environment["HF_MODULES_CACHE"] = str(Path(elsewhere) / "modules")
+        environment["HF_MODULES_CACHE"] = f"{elsewhere}/modules"
         if folder.is_dir():
-            environment["HF_DATASETS_CACHE"] = str(Path(elsewhere) / "datasets")
-        command = [sys.executable, clean_process.__file__, kind, str(source), revision or ""]
-        command.append(str(torch.get_num_threads()))
+            source = folder.resolve()
+            environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{elsewhere}/datasets"}
+        threads = str(torch.get_num_threads())
+        command = [sys.executable, clean_process.__file__, kind, str(source), revision or "", threads]
         done = subprocess.run(
             command, cwd=elsewhere, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
@@ -107,8 +83,7 @@ def verify_release(source: str | Path, revision: str | None = None, kind: str | 
             )
     seen = json.loads(done.stdout.splitlines()[-1])
     if kind == "model":
-        name = f"{SHEET_FOLDER}/{SHEET_FILE}"
-        file = folder / name if folder.is_dir() else hf_hub_download(str(source), name, revision=revision)
+        file = folder / SHEET if folder.is_dir() else hf_hub_download(str(source), SHEET, revision=revision)
         sheet = json.loads(Path(file).read_text(encoding="utf-8"))
         # A score differs by a quarter of what its log-odds do, or less.
         difference = max(
@@ -127,19 +102,7 @@ def verify_release(source: str | Path, revision: str | None = None, kind: str | 
 
 
 def read_kind(folder: Path) -> str:
-    """
-    Read from its card what kind of release a folder is.
-
-    Args:
-        folder (`Path`):
-            Release folder.
-
-    Returns:
-        `str`: A key of `clean_process.CHECKS`.
-
-    Raises:
-        `ValueError`: If it has no card of this package.
-    """
+    """Kind of release of a folder by its card, a key of `clean_process.CHECKS`, or a `ValueError` if it is none."""
     card = folder / "README.md"
     marker = release_marker(card.read_text(encoding="utf-8")) if card.is_file() else None
     if marker is None or marker["kind"] not in clean_process.CHECKS:

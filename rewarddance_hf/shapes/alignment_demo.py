@@ -48,16 +48,8 @@ LORA_TARGETS = [
 
 def color_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """
-    Share of an image that has the colors of its prompt, whatever their shapes and number: a reward to be hacked.
-
-    Args:
-        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
-            Images in [0, 1].
-        prompts (`list[str]`):
-            Prompts of the shapes world.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size,)`: Rewards in [0, 1], differentiable.
+    Share of an image `(batch_size, 3, height, width)` that has the colors of its prompt, whatever their shapes and number: a
+    differentiable reward to be hacked, in [0, 1].
     """
     rewards = []
     for image, prompt in zip(images, prompts, strict=True):
@@ -71,17 +63,10 @@ def color_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
 
 def oracle_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """
-    Whether each image shows all of its prompt, by the oracle. A reward that only sees colors soon breaks something in many
-    images, which the share of facts that hold tells late, since it makes colors right.
+    Whether each image shows all of its prompt, 1 or 0, by the oracle.
 
-    Args:
-        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
-            Images in [0, 1].
-        prompts (`list[str]`):
-            Prompts of the shapes world.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size,)`: 1 or 0.
+    A reward that only sees colors soon breaks something in many images, which the share of facts that hold tells late, since
+    it makes colors right.
     """
     return torch.from_numpy(alignment_holds(images, prompts)).float()
 
@@ -92,17 +77,8 @@ def evaluate_generator(
     """
     Measure how often a generator draws what held-out prompts say, always from the same noise.
 
-    Args:
-        name (`str`):
-            Name of the generator in the metrics.
-        pipeline (`diffusers.DiffusionPipeline`):
-            Generator.
-        num_prompts (`int`, *optional*, defaults to `500`):
-            Number of prompts.
-
-    Returns:
-        `tuple[dict[str, float], list[float]]`: `generator/{name}/alignment` with the 95 % bootstrap interval over prompts
-        (`_low`, `_high`), and `generator/{name}/kind/{kind}/alignment`; and the share of right samples of each prompt.
+    Gives `generator/{name}/alignment` with the 95 % bootstrap interval over prompts (`_low`, `_high`), and
+    `generator/{name}/kind/{kind}/alignment`; and the share of right samples of each prompt.
     """
     dataset = ShapesPrompts(num_prompts, "id", EVALUATION_SEED)
     rows = [dataset[i] for i in range(num_prompts)]
@@ -121,15 +97,8 @@ def evaluate_generator(
 
 def gains(folder: Path) -> dict[str, float]:
     """
-    Compare the tuned generators with the base, prompt by prompt.
-
-    Args:
-        folder (`Path`):
-            Folder of the demo, with what [`tune`] has written for all of `GENERATORS`.
-
-    Returns:
-        `dict[str, float]`: `generator/{name}/gain`, the difference to the base in the share of samples drawn right, with the
-        95 % bootstrap interval over prompts (`_low`, `_high`).
+    Compare what [`tune`] has written with the base, prompt by prompt: `generator/{name}/gain`, the difference in the share of
+    samples drawn right, with the 95 % bootstrap interval over prompts (`_low`, `_high`).
     """
     shares: dict[str, Any] = {}
     for name in GENERATORS:
@@ -155,20 +124,8 @@ def tune(
     Tune the base generator by ReFL (Section 3.3.1 of the [RewardDance paper](https://huggingface.co/papers/2509.08826)),
     measure it, and write adapter, plot of the rewards and `metrics.json`.
 
-    Args:
-        name (`str`):
-            `"tuned"` by the judge against Best-of-N references, with the monitor's best weights; or `"hacked"` by
-            [`color_reward`].
-        output_dir (`str`):
-            Folder for what is written.
-        judge_dir (`str`, *optional*):
-            Folder of the pairwise judge, for `"tuned"`.
-        steps (`int`, *optional*):
-            Number of updates of `"tuned"`; `"hacked"` takes half of them.
-        num_prompts (`int`, *optional*):
-            Number of prompts that the generator is measured on.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
+    `"tuned"` is tuned by the judge in `judge_dir` against Best-of-N references, with the monitor's best weights; `"hacked"` by
+    [`color_reward`], in half of the steps.
     """
     pipeline = load_generator()
     share = min(1.0, steps / TUNING_STEPS)  # short runs are for trying the code

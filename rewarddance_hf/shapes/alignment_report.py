@@ -30,18 +30,7 @@ RIGHT, WRONG = "#2e8b57", "#c0392b"
 
 
 def generator_lines(folder: Path, metrics: dict[str, Any]) -> list[str]:
-    """
-    Write what the report says of the generators.
-
-    Args:
-        folder (`Path`):
-            Folder of the demo, with `verdict.txt` in the folder of each tuned generator.
-        metrics (`dict[str, float]`):
-            Metrics of all generators.
-
-    Returns:
-        `list[str]`: Lines of Markdown.
-    """
+    """Markdown lines about the generators; the folder of each tuned one holds `verdict.txt`."""
     kinds = [key.split("/")[3] for key in metrics if key.startswith("generator/base/kind/")]
     lines = [
         "## A generator, tuned by the judge",
@@ -78,16 +67,7 @@ def generator_lines(folder: Path, metrics: dict[str, Any]) -> list[str]:
 
 
 def draw_generators(folder: Path) -> Figure:
-    """
-    Draw images of all generators for the same held-out prompts and noise, right ones framed in green.
-
-    Args:
-        folder (`Path`):
-            Folder of the demo, with the adapters of its generators.
-
-    Returns:
-        `matplotlib.figure.Figure`
-    """
+    """Draw images of all generators for the same held-out prompts and noise, right ones framed in green."""
     rows = ShapesPrompts(SHEET_PROMPTS, "id", EVALUATION_SEED)
     prompts = [rows[i]["prompt"] for i in range(SHEET_PROMPTS)]
     repeated = [prompt for prompt in prompts for _ in range(SAMPLES_PER_PROMPT)]

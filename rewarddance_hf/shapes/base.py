@@ -34,15 +34,7 @@ BATCH_SIZE = 48
 
 
 class CaptionChats(Dataset):
-    """
-    Chats in which one image is described.
-
-    Args:
-        num_rows (`int`):
-            Number of rows, made when they are asked for.
-        seed (`int`, *optional*, defaults to `0`):
-            Rows depend on it and on their index, and on nothing else.
-    """
+    """Chats in which one image is described."""
 
     def __init__(self, num_rows: int, seed: int = 0) -> None:
         self.captions = ShapesCaptions(num_rows, seed)
@@ -64,16 +56,8 @@ class MatchingChats(Dataset):
     """
     Chats in which images are matched with a prompt, by the criteria that it states, and described.
 
-    Args:
-        num_rows (`int`):
-            Number of rows, made when they are asked for.
-        seed (`int`, *optional*, defaults to `0`):
-            Rows depend on it and on their index, and on nothing else.
-        own_edit_share (`float`, *optional*):
-            How often a wrong image is wrong in number, binding, relation or size, which are learned last. Below 1,
-            since some scenes have no such mistake.
-        kinds (`tuple[str, ...]`, *optional*):
-            Kinds of scenes to draw from. One that is named twice comes twice as often.
+    `own_edit_share` is how often a wrong image is wrong in number, binding, relation or size, which are learned last; below 1,
+    since some scenes have no such mistake. A kind that is named twice in `kinds` comes twice as often.
     """
 
     def __init__(
@@ -146,23 +130,7 @@ class ChatCollator:
 
 
 class ChatTrainer(Trainer):
-    """
-    Trainer in which verdicts weigh as much as the much longer captions.
-
-    Args:
-        model (`PreTrainedModel`):
-            The tiny model.
-        tokenizer (`PreTrainedTokenizerFast`):
-            Its tokenizer.
-        collator (`Callable`):
-            Turns rows into batches with labels.
-        rows (`Dataset`):
-            Rows.
-        steps (`int`):
-            Number of updates.
-        settings:
-            Further arguments of `transformers.TrainingArguments`.
-    """
+    """Trainer in which verdicts weigh as much as the much longer captions; `settings` are training arguments."""
 
     def __init__(
         self, model: Any, tokenizer: Any, collator: Callable[..., Any], rows: Dataset, steps: int, **settings: Any
@@ -210,19 +178,8 @@ class ChatTrainer(Trainer):
 @dataclass(frozen=True)
 class Stage:
     """
-    One part of the training, with an optimizer of its own.
-
-    Args:
-        name (`str`):
-            What it teaches.
-        rows (`Callable[[int, int], Dataset]`):
-            Makes a dataset from a number of rows and a seed.
-        steps (`int`):
-            Number of updates.
-        learning_rate (`float`):
-            Peak learning rate.
-        decay_share (`float`):
-            Share of the steps in which the learning rate falls, at the end.
+    One part of the training, with an optimizer of its own. `rows` makes a dataset from a number of rows and a seed; the
+    learning rate falls in the last `decay_share` of the steps.
     """
 
     name: str
@@ -246,17 +203,7 @@ STAGES = (
 
 
 def train_base(output_dir: Path, seed: int = 0, stages: tuple[Stage, ...] = STAGES) -> None:
-    """
-    Train the base model from scratch and save it as a plain checkpoint.
-
-    Args:
-        output_dir (`Path`):
-            Folder for the checkpoint.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of weights and rows.
-        stages (`tuple[Stage, ...]`, *optional*):
-            Parts of the training, in order.
-    """
+    """Train the base model from scratch and save it as a plain checkpoint."""
     torch.set_num_threads(1)
     tokenizer = build_tokenizer()
     model, processor = build_vlm(tokenizer, seed), build_vlm_processor(tokenizer)

@@ -103,74 +103,19 @@ def _fill_template(template: str, scene: Scene) -> str:
 
 
 def caption_paraphrases(scene: Scene, split: str = "train") -> tuple[str, ...]:
-    """
-    Give every caption that a split has for a scene.
-
-    Args:
-        scene (`Scene`):
-            The scene to describe.
-        split (`str`, *optional*, defaults to `"train"`):
-            `"train"` or `"id"` for the training paraphrases, of which the first is the canonical caption; `"ood"` for
-            those that are never seen in training.
-
-    Returns:
-        `tuple[str, ...]`: The captions.
-
-    Raises:
-        `ValueError`: If the split is unknown.
-
-    Example:
-    ```python
-    >>> scene = Scene("relation", (SceneObject("red", "circle"), SceneObject("blue", "square")), "left of")
-    >>> caption_paraphrases(scene)[2]
-    'a blue square with a red circle on its left'
-    ```
-    """
+    """Every caption that a split has for a scene, the canonical one first; those of `"ood"` are never seen in training."""
     require_member("split", split, ("train", "id", "ood"))
     templates = _OUT_OF_DOMAIN_TEMPLATES if split == "ood" else _TRAINING_TEMPLATES
     return tuple(_fill_template(template, scene) for template in templates[_template_group(scene)])
 
 
 def canonical_caption(scene: Scene) -> str:
-    """
-    Describe a scene in its plainest words.
-
-    Args:
-        scene (`Scene`):
-            The scene to describe.
-
-    Returns:
-        `str`: The canonical caption.
-
-    Example:
-    ```python
-    >>> canonical_caption(Scene("count", (SceneObject("red", "circle"),) * 3))
-    'three red circles'
-    ```
-    """
+    """A scene in its plainest words."""
     return caption_paraphrases(scene)[0]
 
 
 def parse_caption(caption: str) -> Scene:
-    """
-    Read a caption, in any of its paraphrases, back into the scene that it describes.
-
-    Args:
-        caption (`str`):
-            The caption. Case, outer spaces and a final full stop do not matter.
-
-    Returns:
-        `Scene`: The scene that the caption describes.
-
-    Raises:
-        `ValueError`: If the caption is not of this world's grammar.
-
-    Example:
-    ```python
-    >>> parse_caption("a circle in red").objects
-    (SceneObject(color='red', shape='circle', size=None),)
-    ```
-    """
+    """Scene of a caption in any of its paraphrases. Case, outer spaces and a final full stop do not matter."""
     text = caption.strip().removesuffix(".").lower()
     for group, pattern in _PATTERNS:
         match = pattern.fullmatch(text)
@@ -193,12 +138,7 @@ def _scene_from_fields(group: str, fields: dict[str, str]) -> Scene:
 
 
 def caption_words() -> list[str]:
-    """
-    Give every word that a caption may hold, for building a tokenizer in which each is one token.
-
-    Returns:
-        `list[str]`: The words in alphabetical order.
-    """
+    """Every word that a caption may hold, in alphabetical order, for tokenizers in which each is one token."""
     templates = [*_TRAINING_TEMPLATES.values(), *_OUT_OF_DOMAIN_TEMPLATES.values()]
     texts = [re.sub(r"\{\w+\}", " ", template) for group in templates for template in group]
     texts += [words for field, phrases in _FIELD_WORDS.items() if field != "plural" for words in phrases]

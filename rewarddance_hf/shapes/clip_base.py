@@ -40,12 +40,6 @@ class ClipQuestions(Dataset):
 
     A row holds `images` (the given first frame if there is one, then the frames), `opening` (`str`, with `"{}"` for each
     image), and `questions` (pairs of question and answer). The last question asks for a description.
-
-    Args:
-        num_rows (`int`):
-            Number of rows, made when they are asked for.
-        seed (`int`, *optional*, defaults to `0`):
-            Rows depend on it and on their index, and on nothing else.
     """
 
     def __init__(self, num_rows: int, seed: int = 0) -> None:
@@ -159,10 +153,6 @@ class QuestionCollator:
     Turn rows of [`ClipQuestions`] into batches in which each question sees the clip and itself only.
 
     Every question stands at the positions right after the clip, as if it were the only one.
-
-    Args:
-        processor ([`RewardDanceProcessor`]):
-            Processor of a judge of shapes.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -206,17 +196,7 @@ class QuestionCollator:
 
 
 def train_clip_base(output_dir: Path, seed: int = 0, steps: int = STEPS) -> None:
-    """
-    Train the base model to answer questions about clips, and save it as a plain checkpoint.
-
-    Args:
-        output_dir (`Path`):
-            Folder for the checkpoint.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the rows.
-        steps (`int`, *optional*):
-            Number of updates.
-    """
+    """Train the base model to answer questions about clips, and save it as a plain checkpoint."""
     torch.set_num_threads(1)
     processor = judge_processor()
     model = AutoModelForImageTextToText.from_pretrained(BASE_VLM)

@@ -23,17 +23,11 @@ PLACE_TOLERANCE = 0.06
 @dataclass(frozen=True)
 class ClipOracleResult(OracleResult):
     """
-    What the oracle found in a clip.
+    What the oracle found in a clip: `frames` are the objects of each frame, `objects` those of the first.
 
-    Args:
-        facts (`dict[str, bool]`):
-            Whether each fact of the caption holds: `"number"` (one object in each frame), `"color"`, `"shape"`,
-            `"steady"` (the same object all the time, but in `"order"` scenes), then by caption `"direction"`, `"turn"`,
-            `"pace"`, `"stay"` or `"order"`, and `"first frame"` where one was given.
-        objects (`tuple[PlacedObject, ...]`):
-            Objects of the first frame.
-        frames (`tuple[tuple[PlacedObject, ...], ...]`):
-            Objects of each frame.
+    Facts are `"number"` (one object in each frame), `"color"`, `"shape"`, `"steady"` (the same object all the time, except in
+    `"order"` scenes), then by caption `"direction"`, `"turn"`, `"pace"`, `"stay"` or `"order"`, and `"first frame"` where
+    one was given.
     """
 
     frames: tuple[tuple[PlacedObject, ...], ...] = ()
@@ -42,23 +36,7 @@ class ClipOracleResult(OracleResult):
 def check_clip(
     frames: Sequence[Image.Image | np.ndarray], caption: str, condition: Image.Image | np.ndarray | None = None
 ) -> ClipOracleResult:
-    """
-    Tell which facts of a caption a clip shows. It reads pixels only.
-
-    Args:
-        frames (`Sequence` of `PIL.Image.Image` or `np.ndarray` of shape `(height, width, 3)`):
-            Frames in their order, two or more; arrays hold integers up to 255 or floats in [0, 1].
-        caption (`str`):
-            A caption of a clip, in any paraphrase.
-        condition (`PIL.Image.Image` or `np.ndarray`, *optional*):
-            First frame that was given.
-
-    Returns:
-        [`ClipOracleResult`]: The facts, and the objects that were found.
-
-    Raises:
-        `ValueError`: If the caption is not of this grammar, there are fewer than two frames, or one is no RGB image.
-    """
+    """Which facts of a caption a clip of two frames or more shows, by its pixels; `condition` is the given first frame."""
     scene = parse_clip_caption(caption)
     if len(frames) < 2:
         raise ValueError(f"`frames` has {len(frames)} entries, but a clip has two or more. Pass all of its frames.")
@@ -72,20 +50,7 @@ def check_clip_facts(
     frames: Sequence[Sequence[PlacedObject]],
     condition: Sequence[PlacedObject] | None = None,
 ) -> dict[str, bool]:
-    """
-    Tell which facts of a clip hold for placed objects.
-
-    Args:
-        scene (`ClipScene`):
-            What is wanted.
-        frames (`Sequence[Sequence[PlacedObject]]`):
-            What each frame shows.
-        condition (`Sequence[PlacedObject]`, *optional*):
-            What the given first frame shows.
-
-    Returns:
-        `dict[str, bool]`: The facts, named as in [`ClipOracleResult`].
-    """
+    """Which facts of a clip hold for the placed objects of each frame, named as in [`ClipOracleResult`]."""
     lone = [objects[0] for objects in frames if len(objects) == 1]
     facts = {"number": len(lone) == len(frames)}
     names = [(item.color, item.shape) for item in lone]

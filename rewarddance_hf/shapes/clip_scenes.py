@@ -36,20 +36,11 @@ CLOCK = (
 @dataclass(frozen=True)
 class ClipScene:
     """
-    What a clip must show.
+    What a clip must show; color or shape of an object are None where the caption leaves them open, but they must stay the
+    same all the time. `manner` is a direction, side or pace, by the kind.
 
-    Args:
-        kind (`str`):
-            `"move"` (along a line), `"turn"` (around the middle, one way), `"pace"` (around the middle, fast or slow),
-            `"stay"` (no motion) or `"order"` (one object, then another).
-        objects (`tuple[tuple[str | None, str | None], ...]`):
-            Color and shape of the object, and of the second one of an `"order"` scene; None where the caption leaves
-            it open, but it must stay the same all the time.
-        manner (`str`, *optional*, defaults to `""`):
-            Direction, side or pace, by the kind.
-
-    Raises:
-        `ValueError`: If kind, objects and manner do not fit together.
+    Kinds are `"move"` (along a line), `"turn"` (around the middle, one way), `"pace"` (around the middle, fast or slow),
+    `"stay"` (no motion) and `"order"` (one object, then another).
     """
 
     kind: str
@@ -116,28 +107,7 @@ _PATTERNS = tuple(
 
 
 def clip_paraphrases(scene: ClipScene, split: str = "train") -> tuple[str, ...]:
-    """
-    Give every caption that a split has for a clip.
-
-    Args:
-        scene (`ClipScene`):
-            What the clip must show.
-        split (`str`, *optional*, defaults to `"train"`):
-            `"train"` or `"id"` for the training paraphrases, of which the first is the plainest; `"ood"` for those that
-            are never seen in training.
-
-    Returns:
-        `tuple[str, ...]`: The captions.
-
-    Raises:
-        `ValueError`: If the split is unknown.
-
-    Example:
-    ```python
-    >>> clip_paraphrases(ClipScene("order", (("red", "circle"), ("blue", "square"))))[0]
-    'a red circle, then a blue square'
-    ```
-    """
+    """Every caption that a split has for a clip, the plainest first; those of `"ood"` are never seen in training."""
     require_member("split", split, SPLITS)
     templates = _OUT_OF_DOMAIN_TEMPLATES if split == "ood" else _TRAINING_TEMPLATES
     fields = {name: _noun(*item) for name, item in zip("ab", scene.objects)}  # noqa: B905 (one object or two)
@@ -147,25 +117,7 @@ def clip_paraphrases(scene: ClipScene, split: str = "train") -> tuple[str, ...]:
 
 
 def parse_clip_caption(caption: str) -> ClipScene:
-    """
-    Read a caption of a clip, in any of its paraphrases.
-
-    Args:
-        caption (`str`):
-            The caption. Case, outer spaces and a final full stop do not matter.
-
-    Returns:
-        `ClipScene`: What the caption describes.
-
-    Raises:
-        `ValueError`: If the caption is not of this grammar.
-
-    Example:
-    ```python
-    >>> parse_clip_caption("there is a circle that turns left")
-    ClipScene(kind='turn', objects=((None, 'circle'),), manner='left')
-    ```
-    """
+    """What a caption of a clip describes, in any paraphrase. Case, outer spaces and a final full stop do not matter."""
     text = caption.strip().removesuffix(".").lower()
     for pattern in _PATTERNS:
         match = pattern.fullmatch(text)

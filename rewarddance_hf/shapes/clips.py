@@ -53,32 +53,9 @@ class ShapesClipPreferences(ShapesRows):
     (`str`), `rationale` (a `dict` with the texts that follow the verdicts `"yes"` and `"no"`) and `category`; rows of
     `"image-to-video"` also `condition`, the given first frame.
 
-    Args:
-        num_rows (`int`):
-            Number of rows.
-        split (`str`, *optional*, defaults to `"train"`):
-            `"train"`; `"id"` for other rows of the same kind; `"ood"` for pairs of color and shape, paraphrases and
-            drawing conditions that no training row has.
-        task (`str`, *optional*):
-            `"text-to-video"` or `"image-to-video"`. Rows take turns when left out.
-        seed (`int`, *optional*, defaults to `0`):
-            Rows depend on it, on the split and on their index, and on nothing else.
-        size (`int`, *optional*, defaults to `32`):
-            Side of the frames in pixels.
-        shuffled (`bool`, *optional*, defaults to `False`):
-            Whether the frames of each clip come in an order of their own, drawn at random. Rows of
-            [`ORDERED_CATEGORIES`] cannot be decided then, and are the only ones.
-
-    Raises:
-        `TypeError`: If a number is no integer.
-        `ValueError`: If a number is out of range, or split or task is unknown.
-
-    Example:
-    ```python
-    >>> row = ShapesClipPreferences(100, "id", task="image-to-video")[0]
-    >>> len(row["chosen"]), row["chosen"][0].size
-    (4, (32, 32))
-    ```
+    Arguments are those of [`ShapesRows`], and `task`, whose rows take turns when it is left out. With `shuffled` the frames of
+    each clip come in an order of their own, drawn at random. Rows of [`ORDERED_CATEGORIES`] cannot be decided then, and are
+    the only ones.
     """
 
     name = "clips"
@@ -112,23 +89,9 @@ class ShapesClipPreferences(ShapesRows):
 
 def load_shapes(name: str, num_rows: int, seed: int = 0) -> ShapesPreferences | ShapesClipPreferences:
     """
-    Give rows of the shapes world by name.
-
-    Args:
-        name (`str`):
-            `"train"`, `"id"` or `"ood"` for images; with `"video-"` before it for clips of both tasks, with `"t2v-"` or
-            `"i2v-"` for those of one, and `"-shuffled"` after it for frames without their order, e.g.
-            `"t2v-id-shuffled"`.
-        num_rows (`int`):
-            Number of rows.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the rows.
-
-    Returns:
-        [`~rewarddance_hf.shapes.preferences.ShapesPreferences`] or [`ShapesClipPreferences`]
-
-    Raises:
-        `ValueError`: If there are no such rows.
+    Rows of the shapes world by name: `"train"`, `"id"` or `"ood"` for images; with `"video-"` before it for clips of both
+    tasks, with `"t2v-"` or `"i2v-"` for those of one, and `"-shuffled"` after it for frames without their order, e.g.
+    `"t2v-id-shuffled"`.
     """
     for beginning, task in CLIP_TASKS.items():
         if name.startswith(beginning):
@@ -140,15 +103,7 @@ def load_shapes(name: str, num_rows: int, seed: int = 0) -> ShapesPreferences | 
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """
-    What a clip shows.
-
-    Args:
-        path (`tuple[tuple[float, float], ...]`):
-            Place in each frame.
-        names (`tuple[tuple[str, str], ...]`):
-            Color and shape in each frame.
-    """
+    """What a clip shows: place, and color and shape, in each frame."""
 
     path: tuple[tuple[float, float], ...]
     names: tuple[tuple[str, str], ...]
@@ -167,22 +122,7 @@ class ClipPlan:
 
 
 def make_clip_preference(rng: random.Random, split: str, task: str, size: int = 32) -> dict[str, Any]:
-    """
-    Make one preference row of clips.
-
-    Args:
-        rng (`random.Random`):
-            Source of every choice.
-        split (`str`):
-            One of `SPLITS`.
-        task (`str`):
-            `"text-to-video"` or `"image-to-video"`.
-        size (`int`, *optional*, defaults to `32`):
-            Side of the frames in pixels.
-
-    Returns:
-        `dict[str, Any]`: A row as [`ShapesClipPreferences`] describes it.
-    """
+    """Make one row of [`ShapesClipPreferences`], with frames of `size` x `size` pixels."""
     nuisance = OUT_OF_DOMAIN if split == "ood" else IN_DOMAIN
     category = draw_key(rng, CATEGORY_SHARES[task])
     given = task == "image-to-video"
@@ -204,22 +144,7 @@ def make_clip_preference(rng: random.Random, split: str, task: str, size: int = 
 
 
 def plan_pair(category: str, given: bool, split: str, rng: random.Random) -> tuple[ClipScene, ClipPlan, ClipPlan]:
-    """
-    Plan the clips of a preference row.
-
-    Args:
-        category (`str`):
-            What shall be wrong with the second one.
-        given (`bool`):
-            Whether both go on from one image.
-        split (`str`):
-            Split.
-        rng (`random.Random`):
-            Source of every choice.
-
-    Returns:
-        `tuple[ClipScene, ClipPlan, ClipPlan]`: What the prompt says, a clip that shows it, and one that does not.
-    """
+    """What a prompt says, a clip that shows it, and one that does not; both go on from one image if it is `given`."""
     name, other = _draw_names(split, rng)
     if category == "order":
         scene = ClipScene("order", (name, other))
@@ -295,26 +220,7 @@ def _plan(scene: ClipScene, start: int, names: tuple[tuple[str, str], ...], rng:
 def draw_plan(
     plan: ClipPlan, radius: float, shift: tuple[float, float], look: int, nuisance: Nuisance, size: int
 ) -> list[Image.Image]:
-    """
-    Draw the frames of a clip.
-
-    Args:
-        plan ([`ClipPlan`]):
-            What it shows.
-        radius (`float`):
-            Radius of the object.
-        shift (`tuple[float, float]`):
-            By how much its places are off.
-        look (`int`):
-            Seed of ground, colors and noise.
-        nuisance ([`Nuisance`]):
-            Drawing conditions.
-        size (`int`):
-            Side of the frames in pixels.
-
-    Returns:
-        `list[PIL.Image.Image]`
-    """
+    """Frames of a clip. Places are off by `shift`; `look` is the seed of ground, colors and noise."""
     return [
         # Each frame starts from the same seed: ground, colors and noise stay as they are.
         draw_objects([PlacedObject(*name, x + shift[0], y + shift[1], radius)], random.Random(look), nuisance, size)

@@ -46,17 +46,7 @@ MIXED_SEED = 2
 
 
 def sample_pairs(split: str, output_dir: str, num_prompts: int | None = None) -> None:
-    """
-    Draw pairs of the generator's own samples, labelled by the oracle, and save them.
-
-    Args:
-        split (`str`):
-            `"train"` or `"id"` (held out).
-        output_dir (`str`):
-            Folder for the dataset.
-        num_prompts (`int`, *optional*):
-            Number of prompts, six samples each. Defaults to that of the demo.
-    """
+    """Draw pairs of the generator's own samples, six for each prompt, labelled by the oracle, and save them."""
     num_prompts = num_prompts or GENERATED_PROMPTS[split]
     training = split == "train"
     rows = generated_preferences(load_generator(), num_prompts, split, with_described=training, with_ties=training)
@@ -64,18 +54,7 @@ def sample_pairs(split: str, output_dir: str, num_prompts: int | None = None) ->
 
 
 def mixed_rows(num_rows: int, generated_dir: str) -> Dataset:
-    """
-    Rendered pairs, others than in the first training, and as many of the generator.
-
-    Args:
-        num_rows (`int`):
-            Number of rows.
-        generated_dir (`str`):
-            Folder of a dataset of [`sample_pairs`], whose rows come several times if they are few.
-
-    Returns:
-        `torch.utils.data.Dataset`
-    """
+    """Rendered pairs, others than in the first training, and as many of [`sample_pairs`], which come several times if few."""
     generated = datasets.load_from_disk(generated_dir)
     indices = [i % len(generated) for i in range(num_rows // 2)]
     random.Random(0).shuffle(indices)
@@ -90,19 +69,8 @@ def train(
     generated_dir: str | None = None,
 ) -> None:
     """
-    Fine-tune the base model and save it.
-
-    Args:
-        name (`str`):
-            `"judge"` (pairwise, with rationales), `"pointwise"`, or `"regressive"` (the paper's baseline).
-        output_dir (`str`):
-            Folder for the checkpoint and `log_history.json`.
-        steps (`int`, *optional*):
-            Number of updates.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
-        generated_dir (`str`, *optional*):
-            Folder of the generator's pairs. With it the training goes on for a while with those too.
+    Fine-tune the base model as `"judge"` (pairwise, with rationales), `"pointwise"`, or `"regressive"` (the paper's baseline), and
+    save it with its `log_history.json`. With the generator's pairs in `generated_dir` it goes on for a while with those too.
     """
     rows = ShapesPreferences(steps * BATCH_SIZE)
     arguments = _arguments(output_dir, PARADIGM[name], steps, 7e-4, 50, show_progress)
@@ -164,21 +132,7 @@ def _trainer(
 def evaluate(
     name: str, model_dir: str, output_file: str, rows: int = EVALUATION_ROWS, generated_dir: str | None = None
 ) -> None:
-    """
-    Measure a judge on held-out rows, in and out of domain, and on pairs of the generator's samples.
-
-    Args:
-        name (`str`):
-            `"untrained"`, `"judge"` or `"regressive"`.
-        model_dir (`str`):
-            Folder of its checkpoint.
-        output_file (`str`):
-            JSON file for the metrics.
-        rows (`int`, *optional*):
-            Number of rows of each split.
-        generated_dir (`str`, *optional*):
-            Folder of the generator's held-out pairs.
-    """
+    """Measure a judge on held-out rows, in and out of domain, and on pairs of the generator's samples."""
     scorer = RewardDanceScorer(
         RewardDanceForYesScoring.from_pretrained(model_dir, paradigm=PARADIGM[name]),
         judge_processor(model_dir),

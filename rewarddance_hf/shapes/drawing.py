@@ -30,25 +30,7 @@ DRAWING_SCALE = 4
 
 @dataclass(frozen=True)
 class Nuisance:
-    """
-    What may vary in an image without changing what it shows. Pairs are ranges from which an image's value is drawn.
-
-    Args:
-        background (`tuple[float, float]`, *optional*, defaults to `(0.08, 0.24)`):
-            Gray level of the ground, 0 is black.
-        tint (`float`, *optional*, defaults to `0.02`):
-            Largest departure of each of the ground's channels from gray.
-        color_jitter (`float`, *optional*, defaults to `0.06`):
-            Largest departure of each channel of an object's color.
-        position_jitter (`float`, *optional*, defaults to `0.6`):
-            Share of the free room that objects may wander.
-        noise (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.02)`):
-            Standard deviation of the noise on each pixel's channel.
-        blur (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.3)`):
-            Standard deviation of the blur in pixels of an image of side 32; larger ones are blurred in proportion.
-        resolution (`tuple[float, float]`, *optional*, defaults to `(0.95, 1.0)`):
-            Share of the side at which the image is drawn before it is enlarged.
-    """
+    """What may vary in an image without changing what it shows. Pairs are ranges from which an image's value is drawn."""
 
     background: tuple[float, float] = (0.08, 0.24)
     tint: float = 0.02
@@ -73,20 +55,7 @@ OUT_OF_DOMAIN = Nuisance(
 
 
 def place_objects(scene: Scene, rng: random.Random, nuisance: Nuisance = IN_DOMAIN) -> tuple[PlacedObject, ...]:
-    """
-    Choose a size and a place for each object so that the scene holds and no two objects touch.
-
-    Args:
-        scene (`Scene`):
-            The scene to lay out.
-        rng (`random.Random`):
-            Source of every choice.
-        nuisance (`Nuisance`, *optional*, defaults to `IN_DOMAIN`):
-            Gives the position jitter.
-
-    Returns:
-        `tuple[PlacedObject, ...]`: The placed objects, in the scene's order.
-    """
+    """Choose a size and a place for each object so that the scene holds and no two objects touch."""
     radii = _draw_radii(scene, rng)
     if scene.objects[0].size == "large":
         room = (0.5 - radii[0] - 0.04) * nuisance.position_jitter
@@ -124,22 +93,7 @@ def _choose_quarters(scene: Scene, rng: random.Random) -> list[tuple[float, floa
 def draw_objects(
     objects: Sequence[PlacedObject], rng: random.Random, nuisance: Nuisance = IN_DOMAIN, size: int = 32
 ) -> Image.Image:
-    """
-    Paint placed objects.
-
-    Args:
-        objects (`Sequence[PlacedObject]`):
-            The objects, with known color and shape.
-        rng (`random.Random`):
-            Source of every choice.
-        nuisance (`Nuisance`, *optional*, defaults to `IN_DOMAIN`):
-            What varies besides the objects.
-        size (`int`, *optional*, defaults to `32`):
-            Side of the image in pixels.
-
-    Returns:
-        `PIL.Image.Image`: An RGB image.
-    """
+    """Paint objects of known color and shape as an RGB image of `size` x `size` pixels."""
     gray = rng.uniform(*nuisance.background)
     ground = _jittered_color((255 * gray,) * 3, rng, nuisance.tint)
     drawn_size = round(size * rng.uniform(*nuisance.resolution))
@@ -180,25 +134,7 @@ def _add_noise(image: Image.Image, noise: float, rng: random.Random) -> Image.Im
 
 
 def render_scene(scene: Scene, rng: random.Random, nuisance: Nuisance = IN_DOMAIN, size: int = 32) -> Image.Image:
-    """
-    Lay out a scene and paint it.
-
-    Args:
-        scene (`Scene`):
-            What to show.
-        rng (`random.Random`):
-            Source of every choice.
-        nuisance (`Nuisance`, *optional*, defaults to `IN_DOMAIN`):
-            What varies besides the scene.
-        size (`int`, *optional*, defaults to `32`):
-            Side of the image in pixels, at least 16.
-
-    Returns:
-        `PIL.Image.Image`: An RGB image of `size` x `size` pixels.
-
-    Raises:
-        `ValueError`: If the size is too small to show a shape.
-    """
+    """Lay out a scene and paint it as an RGB image of `size` x `size` pixels, 16 or more."""
     if size < 16:
         raise ValueError(f"`size` is {size}, but shapes need images of 16 pixels or more. Use 32.")
     return draw_objects(place_objects(scene, rng, nuisance), rng, nuisance, size)

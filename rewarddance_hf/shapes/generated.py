@@ -47,28 +47,8 @@ NUM_COMPARED = 12
 
 class ShapesPrompts(ShapesRows):
     """
-    Prompts of the shapes world, drawn when they are asked for. No text is in two splits.
-
-    A row holds `prompt` (`str`) and `kind` (one of `KINDS`). The oracle reads what is wanted from the prompt.
-
-    Args:
-        num_rows (`int`):
-            Number of rows. Texts may come twice.
-        split (`str`, *optional*, defaults to `"train"`):
-            `"train"`; `"id"` for other texts of the same kind; `"ood"` for pairs of color and shape, and for
-            paraphrases, that no training prompt has.
-        seed (`int`, *optional*, defaults to `0`):
-            Rows depend on it, on the split and on their index, and on nothing else.
-
-    Raises:
-        `TypeError`: If a number is no integer.
-        `ValueError`: If a number is out of range or the split is unknown.
-
-    Example:
-    ```python
-    >>> sorted(ShapesPrompts(500, split="id")[0])
-    ['kind', 'prompt']
-    ```
+    Prompts of the shapes world, drawn when they are asked for: rows of `prompt` and `kind` (one of `KINDS`). No text is in two
+    splits; `"ood"` has pairs of color and shape, and paraphrases, that no training prompt has.
     """
 
     name = "prompts"
@@ -94,59 +74,21 @@ class ShapesPrompts(ShapesRows):
 
 def alignment_score(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -> np.ndarray:
     """
-    Share of each prompt's facts that its image shows, by the oracle.
+    Share of each prompt's facts that its image shows, by the oracle: an array `(batch_size,)` of numbers from 0 to 1.
 
-    Args:
-        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`, or `list` of `PIL.Image.Image` or of arrays):
-            Images, as a pipeline gives them; tensors in [0, 1], arrays with the channels last.
-        prompts (`list[str]`):
-            Their prompts, in any paraphrase of the shapes world.
-
-    Returns:
-        `np.ndarray` of shape `(batch_size,)`: Shares from 0 to 1.
-
-    Raises:
-        `ValueError`: If the numbers of images and prompts differ, a prompt is not of this world, or a tensor is no
-            batch of RGB images.
+    Images are as a pipeline gives them: a tensor `(batch_size, 3, height, width)` in [0, 1], or a list of PIL images or of
+    arrays with the channels last.
     """
     return np.array([result.share for result in check_images(images, prompts)])
 
 
 def alignment_holds(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -> np.ndarray:
-    """
-    Whether each image shows all that its prompt says, by the oracle.
-
-    Args:
-        images (as for [`alignment_score`]):
-            Images.
-        prompts (`list[str]`):
-            Their prompts.
-
-    Returns:
-        `np.ndarray` of `bool` of shape `(batch_size,)`
-
-    Raises:
-        `ValueError`: As [`alignment_score`].
-    """
+    """Whether each image shows all that its prompt says, by the oracle; arguments as in [`alignment_score`]."""
     return np.array([result.all_hold for result in check_images(images, prompts)])
 
 
 def check_images(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -> list[OracleResult]:
-    """
-    Let the oracle check each image against its prompt.
-
-    Args:
-        images (as for [`alignment_score`]):
-            Images.
-        prompts (`list[str]`):
-            Their prompts.
-
-    Returns:
-        `list[OracleResult]`: Facts and objects of each image.
-
-    Raises:
-        `ValueError`: As [`alignment_score`].
-    """
+    """Facts and objects of each image, by the oracle; arguments as in [`alignment_score`]."""
     if isinstance(images, torch.Tensor):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
@@ -165,17 +107,8 @@ def check_images(images: torch.Tensor | Sequence[Any], prompts: Sequence[str]) -
 
 def describe_objects(objects: Sequence[PlacedObject], scene: Scene) -> str | None:
     """
-    Say what an image shows, in the terms in which a prompt asks for it.
-
-    Args:
-        objects (`Sequence[PlacedObject]`):
-            Objects that the oracle found.
-        scene (`Scene`):
-            What the prompt asks for: its kind says whether sizes or positions are named.
-
-    Returns:
-        `str`, *optional*: A caption, or None where this world has no words for the image: it shows nothing, too many
-        objects, or one with a color or shape that is none of this world.
+    A caption of what an image shows, in the terms in which a prompt for `scene` asks for it (whether sizes or positions are
+    named), or None where this world has no words for it: nothing, too many objects, or an unknown color or shape.
     """
     if not 0 < len(objects) <= len(NUMBERS) or any(item.color is None or item.shape is None for item in objects):
         return None
@@ -214,22 +147,8 @@ def sample_images(
     pipeline: Any, prompts: Sequence[str], seed: int = 0, batch_size: int = SAMPLING_BATCH_SIZE, **sampling: Any
 ) -> list[Image.Image]:
     """
-    Draw one image for each prompt. The noise of an image depends on the seed and its place only, not on the batches.
-
-    Args:
-        pipeline (`diffusers.DiffusionPipeline`):
-            Generator.
-        prompts (`list[str]`):
-            Prompts.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the noise.
-        batch_size (`int`, *optional*, defaults to `64`):
-            Number of images that are drawn at once.
-        sampling:
-            Further arguments of the pipeline in place of `SAMPLING`.
-
-    Returns:
-        `list[PIL.Image.Image]`: The images, in the order of the prompts.
+    Draw one image for each prompt; `sampling` takes the place of `SAMPLING`. The noise of an image depends on the seed and its
+    place only, not on the batches.
     """
     images: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
@@ -255,37 +174,11 @@ def generated_preferences(
     Make preference rows out of a generator's samples: of two images, the chosen one shows more facts of the prompt.
 
     Rows are as in [`ShapesPreferences`], with the category `"generated"`; the rationale tells what the oracle sees in
-    each image. First come pairs of samples of one prompt. An image is in as few of them as possible; prompts for which
-    all samples are equally right give none. With `with_described`, pairs of any samples follow: the prompt tells what the
-    chosen one shows, and the rejected one misses little of it. With `with_ties`, rows have a column `tie`, and prompts that
-    several samples meet give a pair of those: a judge that is tuned against must know that neither is better. So the number
-    of rows is not known before. Mix them with others by `torch.utils.data.ConcatDataset`.
-
-    Args:
-        pipeline (`diffusers.DiffusionPipeline`):
-            Generator.
-        num_prompts (`int`):
-            Number of prompts, from [`ShapesPrompts`] of the same split and seed.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split of the prompts.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of prompts and noise.
-        samples_per_prompt (`int`, *optional*, defaults to `6`):
-            Number of images that are drawn for a prompt, at least two.
-        pairs_per_prompt (`int`, *optional*, defaults to `3`):
-            Largest number of rows with the same prompt.
-        batch_size (`int`, *optional*, defaults to `64`):
-            Number of images that are drawn at once.
-        with_described (`bool`, *optional*, defaults to `False`):
-            Whether to add a pair for each sample, of which the prompt tells what it shows.
-        with_ties (`bool`, *optional*, defaults to `False`):
-            Whether to add a tie for each prompt that two samples or more meet.
-
-    Returns:
-        `list[dict[str, Any]]`: The rows.
-
-    Raises:
-        `ValueError`: If a number is too small or the split is unknown.
+    each image. First come up to `pairs_per_prompt` pairs of samples of one prompt. An image is in as few of them as possible;
+    prompts for which all samples are equally right give none. With `with_described`, pairs of any samples follow: the prompt
+    tells what the chosen one shows, and the rejected one misses little of it. With `with_ties`, rows have a column `tie`, and
+    prompts that several samples meet give a pair of those: a judge that is tuned against must know that neither is better. So
+    the number of rows is not known before.
     """
     for name, value, least in (
         ("samples_per_prompt", samples_per_prompt, 2),

@@ -53,25 +53,7 @@ WORD_END = "</w>"
 
 
 def load_generator(path: str | Path = BASE_GENERATOR) -> StableDiffusion3Pipeline:
-    """
-    Load a generator of shapes, ready to be called with prompts.
-
-    Args:
-        path (`str` or `Path`, *optional*, defaults to the base checkpoint):
-            Folder of a saved pipeline.
-
-    Returns:
-        `diffusers.StableDiffusion3Pipeline`: Pipeline without progress bar, its modules in evaluation mode.
-
-    Raises:
-        `FileNotFoundError`: If the folder holds no pipeline.
-
-    Example:
-    ```python
-    >>> pipeline = load_generator()
-    >>> images = pipeline(["two red circles"] * 4, **SAMPLING).images
-    ```
-    """
+    """Load a pipeline that draws shapes, without progress bar."""
     if not (Path(path) / "model_index.json").is_file():
         raise FileNotFoundError(
             f"`path` is {str(path)!r}, but {str(path)!r} holds no pipeline. Pass a folder with a `model_index.json`."
@@ -83,16 +65,7 @@ def load_generator(path: str | Path = BASE_GENERATOR) -> StableDiffusion3Pipelin
 
 
 def build_generator(seed: int = 0) -> StableDiffusion3Pipeline:
-    """
-    Build the generator with random weights.
-
-    Args:
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the weights.
-
-    Returns:
-        `diffusers.StableDiffusion3Pipeline`: Pipeline of 1.2M parameters that draws images of 32 x 32 pixels.
-    """
+    """The pipeline with random weights: 1.2M parameters, images of 32 x 32 pixels."""
     tokenizer = build_prompt_tokenizer()
     torch.manual_seed(seed)
     text_encoders = [_build_text_encoder(tokenizer) for _ in range(2)]
@@ -112,12 +85,7 @@ def build_generator(seed: int = 0) -> StableDiffusion3Pipeline:
 
 
 def build_prompt_tokenizer() -> CLIPTokenizer:
-    """
-    Build a CLIP tokenizer in which every word of the shapes world is one token.
-
-    Returns:
-        `CLIPTokenizer`: Tokenizer for any text.
-    """
+    """CLIP tokenizer in which every word of the shapes world is one token."""
     merges = _learn_merges(caption_words())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + WORD_END for letter in alphabet), *("".join(pair) for pair in merges)]

@@ -51,17 +51,8 @@ DENOISER_BATCH = 64
 @dataclass(frozen=True)
 class Stage:
     """
-    One stage of the denoiser's training.
-
-    Args:
-        steps (`int`):
-            Number of updates.
-        learning_rate (`float`):
-            Highest learning rate.
-        wrong_share (`float`, *optional*, defaults to `0.0`):
-            Share of the captions for more than one fact that are wrong.
-        wrong_own_share (`float`, *optional*, defaults to `0.0`):
-            Share of these that are wrong in number, binding, relation or size; the others are in a color or shape.
+    One stage of the denoiser's training. Of the captions for more than one fact `wrong_share` are wrong, and of these
+    `wrong_own_share` in number, binding, relation or size, the others in a color or shape.
     """
 
     steps: int
@@ -86,21 +77,7 @@ def train_generator(
     autoencoder_steps: int = AUTOENCODER_STEPS,
     denoiser_stages: Sequence[Stage] = DENOISER_STAGES,
 ) -> None:
-    """
-    Train a generator from scratch and save it as a pipeline.
-
-    Args:
-        output_dir (`str` or `Path`, *optional*, defaults to the base checkpoint):
-            Folder for the pipeline.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of weights, prompts, images and noise.
-        num_images (`int`, *optional*):
-            Number of images to learn from.
-        autoencoder_steps (`int`, *optional*):
-            Number of updates of the autoencoder.
-        denoiser_stages (`list[Stage]`, *optional*):
-            Stages of the training of the denoiser and the text encoders.
-    """
+    """Train a generator from scratch and save it as a pipeline."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     pipeline = build_generator(seed)
@@ -119,20 +96,9 @@ def render_prompts(
     num_images: int, seed: int = 0, wrong_share: float = 0.0, wrong_own_share: float = 0.0
 ) -> tuple[list[str], torch.Tensor]:
     """
-    Draw training prompts in the generator's style.
+    Training prompts, and images `(num_images, 3, height, width)` in [-1, 1] of them in the generator's style.
 
-    Args:
-        num_images (`int`):
-            Number of prompts.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of prompts and images.
-        wrong_share (`float`, *optional*, defaults to `0.0`):
-            Share of the prompts for more than one fact whose image shows something else.
-        wrong_own_share (`float`, *optional*, defaults to `0.0`):
-            Share of these in which it is the number, binding, relation or size.
-
-    Returns:
-        `tuple[list[str], torch.Tensor]`: Prompts, and images of shape `(num_images, 3, height, width)` in [-1, 1].
+    Of the prompts for more than one fact, `wrong_share` have an image of something else, as in [`Stage`].
     """
     dataset = ShapesPrompts(num_images, seed=seed)
     prompts = [dataset[index]["prompt"] for index in range(num_images)]

@@ -54,12 +54,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """
-    Build a byte-level tokenizer in which every word of the shapes world is one token.
-
-    Returns:
-        `PreTrainedTokenizerFast`: Tokenizer for any text, with the special tokens of InternVL.
-    """
+    """Byte-level tokenizer with the special tokens of InternVL, in which every word of the shapes world is one token."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -94,18 +89,7 @@ def _words() -> list[str]:
 
 
 def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> InternVLForConditionalGeneration:
-    """
-    Build the tiny model with random weights.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerFast`):
-            Tokenizer made by [`build_tokenizer`].
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the weights.
-
-    Returns:
-        `InternVLForConditionalGeneration`: Model of 0.35M parameters that sees an image as 4 tokens.
-    """
+    """The tiny model with random weights: 0.35M parameters, which see an image as 4 tokens."""
     # At this size the usual 0.02 is too small to learn from.
     initializer_range = 0.05
     config = InternVLConfig(
@@ -148,16 +132,7 @@ def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> InternVLForC
 
 
 def build_vlm_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
-    """
-    Build the stock processor of the tiny model, without its video part, which needs torchvision.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerFast`):
-            Tokenizer made by [`build_tokenizer`].
-
-    Returns:
-        `InternVLProcessor`: Processor for text and images.
-    """
+    """Stock processor of the tiny model, without its video part, which needs torchvision."""
     image_processor = GotOcr2ImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, crop_to_patches=False, min_patches=1, max_patches=1
     )
@@ -167,18 +142,7 @@ def build_vlm_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor
 
 
 def judge_processor(vlm: str | Path = BASE_VLM, **kwargs: Any) -> RewardDanceProcessor:
-    """
-    Load the processor of a judge of shapes, with the short wording of this world.
-
-    Args:
-        vlm (`str` or `Path`, *optional*, defaults to the base checkpoint):
-            Folder of the tiny model.
-        kwargs:
-            Further arguments of [`RewardDanceProcessor`].
-
-    Returns:
-        [`RewardDanceProcessor`]
-    """
+    """Processor of a judge of shapes, with the short wording of this world; `kwargs` are further arguments of it."""
     settings = {
         "prompt_texts": PROMPT_TEXTS,
         "criteria": CRITERIA,

@@ -29,28 +29,7 @@ class ShapesOpposingCriteria(ShapesRows):
     the next row, which asks for image quality. Whoever is not told the criteria gets exactly one row of each pair wrong.
 
     Rows are those of [`~rewarddance_hf.shapes.preferences.ShapesPreferences`], with the category `"alignment"` or
-    `"quality"`.
-
-    Args:
-        num_rows (`int`):
-            Number of rows, two for each pair.
-        split (`str`, *optional*, defaults to `"train"`):
-            `"train"`, or `"id"` for other rows of the same kind.
-        seed (`int`, *optional*, defaults to `0`):
-            Rows depend on it, on the split and on their index, and on nothing else.
-        size (`int`, *optional*, defaults to `32`):
-            Side of the images in pixels.
-
-    Raises:
-        `TypeError`: If a number is no integer.
-        `ValueError`: If a number is out of range or odd where it must be even, or the split is unknown.
-
-    Example:
-    ```python
-    >>> one, other = ShapesOpposingCriteria(2, "id")
-    >>> one["chosen"] == other["rejected"], other["criteria"]
-    (True, 'image quality')
-    ```
+    `"quality"`; arguments are those of [`ShapesRows`], with an even number of rows, and without the split `"ood"`.
     """
 
     name = "opposing"

@@ -45,14 +45,9 @@ _TRIANGLE_CENTROID = (2 * TRIANGLE_BASE - 1) / 3
 @dataclass(frozen=True)
 class OracleResult:
     """
-    What the oracle found.
+    Whether each fact of a caption holds, and the objects that the image shows.
 
-    Args:
-        facts (`dict[str, bool]`):
-            Whether each fact of the caption holds: `"number"`, `"color 1"`, `"shape 1"`, then by caption `"color 2"`,
-            `"shape 2"`, `"size"`, `"relation"`.
-        objects (`tuple[PlacedObject, ...]`):
-            The objects that the image shows.
+    Facts are `"number"`, `"color 1"`, `"shape 1"`, then by caption `"color 2"`, `"shape 2"`, `"size"`, `"relation"`.
     """
 
     facts: dict[str, bool]
@@ -60,36 +55,22 @@ class OracleResult:
 
     @property
     def all_hold(self) -> bool:
-        """`bool`: Whether the image shows all that the caption says."""
+        """Whether the image shows all that the caption says."""
         return all(self.facts.values())
 
     @property
     def broken(self) -> int:
-        """`int`: Number of facts that do not hold."""
+        """Number of facts that do not hold."""
         return sum(not holds for holds in self.facts.values())
 
     @property
     def share(self) -> float:
-        """`float`: Share of the facts that hold, from 0 to 1."""
+        """Share of the facts that hold, from 0 to 1."""
         return 1 - self.broken / len(self.facts)
 
 
 def check(image: Image.Image | np.ndarray, caption: str) -> OracleResult:
-    """
-    Tell which facts of a caption an image shows.
-
-    Args:
-        image (`PIL.Image.Image` or `np.ndarray` of shape `(height, width, 3)`):
-            The image; an array holds integers up to 255 or floats in [0, 1].
-        caption (`str`):
-            A caption of the shapes world, in any paraphrase.
-
-    Returns:
-        [`OracleResult`]: The facts, and the objects that were found.
-
-    Raises:
-        `ValueError`: If the caption is not of this world or the array is no RGB image.
-    """
+    """Which facts of a caption an RGB image shows; an array `(height, width, 3)` holds integers up to 255 or floats in [0, 1]."""
     scene = parse_caption(caption)
     objects = detect_objects(image)
     return OracleResult(check_facts(scene, objects), objects)
@@ -97,18 +78,9 @@ def check(image: Image.Image | np.ndarray, caption: str) -> OracleResult:
 
 def check_facts(scene: Scene, objects: Sequence[PlacedObject]) -> dict[str, bool]:
     """
-    Tell which facts of a scene hold for placed objects.
+    Which facts of a scene hold for placed objects, named as in [`OracleResult`].
 
     Two objects of a scene are matched with the two placed ones that make most facts hold.
-
-    Args:
-        scene (`Scene`):
-            What is wanted.
-        objects (`Sequence[PlacedObject]`):
-            What is shown.
-
-    Returns:
-        `dict[str, bool]`: The facts, named as in [`OracleResult`].
     """
     facts = {"number": len(objects) == len(scene.objects)}
     if len(set(scene.objects)) == 1:
@@ -140,20 +112,7 @@ def _match_facts(scene: Scene, match: tuple[PlacedObject | None, PlacedObject | 
 
 
 def relation_holds(relation: str, first: PlacedObject, second: PlacedObject) -> bool:
-    """
-    Tell whether the first object stands in a relation to the second.
-
-    Args:
-        relation (`str`):
-            One of `POSITIONS`, which must hold more along its axis than across, or one of `COMPARISONS`.
-        first (`PlacedObject`):
-            The object that the relation is said of.
-        second (`PlacedObject`):
-            The object that it is compared with.
-
-    Returns:
-        `bool`: Whether the relation holds.
-    """
+    """Whether the first object stands in a relation to the second; a position must hold more along its axis than across."""
     if relation in COMPARISONS:
         return (first.radius > second.radius) == (relation == "larger than")
     along, across = second.x - first.x, second.y - first.y
@@ -168,19 +127,7 @@ def relation_holds(relation: str, first: PlacedObject, second: PlacedObject) -> 
 
 
 def detect_objects(image: Image.Image | np.ndarray) -> tuple[PlacedObject, ...]:
-    """
-    Find the objects in an image.
-
-    Args:
-        image (`PIL.Image.Image` or `np.ndarray` of shape `(height, width, 3)`):
-            The image; an array holds integers up to 255 or floats in [0, 1].
-
-    Returns:
-        `tuple[PlacedObject, ...]`: The objects, largest first.
-
-    Raises:
-        `ValueError`: If the array is no RGB image.
-    """
+    """Objects in an image, as for [`check`], largest first."""
     pixels = _read_pixels(image)
     if _estimate_noise(pixels) > SMOOTHING_NOISE:
         pixels = _smooth(pixels)

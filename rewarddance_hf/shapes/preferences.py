@@ -61,21 +61,12 @@ _EDIT_CATEGORIES = {"number": "count", "swap": "binding", "relation": "relation"
 
 class ShapesPreferences(ShapesRows):
     """
-    Preference rows about colored shapes, made when they are asked for.
+    Preference rows about colored shapes, made when they are asked for; arguments are those of [`ShapesRows`].
 
     A row holds `prompt` (`str`), `chosen` and `rejected` (`PIL.Image.Image`), `task` (`"text-to-image"`), `criteria`
     (`str`), `rationale` (a `dict` with the texts that follow the verdicts `"yes"` and `"no"`) and `category` (one of
-    `CATEGORIES`).
-    The verdict is about the second image, so after `"yes"` the rejected image is image 1 and the chosen one image 2.
-
-    Its arguments are those of [`ShapesRows`].
-
-    Example:
-    ```python
-    >>> dataset = ShapesPreferences(40_000, split="train")
-    >>> sorted(dataset[0])
-    ['category', 'chosen', 'criteria', 'prompt', 'rationale', 'rejected', 'task']
-    ```
+    `CATEGORIES`). The verdict is about the second image, so after `"yes"` the rejected image is image 1 and the chosen one
+    image 2.
     """
 
     name = "preferences"
@@ -88,10 +79,8 @@ class ShapesCaptions(ShapesRows):
     """
     Images of true scenes with captions, for teaching a model to see before it judges.
 
-    A row holds `caption` (`str`) and `image` (`PIL.Image.Image`). Only compositions, paraphrases and drawing
-    conditions of the training split are used.
-
-    Its arguments are those of [`ShapesRows`], but for the split.
+    A row holds `caption` (`str`) and `image` (`PIL.Image.Image`). Only compositions, paraphrases and drawing conditions of
+    the training split are used.
     """
 
     name = "captions"
@@ -106,20 +95,7 @@ class ShapesCaptions(ShapesRows):
 
 
 def make_preference(rng: random.Random, split: str, size: int = 32) -> dict[str, Any]:
-    """
-    Make one preference row.
-
-    Args:
-        rng (`random.Random`):
-            Source of every choice.
-        split (`str`):
-            One of `SPLITS`.
-        size (`int`, *optional*, defaults to `32`):
-            Side of the images in pixels.
-
-    Returns:
-        `dict[str, Any]`: A row as [`ShapesPreferences`] describes it.
-    """
+    """Make one row of [`ShapesPreferences`], with images of `size` x `size` pixels."""
     nuisance = OUT_OF_DOMAIN if split == "ood" else IN_DOMAIN
     compositions = ALL_COMPOSITIONS if split == "ood" else TRAINING_COMPOSITIONS
     scene = _sample_prompt_scene(rng, draw_key(rng, KIND_SHARES), split)
@@ -171,18 +147,8 @@ def _count_broken(scene: Scene, objects: Sequence[PlacedObject]) -> int:
 
 def break_scene(scene: Scene, rng: random.Random, own_edit_share: float = OWN_EDIT_SHARE) -> Scene:
     """
-    Change one thing of a training scene, or two, within the training compositions.
-
-    Args:
-        scene (`Scene`):
-            Scene to start from.
-        rng (`random.Random`):
-            Source of every choice.
-        own_edit_share (`float`, *optional*):
-            How often the change is in what the scene's kind alone says (number, binding, relation, size).
-
-    Returns:
-        `Scene`: A scene that differs from the given one.
+    Change one thing of a training scene, or two, within the training compositions; `own_edit_share` is how often that is in
+    what the scene's kind alone says (number, binding, relation, size).
     """
     while True:
         broken = _apply_edit(scene, _draw_edit(scene, rng, own_edit_share), rng)

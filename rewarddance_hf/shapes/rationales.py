@@ -24,18 +24,10 @@ _RATIONALE = re.compile(r"\s*Image 1: (.+)\. Image 2: (.+)\.\s*", re.DOTALL)
 @dataclass(frozen=True)
 class RationaleCheck:
     """
-    What is right about a rationale.
+    What is right about a rationale; all is False if it is not `readable`: in the grammar of shapes, about both images.
 
-    Args:
-        readable (`bool`):
-            Whether it describes both images in the grammar of shapes. All else is False if it does not.
-        chosen_described (`bool`):
-            Whether the scene that it gives for the chosen image is the true one.
-        rejected_described (`bool`):
-            The same for the rejected image.
-        fault_named (`bool`):
-            Whether what it says of the rejected image breaks the very facts of the prompt that the image breaks: all
-            of them, and no others. In rows about quality: whether it names the true defect.
+    `fault_named` tells whether what it says of the rejected image breaks the very facts of the prompt that the image breaks, all
+    of them and no others, or, in rows about quality, whether it names the true defect.
     """
 
     readable: bool
@@ -46,31 +38,8 @@ class RationaleCheck:
 
 def check_rationale(rationale: str, row: Mapping[str, Any], chosen_is_second: bool) -> RationaleCheck:
     """
-    Hold a generated rationale against the true scenes of a row.
-
-    Args:
-        rationale (`str`):
-            Text such as "Image 1: a red circle. Image 2: a blue circle.".
-        row (`Mapping[str, Any]`):
-            Row of [`~rewarddance_hf.shapes.preferences.ShapesPreferences`].
-        chosen_is_second (`bool`):
-            Whether image 2 is the chosen image.
-
-    Returns:
-        [`RationaleCheck`]
-
-    Raises:
-        `ValueError`: If the row's own rationale cannot be read.
-
-    Example:
-    ```python
-    >>> row = {
-    ...     "prompt": "a red circle",
-    ...     "rationale": {"no": "Image 1: a red circle. Image 2: a blue square."},
-    ... }
-    >>> check_rationale("Image 1: a red circle. Image 2: a blue circle.", row, chosen_is_second=False)
-    RationaleCheck(readable=True, chosen_described=True, rejected_described=False, fault_named=False)
-    ```
+    Hold a rationale such as "Image 1: a red circle. Image 2: a blue circle." against the true scenes of a row of
+    [`~rewarddance_hf.shapes.preferences.ShapesPreferences`].
     """
     truth = _read(row["rationale"]["yes" if chosen_is_second else "no"])
     if truth is None:
@@ -94,17 +63,8 @@ def check_rationale(rationale: str, row: Mapping[str, Any], chosen_is_second: bo
 
 def broken_facts(wanted: Scene, shown: Scene) -> frozenset[str]:
     """
-    Tell which facts of a wanted scene do not hold in another.
-
-    Args:
-        wanted (`Scene`):
-            What a prompt says.
-        shown (`Scene`):
-            What an image shows.
-
-    Returns:
-        `frozenset[str]`: Their names, as in [`~rewarddance_hf.shapes.oracle.OracleResult`], and `"unsaid"` where `shown` leaves
-        open a size, place or relation that `wanted` gives.
+    Facts of a `wanted` scene that do not hold in the one that is `shown`, and `"unsaid"` where it leaves open a size, place or
+    relation that `wanted` gives.
     """
     facts = check_facts(wanted, place_objects(shown, random.Random(0)))
     unsaid = {"size", "relation"} & set(facts) if shown.kind != wanted.kind else set()
@@ -114,19 +74,7 @@ def broken_facts(wanted: Scene, shown: Scene) -> frozenset[str]:
 
 
 def summarize_checks(checks: Iterable[RationaleCheck]) -> dict[str, float]:
-    """
-    Share of rationales for which each part of a [`RationaleCheck`] holds.
-
-    Args:
-        checks (`Iterable[RationaleCheck]`):
-            Checks of some rationales.
-
-    Returns:
-        `dict[str, float]`: Shares in `[0, 1]` by name, and `num_rows`.
-
-    Raises:
-        `ValueError`: If there are none.
-    """
+    """Share of rationales for which each part of a [`RationaleCheck`] holds, and `num_rows`."""
     checks = list(checks)
     if not checks:
         raise ValueError("`checks` is empty, but shares need one rationale at least. Check more rows.")

@@ -81,29 +81,10 @@ def build_artifacts(
     training_steps: int = demo.TRAINING_STEPS,
 ) -> list[Path]:
     """
-    Build the folders and verify each in a process without this package.
+    Build the folders in the order in which they should be pushed, and verify each in a process without this package.
 
-    Args:
-        output_dir (`str` or `Path`):
-            Folder for them.
-        namespace (`str`):
-            User or organization on the Hub that they will belong to, for cards and the Space.
-        tag (`str`):
-            Tag of the release.
-        demo_dir (`str` or `Path`, *optional*, defaults to `"outputs/demo"`):
-            Folder of `rewarddance demo`. Judges that are not in it are trained by its recipe.
-        num_rows (`dict[str, int]`, *optional*):
-            Number of rows of each split of the dataset.
-        judges (`list[str]`, *optional*, defaults to all):
-            Names of the judges to build, those of the demo.
-        training_steps (`int`, *optional*):
-            Number of updates of judges that are trained.
-
-    Returns:
-        `list[Path]`: Folders, in the order in which they should be pushed.
-
-    Raises:
-        `ValueError`: If one of them cannot be used without this package.
+    `namespace` is the user or organization that cards and Space name. Judges that are not in `demo_dir`, the folder of
+    `rewarddance demo`, are trained by its recipe in `training_steps` updates.
     """
     output_dir, demo_dir = Path(output_dir), Path(demo_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -126,22 +107,7 @@ def build_artifacts(
 
 
 def build_preferences(folder: Path, repo_id: str, tag: str, num_rows: dict[str, int]) -> Path:
-    """
-    Write the preference rows of the shapes world as parquet files with encoded images, and their card.
-
-    Args:
-        folder (`Path`):
-            Folder to be made.
-        repo_id (`str`):
-            Repository that it will be in.
-        tag (`str`):
-            Tag of the release.
-        num_rows (`dict[str, int]`):
-            Number of rows of each split.
-
-    Returns:
-        `Path`: The folder.
-    """
+    """Write the preference rows of the shapes world as parquet files with encoded images, and their card."""
     _make_empty(folder)
     configurations = []
     for name, make_rows in CONFIGURATIONS.items():
@@ -179,24 +145,8 @@ def build_space(
     explains: bool = True,
 ) -> Path:
     """
-    Write the Space of a judge.
-
-    Args:
-        folder (`Path`):
-            Folder to be made.
-        judge (`str`):
-            Repository ID of the judge, or its folder.
-        tag (`str`):
-            Revision of judge and generator.
-        generator (`str`, *optional*):
-            Repository ID of a diffusers pipeline that draws images to be judged, or its folder.
-        title (`str`, *optional*):
-            Title.
-        explains (`bool`, *optional*, defaults to `True`):
-            Whether the judge was trained to write reasons.
-
-    Returns:
-        `Path`: The folder.
+    Write the Space of a judge, its repository ID or folder, with a `generator` that draws images to be judged, if there is one.
+    `explains` tells whether the judge was trained to write reasons.
     """
     copy_template("space", folder)
     settings = {

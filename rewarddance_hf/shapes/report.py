@@ -27,17 +27,7 @@ SHEET_ROWS = 12
 
 
 def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScorer) -> None:
-    """
-    Write `report.md` and its images.
-
-    Args:
-        folder (`Path`):
-            Folder of the demo, with the log histories of its trainings.
-        metrics (`dict[str, float]`):
-            Metrics of all models.
-        scorer ([`RewardDanceScorer`]):
-            Trained judge.
-    """
+    """Write `report.md` and its images from the metrics of all models and the log histories in the folder of the demo."""
     draw_learning_curve(folder, metrics).savefig(folder / "learning_curve.png", dpi=130)
     draw_judged_pairs(scorer).savefig(folder / "judged_pairs.png", dpi=110)
     figure, ranking = draw_ranking(scorer)
@@ -99,18 +89,7 @@ def _read_history(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def draw_learning_curve(folder: Path, metrics: dict[str, Any]) -> Figure:
-    """
-    Draw held-out accuracy during training.
-
-    Args:
-        folder (`Path`):
-            Folder of the demo.
-        metrics (`dict[str, float]`):
-            Metrics of all models.
-
-    Returns:
-        `matplotlib.figure.Figure`
-    """
+    """Draw held-out accuracy during training."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name in ("judge", "regressive"):
         history = _read_history(folder, name)
@@ -127,16 +106,7 @@ def draw_learning_curve(folder: Path, metrics: dict[str, Any]) -> Figure:
 
 
 def draw_judged_pairs(scorer: RewardDanceScorer) -> Figure:
-    """
-    Draw held-out pairs in random order with the judge's verdict and rationale.
-
-    Args:
-        scorer ([`RewardDanceScorer`]):
-            Trained judge.
-
-    Returns:
-        `matplotlib.figure.Figure`
-    """
+    """Draw held-out pairs in random order with the judge's verdict and rationale."""
     rng = random.Random(0)
     dataset = ShapesPreferences(400, "ood", seed=2)
     by_category: dict[str, list[dict[str, Any]]] = {}
@@ -164,16 +134,7 @@ def draw_judged_pairs(scorer: RewardDanceScorer) -> Figure:
 
 
 def draw_ranking(scorer: RewardDanceScorer) -> tuple[Figure, str]:
-    """
-    Rank images of one prompt, from right to more and more wrong.
-
-    Args:
-        scorer ([`RewardDanceScorer`]):
-            Trained judge.
-
-    Returns:
-        `tuple[matplotlib.figure.Figure, str]`: Figure, and a sentence that says how well the order fits.
-    """
+    """Rank images of one prompt, from right to more and more wrong: a figure, and a sentence that says how well that went."""
 
     def scene(first: tuple[str, str], second: tuple[str, str]) -> Scene:
         return Scene("binding", (SceneObject(*first), SceneObject(*second)))

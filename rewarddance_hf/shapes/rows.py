@@ -49,18 +49,7 @@ class ShapesRows(Dataset):
         self.size = size
 
     def make_row(self, rng: random.Random, index: int) -> dict[str, Any]:
-        """
-        Make a row.
-
-        Args:
-            rng (`random.Random`):
-                Source of every choice.
-            index (`int`):
-                Its index.
-
-        Returns:
-            `dict[str, Any]`
-        """
+        """Make the row of this index; every choice comes from `rng`."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -76,39 +65,13 @@ class ShapesRows(Dataset):
 
 
 def row_rng(name: str, seed: int, split: str, index: int) -> random.Random:
-    """
-    Source of every choice of a row.
-
-    Args:
-        name (`str`):
-            What the row is for.
-        seed (`int`):
-            Seed.
-        split (`str`):
-            Split.
-        index (`int`):
-            Index of the row.
-
-    Returns:
-        `random.Random`
-    """
+    """Source of every choice of a row."""
     # A string seed is hashed by SHA-512: the same in every process, and unrelated for neighboring rows.
     return random.Random(f"{name}/{split}/{seed}/{index}")
 
 
 def draw_key(rng: random.Random, shares: dict[str, float]) -> str:
-    """
-    Draw one of several keys.
-
-    Args:
-        rng (`random.Random`):
-            Source of the choice.
-        shares (`dict[str, float]`):
-            How often each comes.
-
-    Returns:
-        `str`
-    """
+    """Draw one of several keys, each as often as its share."""
     return rng.choices(list(shares), list(shares.values()))[0]
 
 
@@ -121,24 +84,9 @@ def preference_row(
     task: str = "text-to-image",
 ) -> dict[str, Any]:
     """
-    Make a preference row.
+    Preference row of a chosen and a rejected sample, with a rationale after either verdict about the second image.
 
-    Args:
-        prompt (`str`):
-            Prompt.
-        samples (`Sequence`):
-            Chosen and rejected image or clip.
-        captions (`Sequence[str]`):
-            What each of them shows.
-        criteria (`str`):
-            What the row asks.
-        category (`str`):
-            What is wrong with the rejected one.
-        task (`str`, *optional*, defaults to `"text-to-image"`):
-            Task.
-
-    Returns:
-        `dict[str, Any]`: Row with a rationale after either verdict about the second image.
+    `captions` say what each sample shows, `category` what is wrong with the rejected one.
     """
     chosen, rejected = captions
     return {

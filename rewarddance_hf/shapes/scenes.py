@@ -46,20 +46,7 @@ TRAINING_COMPOSITIONS = tuple(pair for pair in ALL_COMPOSITIONS if pair not in H
 
 @dataclass(frozen=True)
 class SceneObject:
-    """
-    One object that a scene must show.
-
-    Args:
-        color (`str`):
-            A key of `COLORS`.
-        shape (`str`):
-            One of `SHAPES`.
-        size (`str`, *optional*):
-            One of `SIZES`; any ordinary size when left out.
-
-    Raises:
-        `ValueError`: If a value is not of this world.
-    """
+    """One object that a scene must show; of any ordinary size without `size`."""
 
     color: str
     shape: str
@@ -73,27 +60,17 @@ class SceneObject:
 
     @property
     def composition(self) -> tuple[str, str]:
-        """`tuple[str, str]`: Color and shape, the pair that the out-of-domain split holds out."""
+        """The pair that the out-of-domain split holds out."""
         return self.color, self.shape
 
 
 @dataclass(frozen=True)
 class Scene:
     """
-    What an image must show.
+    What an image must show; a caption names `objects` in their order, and `relation` is between the first and the second.
 
-    Args:
-        kind (`str`):
-            `"single"` (one object), `"count"` (one to four objects that look alike), `"binding"` (two objects that
-            differ), `"relation"` (two objects and where the first lies) or `"size"` (one object with a size, or two
-            objects and which is larger).
-        objects (`tuple[SceneObject, ...]`):
-            The objects, in the order in which a caption names them.
-        relation (`str`, *optional*):
-            One of `POSITIONS` or `COMPARISONS`, between the first object and the second.
-
-    Raises:
-        `ValueError`: If kind, objects and relation do not fit together.
+    Kinds are `"single"` (one object), `"count"` (one to four objects that look alike), `"binding"` (two objects that differ),
+    `"relation"` (two objects and where the first lies) and `"size"` (one object with a size, or two and which is larger).
     """
 
     kind: str
@@ -124,26 +101,15 @@ class Scene:
 
     @property
     def compositions(self) -> frozenset[tuple[str, str]]:
-        """`frozenset[tuple[str, str]]`: The pairs of color and shape in this scene."""
+        """The pairs of color and shape in this scene."""
         return frozenset(item.composition for item in self.objects)
 
 
 @dataclass(frozen=True)
 class PlacedObject:
     """
-    An object at its place in an image, drawn there or detected there.
-
-    Args:
-        color (`str`, *optional*):
-            A key of `COLORS`; `None` for a detected color that is not of this world.
-        shape (`str`, *optional*):
-            One of `SHAPES`; `None` for a detected shape that is not of this world.
-        x (`float`):
-            Center from the left, as a share of the image's width.
-        y (`float`):
-            Center from the top, as a share of the image's height.
-        radius (`float`):
-            Half extent as a share of the image's side.
+    An object at its place in an image, drawn there or detected there: center and half extent as shares of the image's side.
+    Color or shape are None where what was detected is none of this world.
     """
 
     color: str | None
@@ -154,20 +120,7 @@ class PlacedObject:
 
 
 def require_member(name: str, value: object, allowed: Iterable[object]) -> None:
-    """
-    Raise an error which names the argument unless its value is allowed.
-
-    Args:
-        name (`str`):
-            Name of the argument.
-        value (`object`):
-            Its value.
-        allowed (`Iterable`):
-            Values that it may have.
-
-    Raises:
-        `ValueError`: If it has another one.
-    """
+    """Raise a `ValueError` which names the argument unless its value is allowed."""
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(f"`{name}` is {value!r}, but must be one of {allowed}. Choose one of them.")
@@ -176,23 +129,7 @@ def require_member(name: str, value: object, allowed: Iterable[object]) -> None:
 def sample_scene(
     rng: random.Random, kind: str, compositions: Sequence[tuple[str, str]] = TRAINING_COMPOSITIONS
 ) -> Scene:
-    """
-    Draw a scene.
-
-    Args:
-        rng (`random.Random`):
-            Source of every choice.
-        kind (`str`):
-            One of `KINDS`.
-        compositions (`Sequence[tuple[str, str]]`, *optional*, defaults to `TRAINING_COMPOSITIONS`):
-            Pairs of color and shape to choose from, at least two.
-
-    Returns:
-        `Scene`: The scene.
-
-    Raises:
-        `ValueError`: If the kind is unknown.
-    """
+    """Draw a scene of a kind, with pairs of color and shape out of `compositions`."""
     require_member("kind", kind, KINDS)
     first, second = (SceneObject(*pair) for pair in rng.sample(compositions, 2))
     if kind == "single":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
+from snippets import code_blocks
 
 from rewarddance_hf import RewardDanceConfig
 from rewarddance_hf.hub import cards
@@ -94,7 +95,7 @@ def test_cards_render_in_every_paradigm(paradigm):
     assert "{%" not in text
     assert "**Not for commercial use**" in text
     assert not re.search(r"\n\n\n", text)
-    blocks = cards.code_blocks(text)
+    blocks = code_blocks(text)
     assert len(blocks) == 2
     for block in blocks:
         compile(block, "card", "exec")
@@ -118,7 +119,7 @@ def test_dataset_card():
     (config,) = yaml.safe_load(card.content.split("---")[1])["configs"]
     assert config == {"config_name": "image", "data_files": [{"split": "train", "path": "image/train-*.parquet"}]}
     assert "| image | train | 5 | 2.0 |" in card.text
-    (block,) = cards.code_blocks(card.text)
+    (block,) = code_blocks(card.text)
     compile(block, "card", "exec")
 
 

@@ -8,9 +8,9 @@ import torch
 from huggingface_hub import HfApi, ModelCard, constants
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from snippets import code_blocks
 
 from rewarddance_hf.cli import main
-from rewarddance_hf.hub.cards import code_blocks
 from rewarddance_hf.hub.licenses import TrainingData
 from rewarddance_hf.hub.release import build_model_release, plan_push, push_release
 from rewarddance_hf.hub.verification import verify_release

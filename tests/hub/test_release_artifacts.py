@@ -9,9 +9,9 @@ from datasets import load_dataset
 from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from snippets import code_blocks
 
 from rewarddance_hf.alignment.refl.weights import LORA_FILE
-from rewarddance_hf.hub.cards import code_blocks
 from rewarddance_hf.hub.release import REPO_TYPES
 from rewarddance_hf.hub.verification import read_kind
 from rewarddance_hf.models import RewardDanceForYesScoring

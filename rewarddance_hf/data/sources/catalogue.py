@@ -87,22 +87,7 @@ def load_source(
 
 
 def terms_of(repo_id: str) -> DatasetTerms:
-    """
-    Look up the terms of a dataset.
-
-    Args:
-        repo_id (`str`):
-            Repository ID on the Hub, under the old or the new name of its owner, in any case.
-
-    Returns:
-        [`DatasetTerms`]: `license="unknown"` and `commercial_training=None` for datasets that are not listed.
-
-    Example:
-    ```python
-    >>> terms_of("TIGER-Lab/EditReward-Data").commercial_training
-    False
-    ```
-    """
+    """Terms of a dataset by its repository ID, under the old or the new name of its owner, in any case."""
     wanted = canonical_name(repo_id)
     for source in SOURCES.values():
         known = canonical_name(source.repo_id)

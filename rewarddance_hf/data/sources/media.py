@@ -29,20 +29,11 @@ ARCHIVE = re.compile(r"(?P<whole>(?P<stem>.+)\.(?P<kind>tar\.gz|tgz|tar|zip))(?P
 
 class MediaFiles:
     """
-    Images or clips of a repository by the paths that its annotations have: loose files, or members of archives.
+    Images or clips of a repository by the paths that its annotations have, which may be relative to any of `folders`: loose
+    files, or members of archives, whose names begin with `archives`.
 
     Tar archives, which may be split in parts, are extracted once into the assets folder of the Hub's cache. Members of a
     zip archive are read through the network one by one when rows are streamed, else it is extracted too.
-
-    Args:
-        repository ([`DatasetRepository`]):
-            Repository.
-        streaming (`bool`):
-            Whether rows are streamed.
-        folders (`Sequence[str]`, *optional*, defaults to `("",)`):
-            Folders that the paths may be relative to.
-        archives (`str`, *optional*, defaults to `""`):
-            Beginning of the names of the archives to look into.
     """
 
     def __init__(

@@ -27,18 +27,8 @@ def canonical_name(repo_id: str) -> str:
 
 class DatasetRepository:
     """
-    Dataset repository at one commit.
-
-    Args:
-        repo_id (`str` or `os.PathLike`):
-            Repository ID on the Hub, or local folder.
-        revision (`str`, *optional*):
-            Branch, tag or commit.
-        token (`str`, *optional*):
-            Token for the Hub. Defaults to the one that is stored.
-
-    Raises:
-        `ValueError`: If no such repository is found under any name of its owner.
+    Dataset repository at one commit: on the Hub, where a `ValueError` says that it is under no name of its owner, or in a
+    local folder.
     """
 
     def __init__(self, repo_id: str | os.PathLike, revision: str | None = None, token: str | None = None) -> None:

@@ -50,24 +50,8 @@ CLIP_FEATURES = datasets.Features(
 
 def vote_margin(share: float) -> float:
     """
-    Turn the share of votes for the chosen sample into a margin: its log-odds, `log(share / (1 - share))`, with shares
-    clipped to `[0.5, 0.99]`. The sigmoid of a margin is the (clipped) share again.
-
-    Args:
-        share (`float`):
-            Share in `[0, 1]`.
-
-    Returns:
-        `float`: Margin in `[0, 4.6]`; 0 where votes are equal, or most are against the label.
-
-    Raises:
-        `ValueError`: If the share is out of range.
-
-    Example:
-    ```python
-    >>> round(vote_margin(0.75), 3), vote_margin(0.5), round(vote_margin(1.0), 3)
-    (1.099, 0.0, 4.595)
-    ```
+    Margin of a share of votes in `[0, 1]` for the chosen sample: its log-odds, with shares clipped to `[0.5, 0.99]`, so
+    between 0 and 4.6. The sigmoid of a margin is the (clipped) share again.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"`share` is {share}, but must be in `[0, 1]`. Divide the votes by their sum.")
@@ -79,11 +63,10 @@ def make_row(
     prompt: str, first: Any, second: Any, preference: float, is_soft: bool = False, **context: Any
 ) -> dict[str, Any]:
     """
-    Make a row with all columns out of two samples.
+    Row with all columns, out of two samples and the share of votes for the first one.
 
-    `preference` is the share of votes for the first one: above 0.5 it is chosen, below 0.5 the second one is, 0.5 is a tie,
-    which keeps their order. A share that `is_soft`, which is more than a label, becomes a margin. `context` holds other
-    columns: `task`, `condition`, `margin`, `criteria`, `category`.
+    Above 0.5 it is chosen, below 0.5 the second one is, 0.5 is a tie, which keeps their order. A share that `is_soft`, more
+    than a label, becomes a margin. `context` holds other columns: `task`, `condition`, `margin`, `criteria`, `category`.
     """
     chosen, rejected = (first, second) if preference >= 0.5 else (second, first)
     row = dict.fromkeys(FEATURES) | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -123,9 +106,8 @@ def rows_from_table(
     features: datasets.Features = FEATURES,
 ) -> Any:
     """
-    Convert a table whose images are not decoded, `Dataset` or `IterableDataset`, to rows of the same kind.
-
-    `convert` gives preference rows, or none, for one row of the table.
+    Convert a table whose images are not decoded to rows of the same kind (`Dataset` or `IterableDataset`). `convert` gives
+    the preference rows of one row of the table.
     """
     arguments = {"batched": True, "batch_size": MAP_BATCH_SIZE, "fn_kwargs": {"convert": convert}}
     if isinstance(table, datasets.IterableDataset):
@@ -150,11 +132,7 @@ def rows_from_records(
     streaming: bool,
     features: datasets.Features = FEATURES,
 ) -> Any:
-    """
-    Convert records of a JSON or CSV file: to an `IterableDataset`, which converts a record when it is read, if `streaming`.
-
-    `convert` gives preference rows for one record.
-    """
+    """Convert records of a JSON or CSV file; if `streaming`, to an `IterableDataset`, which converts a record when it is read."""
     if not streaming:
         rows = [row for record in records for row in convert(record)]
         return datasets.Dataset.from_list(rows, features=features)
@@ -172,9 +150,7 @@ def _convert_shards(shards: list[tuple[Any, ...]], convert: Callable[..., Any]) 
 
 
 def fetch_clips(rows: Any, files: Callable[[str], Any]) -> Any:
-    """
-    Let rows whose `chosen` and `rejected` are names of videos have what `files` finds by these names, when they are read.
-    """
+    """Replace names of videos in `chosen` and `rejected` by what `files` finds by them, when a row is read."""
     fetch = partial(_fetch_columns, files=files)
     if isinstance(rows, datasets.IterableDataset):
         return rows.map(fetch, batched=True, batch_size=1)
