@@ -5,6 +5,7 @@ Rows on disk that survive a kill at any moment: each is there as a whole or not 
 another judge, generator or input, which a fingerprint beside them tells.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -109,15 +110,12 @@ class RowFolder:
         self.suffix = suffix
         self.folder.mkdir(parents=True, exist_ok=True)
         check_fingerprint(self.folder.parent / "arguments.json", fingerprint, name)
-        beyond = sorted(index for index in self._known() if index >= num_rows)
+        beyond = sorted(index for file in self.folder.glob(f"*{suffix}") if (index := int(file.name[:8])) >= num_rows)
         if beyond:
             raise ValueError(
                 f"{name} has results of the rows {beyond[:3]}, but there are {num_rows} rows only. Choose another place for "
                 "other rows."
             )
-
-    def _known(self) -> dict[int, Path]:
-        return {int(file.name[:8]): file for file in self.folder.glob(f"*{self.suffix}")}
 
     def is_done(self, index: int, key: Any) -> bool:
         """Whether a row is finished; a `ValueError` if another row, which the `key` does not describe, was finished in its place."""
@@ -158,7 +156,7 @@ class RowFile:
         self.name = name or f"{os.fspath(file)!r}"
         self.processes = Processes.current()
         beside = self.file.with_name(f"{self.file.name}.fingerprint.json")
-        if not beside.exists() and self._files() and any(path.stat().st_size for path in self._files()):
+        if not beside.exists() and any(path.stat().st_size for path in self._files()):
             raise ValueError(
                 f"{self.name} has results, but `{beside.name}`, which tells what made them, is not beside it. Put it back, or "
                 "choose another file."
@@ -205,7 +203,8 @@ class RowFile:
         return self.file.with_name(f"{self.file.name}.{self.processes.index:05d}-of-{self.processes.count:05d}")
 
     def _files(self) -> list[Path]:
-        pattern = f"{_literal(self.file.name)}.[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]"
+        five = "[0-9]" * 5
+        pattern = f"{glob.escape(self.file.name)}.{five}-of-{five}"
         return [self.file] * self.file.exists() + sorted(self.file.parent.glob(pattern))
 
     def _read(self, path: Path) -> dict[int, dict[str, Any]]:
@@ -230,8 +229,3 @@ class RowFile:
         if end < len(content) and path == self._own():
             os.truncate(path, end)
         return results
-
-
-def _literal(name: str) -> str:
-    """File name without the meaning that its characters have in patterns."""
-    return "".join(f"[{character}]" if character in "[]*?" else character for character in name)

@@ -82,7 +82,7 @@ def as_reward(reward: Any, weights: Sequence[float] | None = None) -> "AdaptedRe
 
 
 class AdaptedReward:
-    r"""
+    """
     One or several reward functions with names and weights, as one reward. Made by [`as_reward`].
 
     Columns of rows are passed to a function under their name, or with an "s" appended (`condition` as `conditions`), if it
@@ -118,16 +118,13 @@ class AdaptedReward:
 
     @property
     def is_pairwise(self) -> bool:
-        """`bool`: Whether a function judges a sample relative to a reference."""
+        """Whether a function judges a sample relative to a reference."""
         return any(getattr(function, "is_pairwise", False) for function in self.functions)
 
     def fingerprint(self) -> dict[str, Any]:
         """
-        Tell this reward from others, for files that hold its scores.
-
-        Returns:
-            `dict[str, Any]`: Weight and description of each function by its name: its own `fingerprint()`, else its module
-            and name, with a digest of the weights of a model.
+        Weight and description of each function by its name, for files that hold scores: its own `fingerprint()`, else its
+        module and name, with a digest of the weights of a model.
         """
         parts = zip(self.names, self.functions, self.weights, strict=True)
         return {name: {"weight": weight, **_describe(function)} for name, function, weight in parts}
@@ -156,12 +153,7 @@ class AdaptedReward:
         return self.by_name(images, prompts, **columns)["reward"]
 
     def by_name(self, images: Any, prompts: Sequence[str], **columns: Any) -> dict[str, torch.Tensor]:
-        """
-        Compute the rewards of samples by each function. Arguments and errors are those of calling.
-
-        Returns:
-            `dict[str, torch.Tensor]` of tensors of shape `(n,)`: Rewards by name, and their weighted sum as `"reward"`.
-        """
+        """Rewards `(n,)` by each function's name, and their weighted sum as `"reward"`. Arguments and errors are those of a call."""
         values = self._by_name(images, prompts, columns)
         for name, found in values.items():
             bad = (~found.detach().isfinite()).nonzero()[:, 0].tolist()
@@ -188,17 +180,8 @@ class AdaptedReward:
     @torch.no_grad()
     def score_each(self, images: Any, prompts: Sequence[str], **columns: Any) -> list[float | None]:
         """
-        Score samples, with the failures of single ones set apart: if a batch fails, its samples are asked about one by one.
-
-        Args:
-            images, prompts, columns:
-                As in calling.
-
-        Returns:
-            `list[float | None]`: Reward of each sample; None, with a warning, where a function raised or the reward is not finite.
-
-        Raises:
-            `RewardContractError`: If a function does not return one number for each sample.
+        Reward of each sample, None with a warning where a function raised or the reward is not finite: if a batch fails, its
+        samples are asked about one by one. Arguments are those of a call; a [`RewardContractError`] is raised.
         """
         try:
             rewards = self._by_name(images, prompts, columns)["reward"].double().tolist()
@@ -225,13 +208,7 @@ class AdaptedReward:
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """
-    Keep weights out of graphs that are built inside, without changing them for others that may train the same model.
-
-    Args:
-        modules (`torch.nn.Module`):
-            Models whose weights get no gradient.
-    """
+    """Keep the weights of models out of graphs that are built inside, without changing them for others that may train them."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -269,9 +246,9 @@ def _ask(
     rows = list(range(len(prompts)))
     if "references" in context:
         references = [
-            several if isinstance(several, (list, tuple)) else [several] for several in context["references"]
+            list(several) or [None] if isinstance(several, (list, tuple)) else [several]
+            for several in context["references"]
         ]
-        references = [several or [None] for several in references]
         rows = [row for row, several in enumerate(references) for _ in several]
         context = {key: [values[row] for row in rows] for key, values in context.items()}
         context["references"] = [reference for several in references for reference in several]

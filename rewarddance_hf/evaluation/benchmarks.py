@@ -27,6 +27,7 @@ from .evaluator import EvaluationResults, RewardDanceEvaluator
 PUBLISHED_FIGURES = Path(__file__).with_name("published_figures.json")
 TASK = "visual-preference"
 TIES_LEFT_OUT = "ties left out"
+TIE_METRICS = ("accuracy_with_ties", "accuracy_with_ties_best")
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,12 @@ class BenchmarkRun:
         """Results and published figures as two Markdown tables, with split and tie rule beside every figure."""
         first = next(iter(self.results.values()))
         total, ties = int(first["num_rows"]), int(first["num_ties"])
-        part = (
-            "" if self.limit is None else f" (the first {self.limit} at most: not comparable to figures of all rows)"
-        )
+        part = f" (the first {self.limit} at most: not comparable to figures of all rows)" if self.limit else ""
+        source = [self.repo_id, *self.benchmark.options.values(), f"split {self.split}"]
+        if self.revision:
+            source.append(f"revision {self.revision}")
         lines = [
-            f"{self.benchmark.title}: {self._source}",
+            f"{self.benchmark.title}: {', '.join(source)}",
             f"{total} pairs, of which {ties} are ties{part}. Accuracy: {TIES_LEFT_OUT}, each order of a pair counts one half.",
             "",
             "| judge | split | accuracy % (ties left out) | 95 % interval | % with ties (tie within 0.05 of 0.5) "
@@ -171,7 +173,7 @@ class BenchmarkRun:
         ]
         for judge, metrics in self.results.items():
             interval = f"{_percent(metrics['accuracy_low'])} to {_percent(metrics['accuracy_high'])}"
-            with_ties = [_percent(metrics[key]) if ties else "no ties" for key in _TIE_METRICS]
+            with_ties = [_percent(metrics[key]) if ties else "no ties" for key in TIE_METRICS]
             cells = [judge, self.split, _percent(metrics["accuracy"]), interval, *with_ties]
             lines.append(f"| {' | '.join([*cells, _percent(metrics['order_consistency'])])} |")
         if self.published:
@@ -220,7 +222,7 @@ class BenchmarkRun:
         }
         if metrics["num_ties"]:
             names = ("ties counted, tie within 0.05 of 0.5", "ties counted, best tie margin on these pairs")
-            for key, name in zip(_TIE_METRICS, names, strict=True):
+            for key, name in zip(TIE_METRICS, names, strict=True):
                 shown[key] = ("accuracy", f"accuracy of the mean of both orders, {name}", counts)
         return [
             EvalResult(
@@ -237,19 +239,6 @@ class BenchmarkRun:
             )
             for key, (metric_type, name, arguments) in shown.items()
         ]
-
-    @property
-    def _source(self) -> str:
-        parts = [
-            self.repo_id,
-            *self.benchmark.options.values(),
-            f"split {self.split}",
-            self.revision and f"revision {self.revision}",
-        ]
-        return ", ".join(part for part in parts if part)
-
-
-_TIE_METRICS = ("accuracy_with_ties", "accuracy_with_ties_best")
 
 
 def write_model_index(path: str | os.PathLike, model_name: str, eval_results: list[EvalResult]) -> None:

@@ -71,9 +71,7 @@ def negative_log_likelihood(log_odds: np.ndarray, labels: np.ndarray) -> float:
     return float(np.logaddexp(0.0, -signs * _checked("log_odds", log_odds)).mean())
 
 
-def fit_temperature(
-    log_odds: np.ndarray, labels: np.ndarray, bounds: tuple[float, float] = TEMPERATURE_BOUNDS
-) -> float:
+def fit_temperature(log_odds: np.ndarray, labels: np.ndarray) -> float:
     """
     Temperature that divides log-odds so that the negative log-likelihood is smallest. A bound is the answer when all verdicts
     are right, or most are wrong.
@@ -85,7 +83,8 @@ def fit_temperature(
 
     # Golden-section search: the loss is convex in 1 / temperature, so it has one valley over log-temperature too.
     ratio = (math.sqrt(5) - 1) / 2
-    low, high = math.log(bounds[0]), math.log(bounds[1])
+    bounds = [math.log(bound) for bound in TEMPERATURE_BOUNDS]
+    low, high = bounds
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     left_loss, right_loss = loss(left), loss(right)
     while high - low > 1e-6:
@@ -97,8 +96,7 @@ def fit_temperature(
             low, left, left_loss = left, right, right_loss
             right = low + ratio * (high - low)
             right_loss = loss(right)
-    candidates = [math.log(bounds[0]), (low + high) / 2, math.log(bounds[1])]
-    return math.exp(min(candidates, key=loss))
+    return math.exp(min([bounds[0], (low + high) / 2, bounds[1]], key=loss))
 
 
 def bootstrap_interval(

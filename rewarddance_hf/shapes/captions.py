@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
-from .scenes import (
-    COLORS,
-    COMPARISONS,
-    NUMBERS,
-    POSITIONS,
-    SHAPES,
-    SIZES,
-    Scene,
-    SceneObject,
-    require_member,
-)
+from .scenes import COLORS, COMPARISONS, NUMBERS, POSITIONS, SHAPES, SIZES, Scene, SceneObject, require_member
 
 
 # Each field of a template, with what its words mean.
@@ -70,18 +61,18 @@ def _template_group(scene: Scene) -> str:
     return "comparison" if scene.kind == "size" and scene.relation is not None else scene.kind
 
 
-def _template_pattern(template: str) -> re.Pattern[str]:
+def template_pattern(template: str, field_words: Mapping[str, Iterable[str]]) -> re.Pattern[str]:
     """Turn a template into a pattern with one named group for each field."""
 
     def field_pattern(match: re.Match[str]) -> str:
-        words = sorted(_FIELD_WORDS[match[1]], key=len, reverse=True)
+        words = sorted(field_words[match[1]], key=len, reverse=True)
         return f"(?P<{match[1]}>{'|'.join(words)})"
 
     return re.compile(re.sub(r"\{(\w+)\}", field_pattern, template))
 
 
 _PATTERNS = tuple(
-    (group, _template_pattern(template))
+    (group, template_pattern(template, _FIELD_WORDS))
     for templates in (_TRAINING_TEMPLATES, _OUT_OF_DOMAIN_TEMPLATES)
     for group, group_templates in templates.items()
     for template in group_templates

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .captions import template_pattern
 from .drawing import QUARTERS
 from .rows import SPLITS
 from .scenes import COLORS, SHAPES, require_member
@@ -91,15 +91,8 @@ _ACTION_MEANINGS = {words: (kind, manner) for kind, actions in _ACTIONS.items() 
 _FIELD_WORDS: dict[str, Iterable[str]] = {"a": _NOUNS, "b": _NOUNS, "action": _ACTION_MEANINGS}
 
 
-def _template_pattern(template: str) -> re.Pattern[str]:
-    def field_pattern(match: re.Match[str]) -> str:
-        return f"(?P<{match[1]}>{'|'.join(sorted(_FIELD_WORDS[match[1]], key=len, reverse=True))})"
-
-    return re.compile(re.sub(r"\{(\w+)\}", field_pattern, template))
-
-
 _PATTERNS = tuple(
-    _template_pattern(template)
+    template_pattern(template, _FIELD_WORDS)
     for templates in (_TRAINING_TEMPLATES, _OUT_OF_DOMAIN_TEMPLATES)
     for group in templates.values()
     for template in group

@@ -18,11 +18,8 @@ from PIL import Image
 from .captions import canonical_caption, caption_paraphrases, parse_caption
 from .drawing import LARGE_RADIUS
 from .generator import SAMPLING
-from .oracle import OracleResult, check, check_facts, relation_holds
-from .preferences import (
-    ALIGNMENT_CRITERIA,
-    KIND_SHARES,
-)
+from .oracle import OracleResult, check, count_broken, relation_holds
+from .preferences import ALIGNMENT_CRITERIA, KIND_SHARES
 from .rows import ShapesRows, draw_key, preference_row, row_rng
 from .scenes import (
     ALL_COMPOSITIONS,
@@ -30,6 +27,7 @@ from .scenes import (
     HELD_OUT_COMPOSITIONS,
     NUMBERS,
     POSITIONS,
+    TRAINING_COMPOSITIONS,
     PlacedObject,
     Scene,
     SceneObject,
@@ -55,9 +53,9 @@ class ShapesPrompts(ShapesRows):
 
     def make_row(self, rng: random.Random, index: int) -> dict[str, str]:
         kind = draw_key(rng, KIND_SHARES)
-        compositions = ALL_COMPOSITIONS if self.split == "ood" else None
+        compositions = ALL_COMPOSITIONS if self.split == "ood" else TRAINING_COMPOSITIONS
         while True:
-            scene = sample_scene(rng, kind, compositions) if compositions else sample_scene(rng, kind)
+            scene = sample_scene(rng, kind, compositions)
             prompt = rng.choice(caption_paraphrases(scene, self.split))
             if self._has(scene, prompt):
                 return {"prompt": prompt, "kind": kind}
@@ -267,11 +265,11 @@ def _pair_described(
         return None  # no prompt of this world names three different objects
     scene = parse_caption(caption)
     prompt = rng.choice(caption_paraphrases(scene, prompts.split))
-    if not prompts._has(scene, prompt) or _count_broken(scene, results[index]):
+    if not prompts._has(scene, prompt) or count_broken(scene, objects):
         return None
     others = []
     for other in rng.sample(range(len(images)), min(NUM_COMPARED, len(images))):
-        broken = _count_broken(scene, results[other])
+        broken = count_broken(scene, results[other].objects)
         text = describe_objects(results[other].objects, scene) if broken else None
         if text is not None:
             others.append((broken, other, text))
@@ -279,7 +277,3 @@ def _pair_described(
         return None
     _, other, text = min(others)
     return preference_row(prompt, [images[index], images[other]], [caption, text], ALIGNMENT_CRITERIA, GENERATED)
-
-
-def _count_broken(scene: Scene, result: OracleResult) -> int:
-    return OracleResult(check_facts(scene, result.objects), result.objects).broken

@@ -9,14 +9,7 @@ from typing import Any
 from .captions import canonical_caption, caption_paraphrases
 from .drawing import IN_DOMAIN, draw_objects, place_objects
 from .oracle import check_facts
-from .preferences import (
-    ALIGNMENT_CRITERIA,
-    DEGRADATIONS,
-    KIND_SHARES,
-    QUALITY_CRITERIA,
-    SHARP,
-    break_scene,
-)
+from .preferences import ALIGNMENT_CRITERIA, DEGRADATIONS, KIND_SHARES, QUALITY_CRITERIA, SHARP, break_scene
 from .rows import ShapesRows, draw_key, preference_row
 from .scenes import TRAINING_COMPOSITIONS, sample_scene
 

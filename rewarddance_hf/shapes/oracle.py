@@ -99,6 +99,11 @@ def check_facts(scene: Scene, objects: Sequence[PlacedObject]) -> dict[str, bool
     return facts | max(candidates, key=lambda candidate: sum(candidate.values()))
 
 
+def count_broken(scene: Scene, objects: Sequence[PlacedObject]) -> int:
+    """Number of facts of a scene that do not hold for placed objects."""
+    return sum(not holds for holds in check_facts(scene, objects).values())
+
+
 def _match_facts(scene: Scene, match: tuple[PlacedObject | None, PlacedObject | None]) -> dict[str, bool]:
     facts = {}
     for number, (wanted, item) in enumerate(zip(scene.objects, match, strict=True), start=1):

@@ -8,13 +8,12 @@ fact beats two, need both images compared; in quality rows both images show the 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from .captions import canonical_caption, caption_paraphrases
 from .drawing import IN_DOMAIN, OUT_OF_DOMAIN, Nuisance, draw_objects, place_objects, render_scene
-from .oracle import check_facts
+from .oracle import count_broken
 from .rows import ShapesRows, draw_key, preference_row
 from .scenes import (
     ALL_COMPOSITIONS,
@@ -27,7 +26,6 @@ from .scenes import (
     POSITIONS,
     SHAPES,
     TRAINING_COMPOSITIONS,
-    PlacedObject,
     Scene,
     SceneObject,
     sample_scene,
@@ -109,7 +107,7 @@ def make_preference(rng: random.Random, split: str, size: int = 32) -> dict[str,
         if not (chosen.compositions | rejected.compositions) <= set(compositions):
             continue
         placed = [place_objects(shown, rng, nuisance) for shown in (chosen, rejected)]
-        broken = [_count_broken(scene, objects) for objects in placed]
+        broken = [count_broken(scene, objects) for objects in placed]
         if broken[0] == (question == "graded") and broken[0] < broken[1] <= broken[0] + (
             2 if category == "binding" else 1
         ):
@@ -136,10 +134,6 @@ def _sample_prompt_scene(rng: random.Random, kind: str, split: str) -> Scene:
         scene = sample_scene(rng, kind, ALL_COMPOSITIONS)
         if scene.compositions & HELD_OUT_COMPOSITIONS:
             return scene
-
-
-def _count_broken(scene: Scene, objects: Sequence[PlacedObject]) -> int:
-    return sum(not holds for holds in check_facts(scene, objects).values())
 
 
 # ---- edits that break facts ----

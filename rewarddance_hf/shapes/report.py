@@ -22,7 +22,7 @@ from .scenes import Scene, SceneObject
 
 
 SPLIT_NAMES = {"id": "in domain", "ood": "out of domain", "generated": "generator's samples"}
-COLORS = {"judge": "#1f6f8b", "regressive": "#d1812b", "untrained": "#8a8a8a"}
+COLORS = {"untrained": "#8a8a8a", "regressive": "#d1812b", "judge": "#1f6f8b"}
 SHEET_ROWS = 12
 
 
@@ -49,21 +49,19 @@ def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScore
         f"| model | {' | '.join(SPLIT_NAMES[split] for split in splits)} | order consistency | calibration error |",
         "|---|---|---|" + "---|" * len(splits),
     ]
-    for name in ("untrained", "regressive", "judge"):
+    for name in COLORS:
         cells = [name]
         for split in splits:
             value, low, high = (100 * metrics[f"{name}/{split}/accuracy{end}"] for end in ("", "_low", "_high"))
             cells.append(f"{value:.1f} ({low:.1f} to {high:.1f})")
         cells += [f"{100 * metrics[f'{name}/id/order_consistency']:.1f}", f"{metrics[f'{name}/id/ece']:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "By what the rejected image has wrong:", "", "| category | " + " | ".join(_columns()) + " |"]
-    lines.append("|" + "---|" * (1 + len(_columns())))
+    columns = [(name, split) for name in COLORS for split in ("id", "ood")]
+    lines += ["", "By what the rejected image has wrong:", ""]
+    lines += [f"| category | {' | '.join(map(', '.join, columns))} |", "|" + "---|" * (1 + len(columns))]
     for category in CATEGORIES:
-        cells = []
-        for name in ("untrained", "regressive", "judge"):
-            for split in ("id", "ood"):
-                value = metrics.get(f"{name}/{split}/category/{category}/accuracy")
-                cells.append("-" if value is None else f"{100 * value:.1f}")
+        values = [metrics.get(f"{name}/{split}/category/{category}/accuracy") for name, split in columns]
+        cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
         lines.append(f"| {category} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -78,10 +76,6 @@ def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScore
         *(generator_lines(folder, metrics) if has_generators else []),
     ]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def _columns() -> list[str]:
-    return [f"{name}, {split}" for name in ("untrained", "regressive", "judge") for split in ("id", "ood")]
 
 
 def _read_history(folder: Path, name: str) -> list[dict[str, Any]]:

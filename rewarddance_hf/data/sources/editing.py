@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from .media import VideoFiles
 from .repository import DatasetRepository
-from .rows import CLIP_FEATURES, EDIT_CRITERIA, fetch_clips, make_row, ranked_pairs, rows_from_table
+from .rows import EDIT_CRITERIA, make_row, ranked_pairs, rows_from_table
 from .source import Benchmark, DatasetTerms, Source
 
 
@@ -85,10 +85,8 @@ def _editreward_rows(row: Mapping[str, Any], subset: str | None) -> list[dict[st
 
 def _read_genai_bench(repository: DatasetRepository, split: str, streaming: bool, config: str, both_bad: str) -> Any:
     table = repository.table(config, split, GENAI_COLUMNS[config], streaming)
-    convert = partial(_genai_rows, config=config, both_bad=both_bad)
-    if config == "video_generation":
-        return fetch_clips(rows_from_table(table, convert, CLIP_FEATURES), VideoFiles(repository, streaming))
-    return rows_from_table(table, convert)
+    videos = VideoFiles(repository, streaming) if config == "video_generation" else None
+    return rows_from_table(table, partial(_genai_rows, config=config, both_bad=both_bad), videos)
 
 
 def _genai_rows(row: Mapping[str, Any], config: str, both_bad: str) -> list[dict[str, Any]]:

@@ -67,9 +67,7 @@ def _hpdv2_rows(record: Mapping[str, Any], media: MediaFiles) -> Iterator[dict[s
         )
 
 
-def _read_hpdv3(
-    repository: DatasetRepository, split: str, streaming: bool, min_confidence: float | None = None
-) -> Any:
+def _read_hpdv3(repository: DatasetRepository, split: str, streaming: bool, min_confidence: float | None) -> Any:
     records = repository.records(f"{split}.json", ["prompt", "path1", "path2", "confidence"])
     if min_confidence is not None:
         records = [record for record in records if (record["confidence"] or 0) >= min_confidence]
@@ -85,11 +83,10 @@ def _hpdv3_rows(record: Mapping[str, Any], media: MediaFiles, criteria: str | No
 
 
 def _read_hpdv3_plus_plus(repository: DatasetRepository, split: str, streaming: bool) -> Any:
-    dimension = {"aes": "aesthetics", "tf": "alignment"}[split.rpartition("_")[2]]
+    criteria = DIMENSION_CRITERIA["aesthetics" if split.endswith("_aes") else "alignment"]
     records = repository.records(f"{split}.json", ["prompt", "path1", "path2"])
     media = MediaFiles(repository, streaming, archives="images")
-    convert = partial(_hpdv3_rows, media=media, criteria=DIMENSION_CRITERIA[dimension])
-    return rows_from_records(records, convert, streaming)
+    return rows_from_records(records, partial(_hpdv3_rows, media=media, criteria=criteria), streaming)
 
 
 def _read_imagereward_db(repository: DatasetRepository, split: str, streaming: bool) -> Any:

@@ -39,9 +39,7 @@ class MediaFiles:
     def __init__(
         self, repository: DatasetRepository, streaming: bool, folders: Sequence[str] = ("",), archives: str = ""
     ) -> None:
-        self.repository = repository
-        self.streaming = streaming
-        self.folders = tuple(folders)
+        self.repository, self.streaming, self.folders = repository, streaming, folders
         self.archives: dict[str, list[str]] = {}  # name -> its parts
         for file in sorted(repository.files):
             if (match := ARCHIVE.fullmatch(file)) and file.startswith(archives):

@@ -9,10 +9,12 @@ from typing import Any
 import datasets
 
 
+VideoFinder = Callable[[str], Any]  # a video by the name that the annotations have for it
+
 # Vote shares beyond this count as this much: the margin of a unanimous vote is finite, log(0.99 / 0.01) = 4.6.
 LARGEST_SHARE = 0.99
 ROWS_PER_SHARD = 1000
-# Images of so many rows are in memory at once.
+# Number of rows whose images are in memory at once.
 MAP_BATCH_SIZE = 32
 
 # Editing has no task of its own: its source image takes the place of the given first frame.
@@ -101,27 +103,26 @@ def check_schema(found: Iterable[str] | None, wanted: Sequence[str], name: str) 
 
 
 def rows_from_table(
-    table: Any,
-    convert: Callable[[Mapping[str, Any]], list[dict[str, Any]]],
-    features: datasets.Features = FEATURES,
+    table: Any, convert: Callable[[Mapping[str, Any]], Iterable[dict[str, Any]]], videos: VideoFinder | None = None
 ) -> Any:
     """
     Convert a table whose images are not decoded to rows of the same kind (`Dataset` or `IterableDataset`). `convert` gives
-    the preference rows of one row of the table.
+    the preference rows of one row of the table. Where these name `videos`, each is fetched when its row is read.
     """
-    arguments = {"batched": True, "batch_size": MAP_BATCH_SIZE, "fn_kwargs": {"convert": convert}}
+    features = FEATURES if videos is None else CLIP_FEATURES
+    arguments = {"batched": True, "batch_size": MAP_BATCH_SIZE, "remove_columns": table.column_names}
+    convert_batch = partial(_convert_batch, convert=convert)
     if isinstance(table, datasets.IterableDataset):
         # Given to `map`, the features would be taken for applied, and images never be decoded.
-        return table.map(_convert_batch, remove_columns=table.column_names, **arguments).cast(features)
-    return table.map(_convert_batch, remove_columns=table.column_names, features=features, **arguments)
+        rows = table.map(convert_batch, **arguments).cast(features)
+    else:
+        rows = table.map(convert_batch, features=features, **arguments)
+    return _fetch_videos(rows, videos)
 
 
 def _convert_batch(batch: Mapping[str, list[Any]], convert: Callable[..., Any]) -> dict[str, list[Any]]:
-    names = list(batch)
     rows = [
-        row
-        for values in zip(*(batch[name] for name in names), strict=True)
-        for row in convert(dict(zip(names, values, strict=True)))
+        row for values in zip(*batch.values(), strict=True) for row in convert(dict(zip(batch, values, strict=True)))
     ]
     return {column: [row[column] for row in rows] for column in FEATURES}
 
@@ -130,17 +131,19 @@ def rows_from_records(
     records: Sequence[Any],
     convert: Callable[[Any], Iterable[dict[str, Any]]],
     streaming: bool,
-    features: datasets.Features = FEATURES,
+    videos: VideoFinder | None = None,
 ) -> Any:
-    """Convert records of a JSON or CSV file; if `streaming`, to an `IterableDataset`, which converts a record when it is read."""
-    if not streaming:
-        rows = [row for record in records for row in convert(record)]
-        return datasets.Dataset.from_list(rows, features=features)
-    # A list among the arguments makes shards, which workers of a data loader share.
-    shards = [tuple(records[i : i + ROWS_PER_SHARD]) for i in range(0, len(records), ROWS_PER_SHARD)]
-    return datasets.IterableDataset.from_generator(
-        _convert_shards, features=features, gen_kwargs={"shards": shards, "convert": convert}
-    )
+    """Convert records of a JSON or CSV file, as in [`rows_from_table`]; if `streaming`, each when it is read."""
+    features = FEATURES if videos is None else CLIP_FEATURES
+    if streaming:
+        # A list among the arguments makes shards, which workers of a data loader share.
+        shards = [tuple(records[i : i + ROWS_PER_SHARD]) for i in range(0, len(records), ROWS_PER_SHARD)]
+        rows = datasets.IterableDataset.from_generator(
+            _convert_shards, features=features, gen_kwargs={"shards": shards, "convert": convert}
+        )
+    else:
+        rows = datasets.Dataset.from_list([row for record in records for row in convert(record)], features=features)
+    return _fetch_videos(rows, videos)
 
 
 def _convert_shards(shards: list[tuple[Any, ...]], convert: Callable[..., Any]) -> Iterator[dict[str, Any]]:
@@ -149,14 +152,15 @@ def _convert_shards(shards: list[tuple[Any, ...]], convert: Callable[..., Any]) 
             yield from convert(record)
 
 
-def fetch_clips(rows: Any, files: Callable[[str], Any]) -> Any:
-    """Replace names of videos in `chosen` and `rejected` by what `files` finds by them, when a row is read."""
-    fetch = partial(_fetch_columns, files=files)
+def _fetch_videos(rows: Any, videos: VideoFinder | None) -> Any:
+    if videos is None:
+        return rows
+    fetch = partial(_fetch_columns, videos=videos)
     if isinstance(rows, datasets.IterableDataset):
         return rows.map(fetch, batched=True, batch_size=1)
     return rows.with_transform(fetch)
 
 
-def _fetch_columns(batch: dict[str, list[Any]], files: Callable[[str], Any]) -> dict[str, list[Any]]:
+def _fetch_columns(batch: dict[str, list[Any]], videos: VideoFinder) -> dict[str, list[Any]]:
     columns = [column for column in ("chosen", "rejected") if column in batch]
-    return {**batch, **{column: [files(name) for name in batch[column]] for column in columns}}
+    return {**batch, **{column: [videos(name) for name in batch[column]] for column in columns}}

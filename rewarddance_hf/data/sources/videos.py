@@ -8,16 +8,7 @@ from typing import Any
 
 from .media import VideoFiles
 from .repository import DatasetRepository
-from .rows import (
-    CLIP_FEATURES,
-    DIMENSION_CRITERIA,
-    check_schema,
-    fetch_clips,
-    make_row,
-    rows_from_records,
-    rows_from_table,
-    share_of_votes,
-)
+from .rows import DIMENSION_CRITERIA, check_schema, make_row, rows_from_records, rows_from_table, share_of_votes
 from .source import Benchmark, DatasetTerms, Source
 
 
@@ -35,7 +26,7 @@ def _read_rapidata(repository: DatasetRepository, split: str, streaming: bool, d
     columns = ["prompt", "file_name1", "file_name2", *votes]
     table = repository.table(None, split, columns, streaming, optional=["prompt_asset"])
     convert = partial(_rapidata_rows, votes=votes, criteria=DIMENSION_CRITERIA[dimension])
-    return fetch_clips(rows_from_table(table, convert, CLIP_FEATURES), VideoFiles(repository, streaming))
+    return rows_from_table(table, convert, VideoFiles(repository, streaming))
 
 
 def _rapidata_rows(row: Mapping[str, Any], votes: list[str], criteria: str | None) -> list[dict[str, Any]]:
@@ -58,8 +49,8 @@ def _read_videogen_rewardbench(repository: DatasetRepository, split: str, stream
         columns = ["path_A", "path_B", "prompt", dimension]
         check_schema(reader.fieldnames, columns, f"{tables[0]} of {repository.repo_id!r}")
         records = [record for record in reader if record[dimension]]
-    rows = rows_from_records(records, partial(_videogen_rows, dimension=dimension), streaming, CLIP_FEATURES)
-    return fetch_clips(rows, VideoFiles(repository, streaming))
+    convert = partial(_videogen_rows, dimension=dimension)
+    return rows_from_records(records, convert, streaming, VideoFiles(repository, streaming))
 
 
 def _videogen_rows(record: Mapping[str, Any], dimension: str) -> list[dict[str, Any]]:
@@ -77,8 +68,7 @@ def _videogen_rows(record: Mapping[str, Any], dimension: str) -> list[dict[str, 
 def _read_videodpo(repository: DatasetRepository, split: str, streaming: bool) -> Any:
     name = next((file for file in sorted(repository.files) if PurePosixPath(file).name == "pair.json"), "pair.json")
     records = repository.records(name, ["video1", "video2", "frame_caption"])
-    rows = rows_from_records(records, _videodpo_rows, streaming, CLIP_FEATURES)
-    return fetch_clips(rows, VideoFiles(repository, streaming))
+    return rows_from_records(records, _videodpo_rows, streaming, VideoFiles(repository, streaming))
 
 
 def _videodpo_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
