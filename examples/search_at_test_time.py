@@ -9,7 +9,7 @@ evaluations, on the shapes world, whose oracle knows how many prompts are really
 
     python examples/search_at_test_time.py
 
-It trains a pointwise judge first (or takes yours: `--judge`), and needs no download. The oracle as the verifier shows how much
+It trains a pointwise judge first (or takes yours: `--judge`), and needs no download. The oracle as the reward shows how much
 there is to gain. To search with your own pipeline and judge, use the command line, or the functions that this script calls:
 
     rewarddance generate --search paths --budget 256 --pipeline ORG/PIPELINE --model ORG/JUDGE --prompt "a red circle"
@@ -97,22 +97,18 @@ def train_judge(pipeline, folder: Path, steps: int, num_prompts: int) -> None:
     trainer.save_model()
 
 
-def search_at_budgets(method: str, pipeline, prompts: list[str], verifier, budgets: list[int], options: dict) -> dict:
+def search_at_budgets(method: str, pipeline, prompts: list[str], reward, budgets: list[int], options: dict) -> dict:
     """For each budget the image that the search chose for each prompt, and the denoiser evaluations that it took."""
     if method == "paths":
         found = {}
         for budget in budgets:
-            results = search_over_paths(
-                pipeline, prompts, verifier, max_denoiser_evaluations=budget, **PATHS, **options
-            )
+            results = search_over_paths(pipeline, prompts, reward, max_denoiser_evaluations=budget, **PATHS, **options)
             found[budget] = ([result.images[0] for result in results], [r.denoiser_evaluations for r in results])
         return found
     # The first images of these two searches are those of a search with a smaller budget: the seeds are the same.
     search = best_of_n if method == "best-of-n" else zero_order_search
     keep_all = {"num_images": max(budgets), "max_denoiser_evaluations": max(budgets)}
-    results = search(
-        pipeline, prompts, verifier, **({} if method == "best-of-n" else ZERO_ORDER), **keep_all, **options
-    )
+    results = search(pipeline, prompts, reward, **({} if method == "best-of-n" else ZERO_ORDER), **keep_all, **options)
     found = {}
     for budget in budgets:
         count = budget // SAMPLING["num_inference_steps"]
@@ -147,12 +143,12 @@ def main(args: argparse.Namespace) -> dict:
     print(f"the judge is right about {judge_accuracy:.1%} of {len(held_out)} held-out pairs of generated images")
 
     prompts = [row["prompt"] for row in ShapesPrompts(args.num_prompts, args.split, args.seed)]
-    verifiers = {
+    rewards = {
         "judge": lambda images, prompts: scorer.score(images, prompts, criteria=ALIGNMENT_CRITERIA),
         "oracle": alignment_score,
     }
     options = {"output_type": "pt", "batch_size": args.batch_size, "seed": args.seed, **SAMPLING}
-    plain = best_of_n(pipeline, prompts, verifiers["oracle"], num_candidates=1, **options)
+    plain = best_of_n(pipeline, prompts, rewards["oracle"], num_candidates=1, **options)
     metrics = {
         "prompts": len(prompts),
         "split": args.split,
@@ -161,15 +157,15 @@ def main(args: argparse.Namespace) -> dict:
         "judge": {},
         "oracle": {},
     }
-    for verifier, method in [(verifier, method) for verifier in verifiers for method in METHODS]:
+    for name, method in [(name, method) for name in rewards for method in METHODS]:
         start = time.process_time()
-        found = search_at_budgets(method, pipeline, prompts, verifiers[verifier], args.budgets, options)
-        metrics[verifier][method] = {
+        found = search_at_budgets(method, pipeline, prompts, rewards[name], args.budgets, options)
+        metrics[name][method] = {
             str(budget): {**measure(images, prompts), "evaluations": float(np.mean(evaluations))}
             for budget, (images, evaluations) in found.items()
         }
-        shares = ", ".join(f"{budget}: {m['met']:.1%}" for budget, m in metrics[verifier][method].items())
-        print(f"{METHODS[method]}, verified by the {verifier}: {shares} ({time.process_time() - start:.0f} s)")
+        shares = ", ".join(f"{budget}: {m['met']:.1%}" for budget, m in metrics[name][method].items())
+        print(f"{METHODS[method]}, judged by the {name}: {shares} ({time.process_time() - start:.0f} s)")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     (folder / "report.md").write_text(write_report(metrics, args.budgets), encoding="utf-8")
@@ -180,7 +176,7 @@ def main(args: argparse.Namespace) -> dict:
     missed = [prompt for prompt, met in zip(prompts, metrics["plain"]["holds"], strict=True) if not met]
     prompt = (missed or prompts)[0]
     example = search_over_paths(
-        pipeline, prompt, verifiers["judge"], max_denoiser_evaluations=max(args.budgets), **PATHS, **options
+        pipeline, prompt, rewards["judge"], max_denoiser_evaluations=max(args.budgets), **PATHS, **options
     )
     save_search(example, folder / "example")
     print(f"wrote {folder}/report.md, curves.png, metrics.json and example/")
@@ -199,26 +195,26 @@ def write_report(metrics: dict, budgets: list[int]) -> str:
         f"as one. A plain image takes {SAMPLING['num_inference_steps']}. The judge is right about "
         f"{metrics['judge_accuracy']:.1%} of held-out pairs of generated images.",
         "",
-        f"| verifier | method | {' | '.join(map(str, budgets))} |",
+        f"| reward | method | {' | '.join(map(str, budgets))} |",
         "|---|---|" + "---|" * len(budgets),
         f"| none | plain sampling ({SAMPLING['num_inference_steps']} evaluations) | {_cell(plain)} |"
         + " |" * (len(budgets) - 1),
     ]
-    for verifier in ("judge", "oracle"):
+    for reward in ("judge", "oracle"):
         for method, name in METHODS.items():
-            cells = [_cell(metrics[verifier][method][str(budget)]) for budget in budgets]
-            lines.append(f"| {verifier} | {name} | {' | '.join(cells)} |")
+            cells = [_cell(metrics[reward][method][str(budget)]) for budget in budgets]
+            lines.append(f"| {reward} | {name} | {' | '.join(cells)} |")
     lines += ["", "Difference to Best-of-N on the same prompts, in percentage points, with its interval:", ""]
-    lines += [f"| verifier | method | {' | '.join(map(str, budgets))} |", "|---|---|" + "---|" * len(budgets)]
-    for verifier in ("judge", "oracle"):
-        best = metrics[verifier]["best-of-n"]
+    lines += [f"| reward | method | {' | '.join(map(str, budgets))} |", "|---|---|" + "---|" * len(budgets)]
+    for reward in ("judge", "oracle"):
+        best = metrics[reward]["best-of-n"]
         for method in ("zero-order", "paths"):
             cells = []
             for budget in map(str, budgets):
-                gain = 100 * (np.array(metrics[verifier][method][budget]["holds"]) - np.array(best[budget]["holds"]))
+                gain = 100 * (np.array(metrics[reward][method][budget]["holds"]) - np.array(best[budget]["holds"]))
                 low, high = bootstrap_interval(gain, num_samples=2000)
                 cells.append(f"{gain.mean():+.1f} ({low:+.1f} to {high:+.1f})")
-            lines.append(f"| {verifier} | {METHODS[method]} | {' | '.join(cells)} |")
+            lines.append(f"| {reward} | {METHODS[method]} | {' | '.join(cells)} |")
     used = ", ".join(f"{metrics['judge']['paths'][str(budget)]['evaluations']:.0f} of {budget}" for budget in budgets)
     lines += ["", f"Search over Paths took {used} evaluations; the others all of them.", "", "![](curves.png)", ""]
     return "\n".join(lines)
@@ -231,14 +227,14 @@ def _cell(metric: dict) -> str:
 
 
 def draw_curves(metrics: dict, budgets: list[int]):
-    """Share of met prompts by budget, one panel for each verifier."""
+    """Share of met prompts by budget, one panel for each reward."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for axes, verifier, title in zip(
-        panels, ("judge", "oracle"), ("verified by the judge", "verified by the oracle (upper bound)"), strict=True
+    for axes, reward, title in zip(
+        panels, ("judge", "oracle"), ("reward of the judge", "reward of the oracle (upper bound)"), strict=True
     ):
         axes.axhline(100 * metrics["plain"]["met"], color="gray", linestyle="--", label="plain sampling")
         for method, name in METHODS.items():
-            values = [metrics[verifier][method][str(budget)] for budget in budgets]
+            values = [metrics[reward][method][str(budget)] for budget in budgets]
             (line,) = axes.plot(budgets, [100 * value["met"] for value in values], marker="o", label=name)
             axes.fill_between(
                 budgets,

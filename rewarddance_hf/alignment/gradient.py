@@ -229,6 +229,11 @@ class RewardGradientCallback(PipelineCallback):
         hooks.callback(self._end)
         if hasattr(pipeline, "_interrupt"):
             hooks.callback(setattr, pipeline, "_interrupt", pipeline._interrupt)
+        for model in _models(pipeline).values():
+            # HiDream's denoiser gives another layout in training mode, but its experts give no gradient in evaluation mode.
+            hooks.set(model, "training", False)
+            for experts in (module for module in model.modules() if hasattr(module, "moe_infer")):
+                hooks.set(experts, "training", True)
         hooks.wrap(pipeline.scheduler, step=self._step, add_noise=self._noise, scale_noise=self._noise, **more)
         hooks.wrap(pipeline, maybe_free_model_hooks=_before(self._check_steps, end), **more)
         for name in ("vae", "movq"):

@@ -1,10 +1,12 @@
 """What the trainers of judges and of generators share: arguments, whole checkpoints, logs, cards, epochs."""
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -12,26 +14,38 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
+T = TypeVar("T")
+
+
+def with_help(arguments: type[T]) -> type[T]:
+    """Show what the documentation of a class says of its arguments as their help on the command line."""
+    documented = re.findall(r"^ {8}(\w+) \(.*\):\n((?: {12}.*\n)+)", arguments.__doc__ or "", re.MULTILINE)
+    for name, text in documented:
+        argument = arguments.__dataclass_fields__[name]  # type: ignore[attr-defined]
+        help_text = " ".join(text.split()).replace("%", "%%")
+        argument.metadata = MappingProxyType({**argument.metadata, "help": help_text})
+    return arguments
+
+
+@with_help
 @dataclass
 class CommonTrainingArguments(TrainingArguments):
-    """Arguments whose defaults both trainers change; each says so in its own documentation."""
+    """
+    Arguments whose defaults both trainers change.
 
-    gradient_checkpointing: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Enable gradient checkpointing to trade compute for memory. If not set, it defaults to `True`."
-        },
-    )
-    bf16: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether to use bf16 (mixed) precision instead of 32-bit. If not set, it defaults to `True` on an "
-            "accelerator that supports it if `fp16` is not set."
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Leave it at `False`: the trainer picks the columns that it needs."}
-    )
+    Parameters:
+        gradient_checkpointing (`bool`, *optional*, defaults to `True`):
+            Whether to compute activations again in the backward pass to save memory.
+        bf16 (`bool`, *optional*):
+            Whether to use bf16 (mixed) precision instead of 32-bit. Defaults to `True` on an accelerator that supports it if
+            `fp16` is not set.
+        remove_unused_columns (`bool`, *optional*, defaults to `False`):
+            Leave it at `False`: the trainer picks the columns that it needs.
+    """
+
+    gradient_checkpointing: bool | None = None
+    bf16: bool | None = None
+    remove_unused_columns: bool = False
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
@@ -105,13 +119,8 @@ class CommonTrainer(Trainer):
 
 class SetEpochCallback(TrainerCallback):
     """
-    Tell which epoch begins, whatever was resumed.
-
-    The data loader's own `set_epoch` does not reach a collator, nor a sampler or dataset when there are several processes.
-
-    Args:
-        set_epoch (`Callable`):
-            Function that is told.
+    Tell which epoch begins, whatever was resumed. The data loader's own `set_epoch` does not reach a collator, nor a sampler or
+    dataset when there are several processes.
     """
 
     def __init__(self, set_epoch: Callable[[int], Any]) -> None:

@@ -7,27 +7,12 @@ from torch.nn.functional import logsigmoid, softplus
 def answer_cross_entropy(
     answer_log_probs: torch.Tensor, labels: torch.Tensor, margin: torch.Tensor | None = None
 ) -> torch.Tensor:
-    r"""
+    """
     Cross-entropy of the answer over the whole vocabulary, the loss of the pairwise paradigm.
 
-    Args:
-        answer_log_probs (`torch.Tensor` of shape `(batch_size, 2)`):
-            `log P("yes")` and `log P("no")`.
-        labels (`torch.Tensor` of shape `(batch_size,)`):
-            Target probabilities of "yes" in `[0, 1]`.
-        margin (`torch.Tensor` of shape `(batch_size,)`, *optional*):
-            Subtracted from the logit of the right answer, so that it has to win by that much (additive-margin softmax,
-            [CosFace](https://huggingface.co/papers/1801.09414)). An addition of ours: the paper has no margins.
-
-    Returns:
-        `torch.Tensor`: Scalar mean loss.
-
-    Example:
-
-    ```python
-    >>> answer_cross_entropy(torch.tensor([[0.5, 0.25]]).log(), torch.tensor([1.0]))
-    tensor(0.6931)
-    ```
+    `answer_log_probs` `(batch_size, 2)` are those of "yes" and "no", `labels` target probabilities of "yes". `margin` is
+    subtracted from the logit of the right answer, so that it has to win by that much (additive-margin softmax,
+    [CosFace](https://huggingface.co/papers/1801.09414)); the paper has no margins.
     """
     losses = -answer_log_probs
     if margin is not None:
@@ -44,31 +29,12 @@ def bradley_terry_loss(
     labels: torch.Tensor | None = None,
     margin: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""
-    Bradley-Terry loss `-log sigmoid(r_chosen - r_rejected)`, for the regressive and the pointwise paradigm.
+    """
+    Bradley-Terry loss `-log sigmoid(r_chosen - r_rejected)`, for the regressive and the pointwise paradigm, which applies it to
+    log-odds of "yes": on probabilities, which differ by 1 at most, the loss could not fall below 0.31.
 
-    The pointwise paradigm applies it to log-odds of "yes": on probabilities, which differ by 1 at most, the loss could
-    not fall below 0.31.
-
-    Args:
-        chosen_logits (`torch.Tensor` of shape `(batch_size,)`):
-            Rewards (log-odds, or output of scalar head) of chosen samples.
-        rejected_logits (`torch.Tensor` of shape `(batch_size,)`):
-            Rewards of rejected samples.
-        labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
-            Target probabilities that the chosen sample is better, 0.5 for a tie. Defaults to 1.
-        margin (`torch.Tensor` of shape `(batch_size,)`, *optional*):
-            Wanted difference, subtracted before the sigmoid; without effect on ties.
-
-    Returns:
-        `torch.Tensor`: Scalar mean loss.
-
-    Example:
-
-    ```python
-    >>> bradley_terry_loss(torch.tensor([2.0]), torch.tensor([0.0]))
-    tensor(0.1269)
-    ```
+    `labels` are target probabilities that the chosen sample is better (0.5 for a tie, 1 by default), `margin` is the wanted
+    difference, without effect on ties.
     """
     difference = chosen_logits - rejected_logits
     labels = torch.ones_like(difference) if labels is None else labels.to(difference)
@@ -84,24 +50,9 @@ def pointwise_loss(
     answer_weight: float,
     margin: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""
-    Loss of the pointwise paradigm: Bradley-Terry on the two rewards, plus a small weight times the cross-entropy with
-    "yes" for the preferred and "no" for the rejected sample.
-
-    Args:
-        chosen (`tuple` of `torch.Tensor` of shapes `(batch_size,)` and `(batch_size, 2)`):
-            Log-odds and answer log-probabilities of chosen samples.
-        rejected (`tuple` of `torch.Tensor` of shapes `(batch_size,)` and `(batch_size, 2)`):
-            The same of rejected samples.
-        labels (`torch.Tensor` of shape `(batch_size,)`):
-            Target probabilities that the chosen sample is better, 0.5 for a tie.
-        answer_weight (`float`):
-            Weight of the cross-entropy.
-        margin (`torch.Tensor` of shape `(batch_size,)`, *optional*):
-            Margin of the Bradley-Terry loss.
-
-    Returns:
-        `torch.Tensor`: Scalar mean loss.
+    """
+    Loss of the pointwise paradigm: Bradley-Terry on the two rewards, plus `answer_weight` times the cross-entropy with "yes"
+    for the preferred and "no" for the rejected sample. Each is given as log-odds and answer log-probabilities.
     """
     cross_entropy = (answer_cross_entropy(chosen[1], labels) + answer_cross_entropy(rejected[1], 1 - labels)) / 2
     return bradley_terry_loss(chosen[0], rejected[0], labels, margin) + answer_weight * cross_entropy

@@ -7,9 +7,10 @@ from transformers import TrainingArguments
 
 from ..data.collator import RATIONALE_FORMATS
 from ..models.configuration_rewarddance import PARADIGMS
-from .common import CommonTrainingArguments
+from .common import CommonTrainingArguments, with_help
 
 
+@with_help
 @dataclass
 class RewardDanceTrainingArguments(CommonTrainingArguments):
     r"""
@@ -41,58 +42,24 @@ class RewardDanceTrainingArguments(CommonTrainingArguments):
         answer_weight (`float`, *optional*, defaults to `0.1`):
             Weight of the answer's cross-entropy beside the Bradley-Terry loss of the pointwise paradigm.
 
-    > [!NOTE]
-    > These parameters have default values different from [`~transformers.TrainingArguments`]:
-    > - `logging_steps`: Defaults to `10` instead of `500`.
-    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
-    > - `bf16`: Defaults to `True` on an accelerator that supports it if `fp16` is not set, instead of `False`.
-    > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
-    > - `remove_unused_columns`: Defaults to `False` instead of `True`; the trainer selects the columns itself.
+        > Parameters with other defaults than in [`~transformers.TrainingArguments`]; see also [`CommonTrainingArguments`]
+
+        learning_rate (`float`, *optional*, defaults to `1e-5`):
+            Initial learning rate for AdamW.
+        logging_steps (`float`, *optional*, defaults to `10`):
+            Number of updates between two logs; below 1, a ratio of all updates.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
-    # Parameters whose default values are overridden from TrainingArguments
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
-    logging_steps: float = field(
-        default=10,
-        metadata={
-            "help": "Log every X updates steps. Should be an integer or a float in range `[0,1)`. If smaller than 1, "
-            "will be interpreted as ratio of total training steps."
-        },
-    )
-
-    # Parameters that control the model
-    paradigm: str = field(
-        default="pairwise",
-        metadata={"help": "Training variant.", "choices": list(PARADIGMS)},
-    )
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Keyword arguments for `RewardDanceForYesScoring.from_pretrained`, used when `model` is a string."
-        },
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "Whether to disable dropout in the model."})
-
-    # Parameters that control the training
-    rationale: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where the row's rationale stands: after the answer ('decision_first'), before it ('reasons_first'), "
-            "or one of both, drawn for each row ('mixed'). Pairwise only.",
-            "choices": list(RATIONALE_FORMATS),
-        },
-    )
-    rationale_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the rationale's cross-entropy beside that of the answer."}
-    )
-    answer_weight: float = field(
-        default=0.1,
-        metadata={
-            "help": "Weight of the answer's cross-entropy beside the Bradley-Terry loss of the pointwise paradigm."
-        },
-    )
+    paradigm: str = field(default="pairwise", metadata={"choices": list(PARADIGMS)})
+    model_init_kwargs: dict[str, Any] | str | None = None
+    disable_dropout: bool = True
+    rationale: str | None = field(default=None, metadata={"choices": list(RATIONALE_FORMATS)})
+    rationale_weight: float = 1.0
+    answer_weight: float = 0.1
+    learning_rate: float = 1e-5
+    logging_steps: float = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ from tiny_pipelines import (
     STABLE_DIFFUSION_BETAS,
     VIDEO,
     TinyPipeline,
+    image_vae,
     noise,
     relative_difference,
     reward,
@@ -911,3 +912,56 @@ class TestErrors:
         model = tiny("StableDiffusion3")
         with refl().attach(model.pipeline), pytest.raises(RuntimeError, match="Call the pipeline itself"):
             model.pipeline.scheduler.step(noise(0, 1), 1.0, noise(1, 1))
+
+
+def tiny_hidream() -> tuple[diffusers.HiDreamImagePipeline, dict]:
+    torch.manual_seed(0)
+    transformer = diffusers.HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=[8, 6],
+        text_emb_dim=5,
+        axes_dims_rope=(4, 2, 2),
+        max_resolution=(8, 8),
+        llama_layers=[0, 1],
+    )
+    absent = {f"{part}{number}": None for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3", "_4")}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipeline = diffusers.HiDreamImagePipeline(scheduler, image_vae(), transformer=transformer, **absent).to(
+        torch.float64
+    )
+    pipeline.default_sample_size = 8  # to which all sizes are scaled
+    pipeline.set_progress_bar_config(disable=True)
+    inputs = {
+        "prompt_embeds_t5": noise(1, 1, 7, 8).double(),
+        "prompt_embeds_llama3": noise(2, 2, 1, 7, 6).double(),
+        "pooled_prompt_embeds": noise(3, 1, 5).double(),
+    }
+    settings = {"guidance_scale": 1.0, "num_inference_steps": 1, "output_type": "pt"}
+    return pipeline, inputs | settings | {"latents": noise(4, 1, 4, 8, 8).double()}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_experts_get_their_gradient(training):
+    """HiDream's denoiser fails in training mode, and its experts are under `no_grad` in evaluation mode."""
+    pipeline, inputs = tiny_hidream()
+    pipeline.vae.requires_grad_(False).eval()
+    pipeline.transformer.train(training)
+    with draft(num_gradient_steps=1).attach(pipeline):
+        images = pipeline(**inputs).images
+    assert all(module.training == training for module in pipeline.transformer.modules())
+    weight = pipeline.transformer.single_stream_blocks[0].block.ff_i.experts[0].w2.weight
+    (gradient,) = torch.autograd.grad(images.sum(), weight)
+    pipeline.transformer.eval()
+    differences = []
+    for change in (1e-5, -1e-5):
+        with torch.no_grad():
+            weight += change * noise(5, *weight.shape)
+            differences.append(pipeline(**inputs).images.sum() / change / 2)
+            weight -= change * noise(5, *weight.shape)
+    assert gradient.abs().max() > 0
+    torch.testing.assert_close((gradient * noise(5, *weight.shape)).sum(), sum(differences), rtol=1e-3, atol=0)

@@ -22,12 +22,12 @@ def test_search_at_test_time(tmp_path):
     arguments += ["--budgets", "16", "40", "--batch_size", "64"]
     metrics = example.main(example.make_parser().parse_args(arguments))
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    for verifier in ("judge", "oracle"):
+    for reward in ("judge", "oracle"):
         for method in example.METHODS:
-            for budget, values in metrics[verifier][method].items():
+            for budget, values in metrics[reward][method].items():
                 assert 0 < values["evaluations"] <= int(budget)
                 assert 0 <= values["low"] <= values["met"] <= values["high"] <= 1
-    # With the oracle as verifier, the best of more candidates is at least as good.
+    # With the oracle as reward, the best of more candidates is at least as good.
     best = metrics["oracle"]["best-of-n"]
     assert np.all(np.array(best["40"]["holds"]) >= np.array(best["16"]["holds"]))
     assert best["40"]["facts"] >= best["16"]["facts"]

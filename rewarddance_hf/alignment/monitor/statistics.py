@@ -195,19 +195,8 @@ def sample_diversity(
     samples: Sequence[Sequence[Any]], features: Callable[[list[Any]], torch.Tensor] | None = None
 ) -> torch.Tensor:
     """
-    Measure how different the samples of each prompt are: the mean distance of two of them.
-
-    Args:
-        samples (`list[list]`):
-            Samples of each prompt, two or more: images, or clips as lists of frames.
-        features (`Callable`, *optional*):
-            Function that gives features of shape `(n, ...)` for a list of samples. Defaults to pixels in [0, 1].
-
-    Returns:
-        `torch.Tensor` of shape `(num_prompts,)`: Mean over pairs of the root mean square of their differences.
-
-    Raises:
-        `ValueError`: If a prompt has fewer than two samples.
+    Mean root mean square difference of two samples of each prompt: `(num_prompts,)`, of two or more images or clips each.
+    `features` gives features `(n, ...)` of a list of samples; without it pixels in [0, 1] are compared.
     """
     distances = []
     for index, group in enumerate(samples):

@@ -19,11 +19,8 @@ Hook = Callable[..., Any]
 
 class Hooks(ExitStack):
     """
-    All that is changed on a pipeline for a while; closing it undoes everything. A pipeline has one at a time.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline. What is left on it of a call that failed is undone first.
+    All that is changed on a pipeline for a while; closing it undoes everything. A pipeline has one at a time: what a call that
+    failed has left is undone first.
     """
 
     def __init__(self, pipeline: Any) -> None:

@@ -4,13 +4,7 @@ import os
 from typing import Any
 
 import torch
-
-from ...import_utils import require_extra
-
-
-require_extra("diffusers", "diffusers")
-
-from diffusers import DiffusionPipeline  # noqa: E402
+from diffusers import DiffusionPipeline
 
 
 def load_pipeline(
@@ -20,23 +14,8 @@ def load_pipeline(
     **kwargs: Any,
 ) -> Any:
     """
-    Load a pipeline from the Hub or a local folder.
-
-    Args:
-        pretrained_model_name_or_path (`str` or `os.PathLike`):
-            Repository ID or folder. Components that it was saved without are left out.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
-            Device of all components.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-            Type of the weights, also by its name. `"auto"` is float32 on the CPU and bfloat16 elsewhere.
-        kwargs:
-            `revision`, `token`, ... of [`~diffusers.DiffusionPipeline.from_pretrained`].
-
-    Returns:
-        [`~diffusers.DiffusionPipeline`]
-
-    Raises:
-        `OSError`: If there is no pipeline.
+    Load a pipeline from the Hub or a folder, without the components that it was saved without. The `dtype`, also by its name,
+    is `"auto"` for float32 on the CPU and bfloat16 elsewhere; `kwargs` are those of `DiffusionPipeline.from_pretrained`.
     """
     device = torch.device(device)
     if dtype == "auto":

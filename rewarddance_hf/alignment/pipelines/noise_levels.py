@@ -8,13 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-
-from ...import_utils import require_extra
-
-
-require_extra("diffusers", "diffusers")
-
-from diffusers import (  # noqa: E402
+from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
@@ -22,11 +16,7 @@ from diffusers import (  # noqa: E402
 )
 
 
-FLOW_MATCH_SCHEDULERS: Any = (
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    FlowMatchLCMScheduler,
-)
+FLOW_MATCH_SCHEDULERS: Any = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
 
 
 def _flow_sign(scheduler: Any) -> int | None:
@@ -89,19 +79,7 @@ def _clean(
 
 
 def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
-    """
-    Tell how much of the clean image and how much noise is in the latents before each step of a schedule.
-
-    Args:
-        scheduler ([`~diffusers.SchedulerMixin`]):
-            Scheduler whose timesteps are set.
-
-    Returns:
-        `list[tuple[float, float]]`: For each step `(signal, noise)` of `latents = signal * clean + noise * standard_normal`.
-
-    Raises:
-        `NotImplementedError`: If the scheduler makes steps of higher order within several timesteps, or is of unknown kind.
-    """
+    """`(signal, noise)` of `latents = signal * clean + noise * standard_normal` before each step of a schedule that is set."""
     wanted = "Set `pipeline.scheduler` to a flow-matching Euler, DDIM, Euler, DPM++ multistep or UniPC one."
     name = type(scheduler).__name__
     if getattr(scheduler, "order", 1) != 1 or isinstance(scheduler, PNDMScheduler):
@@ -123,24 +101,8 @@ def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
 
 def step_to_clean(scheduler: Any, step: Callable[..., Any], arguments: inspect.BoundArguments) -> Any:
     """
-    Run one step of a scheduler and put the clean prediction in place of the next, less noisy sample.
-
-    The scheduler's own prediction is taken where its step returns one, so that `clip_sample` and `thresholding` hold.
-    Elsewhere the prediction follows from the model output and the noise level.
-
-    Args:
-        scheduler ([`~diffusers.SchedulerMixin`]):
-            Scheduler that is about to make a step.
-        step (`Callable`):
-            Its `step` method.
-        arguments (`inspect.BoundArguments`):
-            Arguments that the pipeline gave to `step`.
-
-    Returns:
-        [`~diffusers.utils.BaseOutput`]: What `step` returns, with the clean prediction as `prev_sample`.
-
-    Raises:
-        `NotImplementedError`: If the scheduler neither returns a clean prediction nor is of a known kind.
+    Make a step of a scheduler, with the clean prediction as `prev_sample` of its output. It is the scheduler's own where its
+    step returns one, so that `clip_sample` and `thresholding` hold, and else follows from the noise level.
     """
     arguments.arguments["return_dict"] = True
     inputs = arguments.arguments
@@ -161,13 +123,7 @@ def step_to_clean(scheduler: Any, step: Callable[..., Any], arguments: inspect.B
 
 
 def detach_state(scheduler: Any) -> None:
-    """
-    Cut the autograd graph out of what a multistep scheduler remembers of earlier steps.
-
-    Args:
-        scheduler ([`~diffusers.SchedulerMixin`]):
-            Scheduler whose attributes are changed in place.
-    """
+    """Cut the autograd graph out of what a multistep scheduler remembers of earlier steps."""
     for name, value in vars(scheduler).items():
         if isinstance(value, torch.Tensor) and value.requires_grad:
             setattr(scheduler, name, value.detach())

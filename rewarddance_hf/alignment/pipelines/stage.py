@@ -7,16 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ...import_utils import require_extra
-
-
-require_extra("diffusers", "diffusers")
-
-from diffusers import FlowMatchEulerDiscreteScheduler  # noqa: E402
-
-from .hooks import Hooks  # noqa: E402
-from .noise_levels import step_to_clean  # noqa: E402
+from .hooks import Hooks
+from .noise_levels import step_to_clean
 
 
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -26,34 +20,16 @@ PREPARE = ("prepare_latents", "prepare_audio_latents")
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """
-    One path through the noise levels.
-
-    Args:
-        prompt_index (`int`):
-            Prompt that the path belongs to.
-        generator (`torch.Generator`):
-            Source of all random numbers of the path.
-        latents (`tuple[torch.Tensor, ...]` of shapes `(1, ...)`, *optional*):
-            Latents at the present noise level, in the layout of the pipeline's loop: one tensor, and a second one if the
-            pipeline makes sound. None before the first step.
-        initial (`tuple[torch.Tensor, ...]`, *optional*):
-            Pure noise that the path began with.
-        pivot (`tuple[torch.Tensor, ...]`, *optional*):
-            Pure noise near which the path shall begin.
-        strength (`float`, *optional*, defaults to `1.0`):
-            Distance from `pivot`: share of fresh noise, from 0 to 1.
-        scheduler_states (`tuple[dict, ...]`, *optional*):
-            What the scheduler of each latents remembers of the earlier steps.
-    """
+    """One path through the noise levels: where it stands, and where its random numbers come from."""
 
     prompt_index: int
     generator: torch.Generator
+    # Of shape `(1, ...)` in the layout of the pipeline's loop, with a second tensor if it makes sound; None before step 0
     latents: tuple[torch.Tensor, ...] | None = None
-    initial: tuple[torch.Tensor, ...] | None = None
-    pivot: tuple[torch.Tensor, ...] | None = None
-    strength: float = 1.0
-    scheduler_states: tuple[Mapping[str, Any], ...] | None = None
+    initial: tuple[torch.Tensor, ...] | None = None  # pure noise that the path began with
+    pivot: tuple[torch.Tensor, ...] | None = None  # pure noise near which the path shall begin
+    strength: float = 1.0  # distance from it: share of fresh noise
+    scheduler_states: tuple[Mapping[str, Any], ...] | None = None  # memory of earlier steps, for each of the latents
 
 
 @dataclass

@@ -37,33 +37,13 @@ REFUSED_ARGUMENTS = {
 
 
 class StagedPipeline:
-    r"""
-    Pipeline that runs any part of its schedule, for a batch of paths.
+    """
+    Pipeline that runs any part of its schedule, for a batch of paths. Steps count from 0, which is pure noise.
 
-    Steps count from 0, which is pure noise. Running steps 0 to k and then k to the end gives the images of a plain call bit
-    for bit; multistep schedulers get back what they remember.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Any pipeline that draws its noise in `prepare_latents`.
-        prompts (`list[str]`):
-            Prompts. They are given to the pipeline unless `arguments` holds `prompt_embeds`.
-        arguments (`dict`):
-            Other arguments of the pipeline's call. Those whose name contains "prompt", and images such as `image`, may be
-            a list or tensor with one entry for each prompt.
-        batch_size (`int`):
-            Largest number of paths per call of the pipeline. With an input image it is 1: pipelines may draw noise for the
-            image from the first generator of a batch, so that no seed but the first would make its image again.
-
-    Attributes:
-        evaluations (`list[int]`):
-            Denoiser evaluations for each prompt: one for each path and step, however many forward passes guidance takes.
-        forward_passes (`list[int]`):
-            Samples that went through the denoiser for each prompt, as counted by a hook on it: with classifier-free
-            guidance twice the number of evaluations.
-
-    Raises:
-        `ValueError`: If an argument belongs to the search, or has another length than `prompts`.
+    Running steps 0 to k and then k to the end gives the images of a plain call bit for bit. Arguments whose name contains
+    "prompt", and images such as `image`, may have one entry for each prompt. With an input image, batches have one path:
+    pipelines may draw noise for the image from the first generator of a batch, so that no seed but the first would make its
+    image again.
     """
 
     def __init__(
@@ -86,6 +66,7 @@ class StagedPipeline:
         self.takes = inspect.signature(type(pipeline).__call__).parameters
         if arguments.get("prompt_embeds") is None and "prompt" in self.takes:
             self.arguments["prompt"] = (True, self.prompts)
+        # For each prompt: one for each path and step, and samples that went through the denoiser (twice as many with guidance)
         self.evaluations = [0] * len(self.prompts)
         self.forward_passes = [0] * len(self.prompts)
 
@@ -126,22 +107,16 @@ class StagedPipeline:
 
     @property
     def num_steps(self) -> int:
-        """`int`: Number of steps, which is that of denoiser evaluations of one plain image."""
+        """Number of steps, which is that of denoiser evaluations of one plain image."""
         return len(self._probed_scheduler.timesteps)
 
     @functools.cached_property
     def noise_levels(self) -> list[tuple[float, float]]:
-        """`list[tuple[float, float]]`: Shares of the clean image and of noise in the latents before each step."""
+        """Shares of the clean image and of noise in the latents before each step."""
         return noise_levels(self._probed_scheduler)
 
     def check_parts(self) -> None:
-        """
-        Make sure that parts of the schedule can be run.
-
-        Raises:
-            `NotImplementedError`: If the scheduler's noise levels are not known, or the pipeline takes a part of the schedule
-                out by itself.
-        """
+        """Refuse schedules of which no part can be run."""
         self.noise_levels  # noqa: B018 (raises for unknown schedulers)
         default = self.takes["strength"].default if "strength" in self.takes else None
         strength = self.arguments.get("strength", (False, default))[1]
@@ -158,21 +133,8 @@ class StagedPipeline:
         """
         Run steps `start` to `stop - 1` of each path.
 
-        Args:
-            trajectories (`list[Trajectory]`):
-                Paths that stand before step `start`.
-            start (`int`):
-                First step.
-            stop (`int`):
-                Step after the last one.
-
-        Yields:
-            `tuple[list[Trajectory], torch.Tensor]`: For each batch the paths before step `stop`, and images of shape `(n, 3,
-            height, width)` or clips of shape `(n, num_frames, 3, height, width)` in `[0, 1]`: the clean prediction of step
-            `stop - 1`, which costs no evaluation, or the finished images.
-
-        Raises:
-            `NotImplementedError`: If the pipeline cannot run a part of its schedule.
+        Yields for each batch the paths before step `stop`, and images `(n, 3, height, width)` or clips `(n, num_frames, 3, height,
+        width)` in `[0, 1]`: the finished ones, or the clean predictions of the last step, which cost no evaluation.
         """
         if stop - start < self.num_steps:
             self.check_parts()
@@ -181,20 +143,8 @@ class StagedPipeline:
 
     def renoise(self, trajectory: Trajectory, step: int, back_to: int, generator: torch.Generator) -> Trajectory:
         """
-        Add noise to a path, so that it is distributed as paths before an earlier step are.
-
-        Args:
-            trajectory (`Trajectory`):
-                Path that stands before step `step`.
-            step (`int`):
-                Where it stands.
-            back_to (`int`):
-                Step that it shall stand before.
-            generator (`torch.Generator`):
-                Source of the noise, and of all later random numbers of the new path.
-
-        Returns:
-            `Trajectory`: New path. A multistep scheduler begins anew in it.
+        Add noise to a path before step `step`, so that it is distributed as paths before step `back_to` are. All later random
+        numbers come from `generator`; a multistep scheduler begins anew.
         """
         if back_to == step:
             return replace(trajectory, generator=generator)

@@ -5,34 +5,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DecoderOutput
 from torch.utils.checkpoint import checkpoint
-
-from ...import_utils import require_extra
-
-
-require_extra("diffusers", "diffusers")
-
-from diffusers.models.autoencoders.vae import DecoderOutput  # noqa: E402
 
 
 def decode_in_parts(
     decode: Callable[..., Any], checkpointing: bool, slicing: bool, scale: float
 ) -> Callable[..., Any]:
     """
-    Change a VAE's `decode` so that it needs less memory.
-
-    Args:
-        decode (`Callable`):
-            The method.
-        checkpointing (`bool`):
-            Whether its activations are computed again in the backward pass.
-        slicing (`bool`):
-            Whether it decodes images one by one. With `checkpointing`, activations of only one image exist at a time.
-        scale (`float`):
-            Factor by which width and height of the latents shrink before.
-
-    Returns:
-        `Callable`: A function with the same arguments.
+    Change a VAE's `decode` so that it needs less memory: with activations computed again in the backward pass, image by image,
+    or of latents whose width and height are shrunk by `scale`.
     """
 
     def wrapper(z: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:

@@ -5,12 +5,13 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ...trainer.common import CommonTrainingArguments
+from ...trainer.common import CommonTrainingArguments, with_help
 
 
 REWARD_TRANSFORMS = ("none", "log", "log_odds")
 
 
+@with_help
 @dataclass
 class ReFLTrainingArguments(CommonTrainingArguments):
     r"""
@@ -78,96 +79,38 @@ class ReFLTrainingArguments(CommonTrainingArguments):
         sample_prompts (`list[str]`, *optional*):
             Prompts of the grids. Defaults to the first 8 of the training rows.
 
-    > [!NOTE]
-    > These parameters have default values different from [`~transformers.TrainingArguments`]:
-    > - `logging_steps`: Defaults to `1` instead of `500`.
-    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
-    > - `bf16`: Defaults to `True` on an accelerator that supports it if `fp16` is not set, instead of `False`.
-    > - `learning_rate`: Defaults to `1e-4` instead of `5e-5`.
-    > - `remove_unused_columns`: Defaults to `False` instead of `True`; the trainer picks the columns itself.
+        > Parameters with other defaults than in [`~transformers.TrainingArguments`]; see also
+        > [`~rewarddance_hf.trainer.common.CommonTrainingArguments`]
+
+        learning_rate (`float`, *optional*, defaults to `1e-4`):
+            Initial learning rate for AdamW.
+        logging_steps (`float`, *optional*, defaults to `1`):
+            Number of updates between two logs; below 1, a ratio of all updates.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "pipeline_kwargs"]
 
-    # Parameters whose default values are overridden from TrainingArguments
-    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate for AdamW."})
-    logging_steps: float = field(
-        default=1,
-        metadata={
-            "help": "Log every X updates steps. Should be an integer or a float in range `[0,1)`. If smaller than 1, "
-            "will be interpreted as ratio of total training steps."
-        },
-    )
-
-    # Parameters that control the sampler
-    num_inference_steps: int | None = field(
-        default=None, metadata={"help": "Number of steps of the sampler. Defaults to that of the pipeline."}
-    )
-    guidance_scale: float | None = field(
-        default=None, metadata={"help": "Guidance scale of the sampler. Defaults to that of the pipeline."}
-    )
-    pipeline_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of the pipeline's call, e.g. `{height: 512}` in YAML."}
-    )
-
-    # Parameters that control the gradient
-    method: str = field(
-        default="refl",
-        metadata={
-            "help": "'refl' for gradient in one late step drawn at random, 'draft' for gradient in the last steps.",
-            "choices": ["refl", "draft"],
-        },
-    )
-    step_index_range: list[int] | None = field(
-        default=None, metadata={"help": "First step that 'refl' may draw, and the step after the last one."}
-    )
-    step_ratio_range: list[float] | None = field(
-        default=None, metadata={"help": "The same as ratios of the number of steps. Defaults to the last quarter."}
-    )
-    num_gradient_steps: int = field(default=1, metadata={"help": "Number of steps with gradient of 'draft'."})
-    vae_checkpointing: bool = field(
-        default=False, metadata={"help": "Whether to compute the VAE's activations again in the backward pass."}
-    )
-    vae_slicing: bool = field(default=False, metadata={"help": "Whether to decode images one by one."})
-    vae_scale: float = field(
-        default=1.0,
-        metadata={"help": "Factor by which width and height of the latents shrink before they are decoded."},
-    )
-
-    # Parameters that control the reward
-    reward_weights: list[float] | None = field(
-        default=None,
-        metadata={"help": "Weight of each reward. Defaults to 1 for all. A weight of 0 is for the logs only."},
-    )
-    reward_transform: str = field(
-        default="none",
-        metadata={
-            "help": "What is maximised: the reward itself, its logarithm or its log-odds.",
-            "choices": list(REWARD_TRANSFORMS),
-        },
-    )
-    reward_clip: float | None = field(
-        default=None, metadata={"help": "Reward above which a sample gives no gradient any more."}
-    )
-    saturation: float = field(
-        default=0.01, metadata={"help": "How near to 0 or 1 a reward counts as saturated in the logs."}
-    )
-    beta: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the squared distance of the denoiser's output from that of the un-tuned one."},
-    )
-
-    # Parameters that control weights and samples
-    use_ema: bool = field(
-        default=False, metadata={"help": "Whether to average the trained weights for samples and `save_model`."}
-    )
-    ema_decay: float = field(default=0.99, metadata={"help": "Largest decay of the average."})
-    sample_steps: int = field(
-        default=0, metadata={"help": "Number of updates between two grids of samples. 0 for none."}
-    )
-    sample_prompts: list[str] | None = field(
-        default=None, metadata={"help": "Prompts of the grids. Defaults to the first 8 of the training rows."}
-    )
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    pipeline_kwargs: dict[str, Any] | str | None = None
+    method: str = field(default="refl", metadata={"choices": ["refl", "draft"]})
+    step_index_range: list[int] | None = None
+    step_ratio_range: list[float] | None = None
+    num_gradient_steps: int = 1
+    vae_checkpointing: bool = False
+    vae_slicing: bool = False
+    vae_scale: float = 1.0
+    reward_weights: list[float] | None = None
+    reward_transform: str = field(default="none", metadata={"choices": list(REWARD_TRANSFORMS)})
+    reward_clip: float | None = None
+    saturation: float = 0.01
+    beta: float = 0.0
+    use_ema: bool = False
+    ema_decay: float = 0.99
+    sample_steps: int = 0
+    sample_prompts: list[str] | None = None
+    learning_rate: float = 1e-4
+    logging_steps: float = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

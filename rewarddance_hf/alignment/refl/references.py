@@ -32,8 +32,8 @@ logger = logging.get_logger(__name__)
 METHODS = ("top", "bottom", "random")
 NEW_COLUMNS = ("references", "wins", "scores", "seeds")
 CONTEXT_COLUMNS = ("task", "criteria", "condition")
-# Arguments of pipelines that are set here.
-OWN_ARGUMENTS = (
+# Arguments of pipelines that are set here
+OWN_ARGUMENTS = {
     "generator",
     "latents",
     "num_images_per_prompt",
@@ -41,7 +41,7 @@ OWN_ARGUMENTS = (
     "output_type",
     "prompt",
     "return_dict",
-)
+}
 
 
 def best_of_n_references(
@@ -127,7 +127,7 @@ def best_of_n_references(
     """
     rows = _as_dataset(prompts)
     _check_arguments(reward, num_candidates, top_k, method, ranking_method, num_rounds, batch_size)
-    taken = [name for name in OWN_ARGUMENTS if name in pipeline_kwargs]
+    taken = sorted(OWN_ARGUMENTS & set(pipeline_kwargs))
     if taken:
         raise ValueError(
             f"{taken} were given as arguments of the pipeline, but are set for each candidate. Leave them out; prompts go into "
@@ -181,8 +181,7 @@ def best_of_n_references(
     def work(indices: Sequence[int]) -> list[bytes | None]:
         return [make(index) for index in tqdm(indices, desc="References", unit="prompt", disable=is_quiet)]
 
-    made = run_split(work, len(rows))
-    new = _read_all(store, Path(output_dir or ""), made)
+    new = _read_all(store, Path(output_dir or ""), run_split(work, len(rows)))
     return datasets.concatenate_datasets([rows, new], axis=1)
 
 
@@ -224,31 +223,21 @@ def _rank(
     for i, score in enumerate(ranking.scores.tolist()):
         if math.isnan(score) and i not in ranking.order:
             logger.warning(f"Candidate {candidates[i]} of `{name}` is left out: its score is NaN or infinite.")
-    order = ranking.order[::-1] if method == "bottom" else ranking.order
-    order = order[:top_k]
-    return (
-        [candidates[i] for i in order],
-        [float(ranking.wins[i]) for i in order],
-        [float(ranking.scores[i]) for i in order],
-    )
-
-
-# ---- tables of one row ----
+    order = (ranking.order[::-1] if method == "bottom" else ranking.order)[:top_k]
+    return [candidates[i] for i in order], ranking.wins[order].tolist(), ranking.scores[order].tolist()
 
 
 def _as_table(samples: list[Any], wins: Any, scores: Any, seeds: list[int]) -> bytes:
-    image, is_clip = datasets.Image(), isinstance(samples[0], list)
+    """Result of a prompt as a table of one row."""
+    image = datasets.Image()
     features = datasets.Features(
-        {
-            "references": datasets.List(datasets.List(image) if is_clip else image),
-            "wins": datasets.List(datasets.Value("float64")),
-            "scores": datasets.List(datasets.Value("float64")),
-            "seeds": datasets.List(datasets.Value("int64")),
-        }
+        references=datasets.List(datasets.List(image) if isinstance(samples[0], list) else image),
+        wins=datasets.List(datasets.Value("float64")),
+        scores=datasets.List(datasets.Value("float64")),
+        seeds=datasets.List(datasets.Value("int64")),
     )
     row = features.encode_example({"references": samples, "wins": wins, "scores": scores, "seeds": seeds})
-    schema = features.arrow_schema
-    stream = pa.BufferOutputStream()
+    schema, stream = features.arrow_schema, pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, schema) as writer:
         writer.write_table(datasets.Dataset.from_list([row], features=features).data.table.cast(schema))
     return stream.getvalue().to_pybytes()
@@ -272,9 +261,6 @@ def _read_all(store: RowFolder | None, folder: Path, made: Sequence[bytes | None
 
 def _read_table(content: bytes) -> pa.Table:
     return pa.ipc.open_stream(content).read_all()
-
-
-# ---- checks ----
 
 
 def _as_dataset(prompts: Sequence[str] | datasets.Dataset) -> datasets.Dataset:

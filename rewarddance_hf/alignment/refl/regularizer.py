@@ -11,16 +11,11 @@ from torch import nn
 
 class BaseDistance:
     """
-    Mean squared distance between the outputs of a denoiser and of its un-tuned self, in the calls that carry gradient.
+    Mean squared distance between the outputs of a denoiser and of its un-tuned self, in the calls that carry gradient. The
+    un-tuned one is a copy (`with_copy`), or the denoiser with its adapters turned off.
 
     For a sampler that adds Gaussian noise, the KL divergence between a step of both is this distance times a factor that
     depends on the noise level only.
-
-    Args:
-        denoiser (`nn.Module`):
-            Denoiser that is tuned.
-        with_copy (`bool`, *optional*, defaults to `False`):
-            Whether to keep a copy of its weights of now. If False, the denoiser's adapters are turned off in its place.
     """
 
     def __init__(self, denoiser: Any, with_copy: bool = False) -> None:

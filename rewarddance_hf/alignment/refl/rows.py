@@ -23,20 +23,8 @@ def seed_of(*parts: Any) -> int:
 
 class PromptRows(torch.utils.data.Dataset):
     """
-    Rows of prompts, checked before any image is decoded.
-
-    Args:
-        dataset (`datasets.Dataset`, `list[dict]` or `torch.utils.data.Dataset`):
-            Rows with `prompt` (`str`), optional `references` (list of images, or of clips as lists of images), and
-            any other columns that rewards take, such as `condition`, `task` and `criteria`.
-        name (`str`, *optional*, defaults to `"train_dataset"`):
-            Name of the dataset in error messages.
-        needs_references (`bool`, *optional*, defaults to `False`):
-            Whether a row without references is refused, because a reward is pairwise.
-
-    Raises:
-        `ValueError`: If there is no row, or a prompt or a reference is missing.
-        `TypeError`: If the dataset has no length, or a prompt is no string.
+    Rows with `prompt` (`str`), optional `references` (list of images, or of clips as lists of images), and any other columns
+    that rewards take, such as `condition`, `task` and `criteria`. They are checked before any image is decoded.
     """
 
     def __init__(self, dataset: Any, name: str = "train_dataset", needs_references: bool = False) -> None:
@@ -135,16 +123,8 @@ class DrawSampler(torch.utils.data.Sampler[tuple[int, int]]):
     """
     Order of an epoch as pairs of row and number of the draw, a function of seed and epoch only.
 
-    Every epoch is filled up to whole updates with rows from its beginning, so that the rows of an update do not depend
-    on how many processes and accumulation steps make it. A row that comes again has another number.
-
-    Args:
-        num_rows (`int`):
-            Number of rows.
-        batch_size (`int`):
-            Number of rows of an update, over all processes and accumulation steps.
-        seed (`int`):
-            Seed of the order.
+    Every epoch is filled up to whole updates of `batch_size` rows (over all processes and accumulation steps) with rows from
+    its beginning, so that the rows of an update do not depend on how it is split. A row that comes again has another number.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:

@@ -22,16 +22,8 @@ FRAMES_SHOWN = 8  # of a clip, spread over its length
 
 class SampleGridCallback(ReFLCallback):
     """
-    Draw the same prompts from the same noise every few updates, before the first one too.
-
-    Grids are written to `output_dir/samples/step-000100.png`, and to TensorBoard and Weights & Biases if these are among
-    the reporters of the run. A clip is a row of its frames.
-
-    Args:
-        prompts (`list[str]`):
-            Prompts of the grid.
-        conditions (`list`, *optional*):
-            Image that the pipeline is given for each.
+    Draw the same prompts from the same noise every few updates, before the first one too, into
+    `output_dir/samples/step-000100.png`, TensorBoard and Weights & Biases. A clip is a row of its frames.
     """
 
     def __init__(self, prompts: list[str], conditions: list[Any] | None = None) -> None:

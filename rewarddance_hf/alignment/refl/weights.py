@@ -40,23 +40,7 @@ def denoiser_name(pipeline: Any) -> str:
 
 
 def make_trainable(pipeline: Any, name: str, peft_config: Any = None) -> None:
-    """
-    Freeze a pipeline except for what is trained: a new adapter of its denoiser, or all of the denoiser.
-
-    Trained weights are kept in float32, whatever the type of the others.
-
-    Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline, changed in place.
-        name (`str`):
-            Name of its denoiser.
-        peft_config (`peft.LoraConfig`, *optional*):
-            Adapter. If None, the whole denoiser is trained.
-
-    Raises:
-        `TypeError`: If `peft_config` is no LoRA.
-        `ValueError`: If the denoiser has an adapter already or cannot take this one.
-    """
+    """Freeze a pipeline except for what is trained, in float32: a new adapter of its denoiser, or all of the denoiser."""
     denoiser = getattr(pipeline, name)
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):

@@ -13,17 +13,8 @@ PREVIEW_SIDE = 2 * TILE
 
 def draw_tree(result: SearchResult) -> Image.Image:
     """
-    Draw the tree of a search.
-
-    Every node is an image of what was judged, with its reward below. Green frames and lines lead to the best image, dark
-    ones to nodes that the search went on from, light ones end. Red frames are paths that the reward function failed for.
-
-    Args:
-        result ([`SearchResult`]):
-            Result of a search for one prompt.
-
-    Returns:
-        `PIL.Image.Image`: The image.
+    Draw the tree of a search. Every node is an image of what was judged, with its reward below. Green frames and lines lead to
+    the best image, dark ones to nodes that the search went on from, light ones end; red frames are paths that were lost.
     """
     depths: list[int] = []
     for node in result.nodes:
@@ -76,16 +67,7 @@ def draw_tree(result: SearchResult) -> Image.Image:
 
 
 def make_preview(frame: Image.Image) -> Image.Image:
-    """
-    Reduce an image to what the tree needs.
-
-    Args:
-        frame (`PIL.Image.Image`):
-            Image.
-
-    Returns:
-        `PIL.Image.Image`: A square of at most 144 pixels, with white bars if the image is none.
-    """
+    """Reduce an image to what the tree needs: a square, with white bars if the image is none."""
     side = min(max(frame.size), PREVIEW_SIDE)
     return ImageOps.pad(frame.convert("RGB"), (side, side), Image.Resampling.LANCZOS, color="white")
 

@@ -144,11 +144,8 @@ class Search:
         self, prompts: Iterable[int], paths: Sequence[Path], num_images: int, ranking_method: str = "round_robin"
     ) -> None:
         """
-        Make results of the paths of some prompts that have ended.
-
-        Raises:
-            `RuntimeError`: If the reward function has failed for all paths so far. This is an error, and not bad luck with
-                one prompt.
+        Make results of the paths of some prompts that have ended. It is an error, and not bad luck with one prompt, if the reward
+        function has failed for all paths so far.
         """
         best = {group[0].prompt_index: group[:num_images] for group in self._ranked(paths, ranking_method)}
         for index in prompts:

@@ -15,12 +15,7 @@ from .paths import Path, Search
 
 
 def check_positive(**values: int | None) -> None:
-    """
-    Check arguments.
-
-    Raises:
-        `ValueError`: If one of them is neither None nor a positive integer.
-    """
+    """Refuse values that are neither None nor a positive integer."""
     for name, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"`{name}` is {value!r}, but must be a positive integer.")
@@ -52,7 +47,7 @@ class BestOfN:
         check_positive(num_candidates=self.num_candidates, num_kept=self.num_kept, preview_step=self.preview_step)
 
     def plan(self, staged: StagedPipeline, budget: int) -> int:
-        """Decide how many candidates to make and to finish; returns the number of paths that each prompt begins with."""
+        """How many candidates to make and to finish; returns the number of paths that each prompt begins with."""
         num_steps = staged.num_steps
         first = self.preview_step or num_steps
         if self.preview_step:
@@ -97,7 +92,7 @@ class ZeroOrder:
         check_positive(num_neighbors=self.num_neighbors, num_rounds=self.num_rounds)
 
     def plan(self, staged: StagedPipeline, budget: int) -> int:
-        """Decide how many neighbors each round has; returns the number of paths that each prompt begins with."""
+        """How many neighbors each round has; returns the number of paths that each prompt begins with."""
         affordable = budget // staged.num_steps - 1
         if self.num_rounds is not None:
             affordable = min(affordable, self.num_rounds * self.num_neighbors)
@@ -141,7 +136,7 @@ class OverPaths:
         )
 
     def plan(self, staged: StagedPipeline, budget: int) -> int:
-        """Decide on paths, branches and the stages that the budget suffices for; returns the number of paths."""
+        """Paths, branches and the stages that the budget suffices for; returns the number of paths."""
         num_steps = staged.num_steps
         first = max(3 * num_steps // 8, 1) if self.start_step is None else self.start_step
         back = min(max(num_steps // 8, 1), first) if self.renoise_steps is None else self.renoise_steps
