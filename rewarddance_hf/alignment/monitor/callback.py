@@ -2,8 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +197,8 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
         """Sample the held-out prompts and judge them; each process has its share."""
         if self.rows is None:
             return
-        all_rows = self.rows
-        with _random_states_kept():
+        all_rows, device = self.rows, trainer.args.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             results = run_split(lambda indices: self._judge(trainer, all_rows, indices), len(all_rows))
         values: dict[str, Any] = {name: torch.tensor([result[name] for result in results]) for name in results[0]}
         step = trainer.state.global_step
@@ -300,13 +299,6 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
     def _draw(self, trainer: Any) -> None:
         if self.plot and trainer.is_world_process_zero() and self.dynamics.history:
             self.dynamics.plot().savefig(Path(trainer.args.output_dir) / PLOT_FILE, dpi=120)
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 def _on_cpu(weights: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,6 @@ from contextlib import ExitStack
 from typing import Any
 
 
-# Called as `hook(owner, method, *args, **kwargs)` in place of `method(*args, **kwargs)`
-Hook = Callable[..., Any]
-
-
 class Hooks(ExitStack):
     """
     All that is changed on a pipeline for a while; closing it undoes everything. A pipeline has one at a time: what a call that
@@ -41,8 +37,11 @@ class Hooks(ExitStack):
         setattr(owner, name, value)
         self.callback(undo)
 
-    def wrap(self, owner: Any, **hooks: Hook) -> None:
-        """Hook those of the named methods that an instance has, and those of its deep copies."""
+    def wrap(self, owner: Any, **hooks: Callable[..., Any]) -> None:
+        """
+        Hook those of the named methods that an instance, or a deep copy of it, has. A hook is called as `hook(owner, method,
+        *args, **kwargs)` in place of `method(*args, **kwargs)`.
+        """
 
         def copied(memo: dict[int, Any]) -> Any:
             twin = memo[id(owner)] = object.__new__(type(owner))

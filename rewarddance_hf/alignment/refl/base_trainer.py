@@ -75,16 +75,11 @@ class DenoiserTrainer(CommonTrainer):
         self._saves_checkpoint = False
         self._failed_together = False
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         self._failed_together = False
         try:
             with self._without_checkpointing_arguments():
-                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+                return super().train(*args, **kwargs)
         except (Exception, KeyboardInterrupt):
             self._save_after_error()
             raise

@@ -59,14 +59,11 @@ class SampleGridCallback(ReFLCallback):
 def sample_grid(samples: list[Any]) -> Image.Image:
     """Lay samples out in one image."""
     if isinstance(samples[0], list):
-        rows = [[clip[i] for i in _spread_indices(len(clip))] for clip in samples]
+        shown = np.linspace(0, len(samples[0]) - 1, min(len(samples[0]), FRAMES_SHOWN)).round().astype(int)
+        rows = [[clip[i] for i in shown] for clip in samples]
         return make_image_grid([frame for row in rows for frame in row], rows=len(rows), cols=len(rows[0]))
     columns = int(np.ceil(np.sqrt(len(samples))))
     count = int(np.ceil(len(samples) / columns))
     blank = Image.new("RGB", samples[0].size, "white")
     padded = [*samples, *[blank] * (count * columns - len(samples))]
     return make_image_grid(padded, rows=count, cols=columns)
-
-
-def _spread_indices(count: int) -> list[int]:
-    return np.linspace(0, count - 1, min(count, FRAMES_SHOWN)).round().astype(int).tolist()

@@ -366,8 +366,7 @@ class ReFLTrainer(DenoiserTrainer):
         """Sample, score and differentiate the first rows, without any effect on the run."""
         count = min(self.args.train_batch_size, 2)
         rows = [self.train_dataset[(index % len(self.train_dataset), index)] for index in range(count)]
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
             was_training = self.model.training
             self.model.train()
             loss = self.compute_loss(self.model, self._prepare_inputs(collate_rows(rows)))

@@ -7,46 +7,23 @@ from typing import Any
 
 @dataclass(eq=False)
 class PathNode:
-    """
-    One stage of one path: some steps of the denoising loop.
+    """One stage of one path: some steps of the denoising loop."""
 
-    Args:
-        index (`int`):
-            Position in [`SearchResult.nodes`].
-        parent (`int`, *optional*):
-            Node that it goes on from: from its end, or from its initial noise if `noise` is `"mixed"`. None at a root.
-        noise (`str`):
-            Where its noise comes from: `"fresh"` for pure noise that the pipeline draws; `"renoised"` for noise added to the
-            parent's latents; `"mixed"` for pure noise near the parent's; `"none"` if it goes on as it is.
-        seed (`int`, *optional*):
-            Seed of that noise, and of all random numbers until the next seed. None if `noise` is `"none"`.
-        start_step (`int`):
-            First step.
-        stop_step (`int`):
-            Step after the last one.
-        strength (`float`, *optional*):
-            Share of fresh noise if `noise` is `"mixed"`.
-        reward (`float`, *optional*):
-            Reward of the clean prediction at the end, or of the image. None if it was not asked for or could not be had.
-        survived (`bool`):
-            Whether the search went on from here; at the end, whether the image is one of the result's.
-        lost (`bool`):
-            Whether the reward function failed.
-        preview (`PIL.Image.Image`, *optional*):
-            Small image of what was judged; of a clip, its middle frame. Made if the images are PIL images.
-    """
-
-    index: int
-    parent: int | None
+    index: int  # position in `SearchResult.nodes`
+    parent: int | None  # node that it goes on from, or whose noise it is near; None at a root
+    # "fresh": pure noise that the pipeline draws; "renoised": noise added to the parent's latents; "mixed": pure noise near the
+    # parent's; "none": it goes on as it is
     noise: str
-    seed: int | None
+    seed: int | None  # of that noise, and of all random numbers until the next seed
     start_step: int = 0
-    stop_step: int = 0
-    strength: float | None = None
-    reward: float | None = None
-    survived: bool = False
-    lost: bool = False
-    preview: Any = field(default=None, repr=False)
+    stop_step: int = 0  # step after the last one
+    strength: float | None = None  # share of fresh noise if `noise` is "mixed"
+    reward: float | None = None  # of the clean prediction at its end, or of the image, if it is known
+    survived: bool = (
+        False  # whether the search went on from here; at the end, whether the image is one of the result's
+    )
+    lost: bool = False  # whether the reward function failed
+    preview: Any = field(default=None, repr=False)  # small PIL image of what was judged; of a clip, its middle frame
 
     def to_dict(self) -> dict[str, Any]:
         """All but the preview, for JSON."""

@@ -92,14 +92,9 @@ def best_of_n(
     result.images[0], result.rewards[0], result.denoiser_evaluations
     ```
     """
-    return _search(
-        BestOfN(num_candidates, preview_step, num_kept, ranking_method),
-        pipeline,
-        prompt,
-        reward,
-        _Settings(max_denoiser_evaluations, num_images, context, seed, batch_size, distribute),
-        pipeline_kwargs,
-    )
+    settings = _Settings(max_denoiser_evaluations, num_images, context, seed, batch_size, distribute)
+    strategy = BestOfN(num_candidates, preview_step, num_kept, ranking_method)
+    return _search(strategy, pipeline, prompt, reward, settings, pipeline_kwargs)
 
 
 def zero_order_search(
@@ -146,14 +141,9 @@ def zero_order_search(
         `ValueError`: If an argument is out of range, or the budget does not suffice for one image.
         `RuntimeError`: If the reward function fails for every image.
     """
-    return _search(
-        ZeroOrder(num_neighbors, num_rounds, strength),
-        pipeline,
-        prompt,
-        reward,
-        _Settings(max_denoiser_evaluations, num_images, context, seed, batch_size, distribute),
-        pipeline_kwargs,
-    )
+    settings = _Settings(max_denoiser_evaluations, num_images, context, seed, batch_size, distribute)
+    strategy = ZeroOrder(num_neighbors, num_rounds, strength)
+    return _search(strategy, pipeline, prompt, reward, settings, pipeline_kwargs)
 
 
 def search_over_paths(
@@ -217,14 +207,9 @@ def search_over_paths(
             only.
         `RuntimeError`: If the reward function fails for every path.
     """
-    return _search(
-        OverPaths(num_paths, num_branches, start_step, renoise_steps, denoise_steps),
-        pipeline,
-        prompt,
-        reward,
-        _Settings(max_denoiser_evaluations, num_images, context, seed, batch_size, distribute),
-        pipeline_kwargs,
-    )
+    settings = _Settings(max_denoiser_evaluations, num_images, context, seed, batch_size, distribute)
+    strategy = OverPaths(num_paths, num_branches, start_step, renoise_steps, denoise_steps)
+    return _search(strategy, pipeline, prompt, reward, settings, pipeline_kwargs)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,6 @@ class BestOfN:
     name: ClassVar[str] = "best-of-n"
 
     def check(self, budget: int | None) -> None:
-        """Refuse arguments without meaning."""
         _check_one(budget, num_candidates=self.num_candidates)
         if self.ranking_method not in METHODS:
             raise ValueError(f"`ranking_method` is {self.ranking_method!r}, but must be one of {METHODS}.")
@@ -85,7 +84,6 @@ class ZeroOrder:
     name: ClassVar[str] = "zero-order"
 
     def check(self, budget: int | None) -> None:
-        """Refuse arguments without meaning."""
         _check_one(budget, num_rounds=self.num_rounds)
         if not 0.0 < self.strength <= 1.0:
             raise ValueError(f"`strength` is {self.strength}, but must be above 0.0 and at most 1.0.")
@@ -126,7 +124,6 @@ class OverPaths:
     name: ClassVar[str] = "paths"
 
     def check(self, budget: int | None) -> None:
-        """Refuse arguments without meaning."""
         _check_one(budget, num_branches=self.num_branches)
         check_positive(
             num_paths=self.num_paths,
