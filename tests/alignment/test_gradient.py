@@ -965,3 +965,18 @@ def test_experts_get_their_gradient(training):
             weight -= change * noise(5, *weight.shape)
     assert gradient.abs().max() > 0
     torch.testing.assert_close((gradient * noise(5, *weight.shape)).sum(), sum(differences), rtol=1e-3, atol=0)
+
+
+def test_a_callback_refuses_a_pipeline_that_steps_with_copies_of_its_scheduler():
+    """SkyReels copies its scheduler for each frame before the first step-end callback."""
+    wan, inputs = BUILDERS["Wan"]()
+    config = {**wan.transformer.config, "inject_sample_info": False}
+    transformer = diffusers.SkyReelsV2Transformer3DModel.from_config(config)
+    pipeline = diffusers.SkyReelsV2DiffusionForcingPipeline(None, None, transformer, wan.vae, wan.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    callback = draft(num_gradient_steps=1)
+    arguments = {"num_inference_steps": 3, "output_type": "pt", "callback_on_step_end": callback, **inputs}
+    with pytest.raises(
+        RuntimeError, match="for each step that `pipeline.scheduler` itself makes. Use `with callback.attach"
+    ):
+        pipeline(None, **arguments)
