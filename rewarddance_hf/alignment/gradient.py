@@ -154,7 +154,7 @@ class RewardGradientCallback(PipelineCallback):
 
         Args:
             pipeline ([`~diffusers.DiffusionPipeline`]):
-                Pipeline that shall get the callback.
+                Pipeline that is to get the callback.
 
         Raises:
             `ValueError`: If it has no step-end callback.
@@ -259,8 +259,8 @@ class RewardGradientCallback(PipelineCallback):
         if self._run is not None and self._run.num_steps_made <= self._run.first_step:
             run = self._run
             raise RuntimeError(
-                f"`{type(run.pipeline).__name__}` made {run.num_steps_made} of the {run.num_steps} steps that it told of, "
-                f"but gradient was to begin in step {run.first_step}. Use another pipeline."
+                f"`{type(run.pipeline).__name__}` made {run.num_steps_made} of the {run.num_steps} steps that it announced, "
+                f"but the first with gradient is step {run.first_step}. Use another pipeline."
             )
 
     def _draw_step(self, num_steps: int, earliest: int) -> int:
@@ -441,6 +441,6 @@ def _check_call(pipeline: Any) -> None:
     if not _trained(pipeline):
         raise ValueError(
             f"No parameter of {_listed(_models(pipeline))} requires grad, but the images "
-            "shall carry gradient to at least one. Add an adapter with `add_adapter(lora_config)` or call "
+            "must carry gradient to at least one. Add an adapter with `add_adapter(lora_config)` or call "
             "`requires_grad_(True)`."
         )

@@ -259,7 +259,7 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
         best = self._best_weights
         if best is None:
             logger.warning(
-                f"The weights of step {self.dynamics.best_step}, the best one, are not there any more. The run ends with those "
+                f"The weights of step {self.dynamics.best_step}, the best one, are no longer available. The run ends with those "
                 "of its last step."
             )
             return

@@ -120,7 +120,7 @@ class ReFLTrainingArguments(CommonTrainingArguments):
             )
         if self.beta < 0.0:
             raise ValueError(
-                f"`beta` is {self.beta}, but must be 0 or more: it weighs a distance that shall be small."
+                f"`beta` is {self.beta}, but must be 0 or more: it weighs a distance that should be small."
             )
         if not 0.0 < self.ema_decay < 1.0:
             raise ValueError(f"`ema_decay` is {self.ema_decay}, but must be between 0 and 1, e.g. 0.99.")

@@ -25,7 +25,7 @@ def check_conditions(pipeline: Any, name: str, arguments: Mapping[str, Any]) -> 
     """Check that a pipeline can be given the conditions of rows."""
     if "image" not in inspect.signature(pipeline.__call__).parameters:
         raise ValueError(
-            f"`{name}` has a column `condition`, but `{type(pipeline).__name__}` takes no `image` to give it to. Take an "
+            f"`{name}` has a column `condition`, but `{type(pipeline).__name__}` takes no `image` to give it to. Use an "
             "image-to-video or image-to-image pipeline, or remove the column."
         )
     if arguments.get("image") is not None:

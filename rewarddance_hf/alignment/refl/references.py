@@ -190,7 +190,7 @@ def _read_row(rows: datasets.Dataset, index: int) -> tuple[dict[str, Any], str]:
     row = {name: value for name, value in rows[index].items() if value is not None}
     name = f"prompts[{index}] ({row.get('prompt')!r})"
     if not isinstance(row.get("prompt"), str):
-        raise TypeError(f"`{name}` is no string, but every prompt must be one. Repair or drop it.")
+        raise TypeError(f"`{name}` is not a string, but every prompt must be one. Repair or drop it.")
     if "condition" in row:
         row["condition"] = load_image(row["condition"], f"condition of {name}")
     return row, name

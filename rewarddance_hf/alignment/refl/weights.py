@@ -72,7 +72,7 @@ def _add_adapter(pipeline: Any, name: str, denoiser: Any, peft_config: Any) -> N
     if missing:
         raise ValueError(
             f"`peft_config` was given, but `{type(pipeline).__name__}` with `{type(denoiser).__name__}` does not support LoRA "
-            f"(no `{missing[0]}`). Leave `peft_config` out to train the whole denoiser, or take another pipeline."
+            f"(no `{missing[0]}`). Leave `peft_config` out to train the whole denoiser, or use another pipeline."
         )
     try:
         denoiser.add_adapter(peft_config, adapter_name=ADAPTER_NAME)
