@@ -18,7 +18,6 @@ from .questions import Examples
 
 
 COLUMNS = ("image", "prompt", "reference", "condition", "task", "criteria")
-NUM_DESCRIBED = 16  # rows whose images are part of the fingerprint
 
 
 def score_into_file(
@@ -29,7 +28,7 @@ def score_into_file(
     show_progress: bool = True,
     examples: Examples = None,
 ) -> int:
-    """Score the rows that are not in a file yet, and append them to it. See [`RewardDanceScorer.score_dataset`]."""
+    """See [`RewardDanceScorer.score_dataset`]."""
     if save_every < 1:
         raise ValueError(f"`save_every` is {save_every}, but must be a positive number of rows. Pass 1 or more.")
 
@@ -39,7 +38,7 @@ def score_into_file(
 
     fingerprint = {
         **judge.fingerprint(),
-        "examples": [digest_of(*_describe_example(example)) for example in examples_of(None)],
+        "examples": [_digest_of_example(example) for example in examples_of(None)],
         "rows": _describe_rows(rows),
     }
     file = RowFile(output_file, fingerprint, len(rows), f"`output_file` {os.fspath(output_file)!r}")
@@ -54,12 +53,8 @@ def score_into_file(
     questions = (_question(rows[row], row, judge.is_pairwise, examples_of) for row in todo)
     done = 0
     error: Exception | None = None
-    with (
-        tqdm(
-            total=len(mine), initial=len(mine) - len(todo), desc="Scoring", unit="row", disable=not show_progress
-        ) as progress,
-        torch.no_grad(),
-    ):
+    counts = {"total": len(mine), "initial": len(mine) - len(todo)}
+    with tqdm(**counts, desc="Scoring", unit="row", disable=not show_progress) as progress, torch.no_grad():
         try:
             for _, scores in judge.stream(questions, progress.update, window=save_every) if todo else ():
                 results = zip(todo[done : done + len(scores)], scores.tolist(), strict=True)
@@ -101,21 +96,20 @@ def _question(row: Mapping[str, Any], index: int, is_pairwise: bool, examples_of
 
 
 def _describe_rows(rows: Any) -> str:
-    """Tell rows from others by all their texts and paths, and by the images of some of them."""
-    described = {len(rows) * i // NUM_DESCRIBED for i in range(NUM_DESCRIBED)}
+    """Digest of the texts and paths of all rows, and of the images of 16 of them."""
+    described = {len(rows) * i // 16 for i in range(16)}
     parts: list[str] = [str(len(rows))]
     if hasattr(rows, "select_columns"):  # a dataset, of which not all images are to be decoded
         texts = [name for name in COLUMNS if getattr(rows.features.get(name), "dtype", None) == "string"]
         parts += [digest_of(row) for row in (rows.select_columns(texts) if texts else ())]
         rows = [rows[i] for i in sorted(described)]
     for i, row in enumerate(rows):
-        known = {name: row.get(name) for name in COLUMNS}
-        parts.append(digest_of({name: _describe(value, i in described) for name, value in known.items()}))
+        parts.append(digest_of({name: _describe(row.get(name), i in described) for name in COLUMNS}))
     return digest_of(*parts)
 
 
 def _describe(value: Any, by_pixels: bool) -> Any:
-    """What tells a value from others in another process, too."""
+    """What stands for a value in a digest: the same in every process."""
     if isinstance(value, (list, tuple)):
         return [_describe(part, by_pixels) for part in value]
     if isinstance(value, Mapping):
@@ -128,6 +122,6 @@ def _describe(value: Any, by_pixels: bool) -> Any:
     return type(value).__name__
 
 
-def _describe_example(example: Example) -> tuple[Any, ...]:
+def _digest_of_example(example: Example) -> str:
     question = example.question
-    return question.prompt, question.task, question.criteria, example.verdict, question.images
+    return digest_of(question.prompt, question.task, question.criteria, example.verdict, question.images)

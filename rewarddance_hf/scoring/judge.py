@@ -22,10 +22,7 @@ ENGINES = ("auto", "features", "plain")
 
 
 class Judge:
-    """
-    Model and processor that answer [`~rewarddance_hf.models.question_rewarddance.Question`]; the base of
-    [`RewardDanceScorer`], which documents the arguments.
-    """
+    """Model and processor that answer questions; the base of [`RewardDanceScorer`], which documents the arguments."""
 
     def __init__(
         self,
@@ -56,22 +53,16 @@ class Judge:
         self.batch_size = batch_size
         self.statistics: ScoringStatistics | None = None
         self._engine: ScoringEngine | None = None
-        self._kept: EngineSession | None = None
+        self._kept: EngineSession | None = None  # by `reuse`
         reason = None if engine == "plain" else ScoringEngine.unsupported_reason(model)
         if engine == "features" and reason is not None:
             raise ValueError(
                 f"`engine` is 'features', but {reason}, so that scores may differ. Pass `engine=\"plain\"`, or leave it out."
             )
         if engine != "plain" and reason is None:
+            limits = (batch_size, max_batch_tokens, num_workers)
             self._engine = ScoringEngine(
-                model,
-                processor,
-                batch_size,
-                max_batch_tokens,
-                num_workers,
-                engine == "auto",
-                pad_to_multiple_of,
-                compile_model,
+                model, processor, *limits, engine == "auto", pad_to_multiple_of, compile_model
             )
 
     @property
@@ -110,7 +101,7 @@ class Judge:
         session: EngineSession | None = None,
         window: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-odds and scores of all questions, each of shape `(n,)`, as in [`~Judge.stream`]."""
+        """Log-odds and scores of all questions, as in [`~Judge.stream`]."""
         with tqdm(total=count, desc="Scoring", unit="question", disable=not show_progress) as progress:
             logits, scores = zip(*self.stream(questions, progress.update, session, window), strict=True)
         return torch.cat(logits), torch.cat(scores)
@@ -123,23 +114,11 @@ class Judge:
         window: int | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """
-        Answer questions as they come, with all images seen once. All rewards come from here.
+        `logits` and `scores` `(n,)` of the model for the next questions, as float32. All rewards come from here.
 
-        Args:
-            questions (`Iterable[Question]`):
-                What is asked. Taken so many at a time as are answered together.
-            on_progress (`Callable`, *optional*):
-                Function that is told how many more questions are answered.
-            session ([`~rewarddance_hf.scoring.engine.session.EngineSession`], *optional*):
-                Open session of the engine to go on with, from [`~Judge.session`]. By default one is opened.
-            window (`int`, *optional*, defaults to `256`):
-                Number of questions that the engine plans together, and yields together.
-
-        Yields:
-            `tuple`: `logits` and `scores` of the model for the next questions, each of shape `(n,)`, as float32.
-
-        Raises:
-            `NonFiniteScoreError`: If a score is NaN or infinite, with the numbers of such questions.
+        `on_progress` is told how many more questions are answered. `session` is that of a call that goes on, and `window` the
+        number of questions that the engine plans and yields together. Scores that are not finite raise `NonFiniteScoreError`
+        with the numbers of their questions.
         """
         count, known = 0, []
         numbered = (q if q.row is not None else replace(q, row=i) for i, q in enumerate(questions))
@@ -159,7 +138,6 @@ class Judge:
     def _answer_plainly(
         self, questions: Iterator[Question], on_progress: Callable[[int], Any]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Log-odds and scores of batches, each question computed on its own."""
         while batch := list(islice(questions, self.batch_size)):
             output = self.model(**self.processor.encode(batch).to(self.model.device))
             on_progress(len(batch))
@@ -199,7 +177,7 @@ class Judge:
             try:
                 yield self._kept
             finally:
-                self._engine.vision.drop_gradients(self._kept)
+                self._kept.drop_gradients()
         else:
             with self._engine.session() as session:
                 self.statistics = session.statistics
@@ -207,7 +185,7 @@ class Judge:
 
 
 def non_finite_error(rows: list[int], scores: torch.Tensor) -> NonFiniteScoreError:
-    """Error about rows whose scores are NaN or infinite."""
+    """Error about rows whose scores are not finite."""
     return NonFiniteScoreError(
         f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or load them in "
         "another type (`dtype=torch.float32`). Scores until there are in `scores` of this error.",

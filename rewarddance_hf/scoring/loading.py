@@ -14,30 +14,14 @@ def load_judge(
     pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
 ) -> tuple[RewardDanceForYesScoring, RewardDanceProcessor]:
     """
-    Load model and processor of a judge.
-
-    An adapter is put on the base model that it names, and stays an adapter when saved again. Its folder may hold a
-    RewardDance `config.json` and a processor, which then replace those of the base model.
-
-    Args:
-        pretrained_model_name_or_path (`str` or `os.PathLike`):
-            Repository ID on the Hub or local folder: RewardDance checkpoint, any image-text-to-text model, or an adapter.
-        kwargs:
-            Arguments of [`RewardDanceForYesScoring.from_pretrained`]: `dtype`, `device_map`, `revision`, ...
-
-    Returns:
-        `tuple`: [`RewardDanceForYesScoring`] and [`RewardDanceProcessor`].
-
-    Raises:
-        `ValueError`: If weights are missing, or stored in pickle files.
-        `ImportError`: If an adapter is to be loaded without peft.
+    Model and processor of a judge. An adapter is put on the base model that it names, and stays an adapter when saved again;
+    a RewardDance `config.json` and a processor in its folder replace those of the base model.
     """
     name = os.fspath(pretrained_model_name_or_path)
     adapter = find_adapter(name, kwargs)
+    source, arguments = name, {argument: kwargs[argument] for argument in HUB_ARGUMENTS if argument in kwargs}
     if adapter is not None:
         source, arguments = adapter.source_of("processor_config.json")
-    else:
-        source, arguments = name, {argument: kwargs[argument] for argument in HUB_ARGUMENTS if argument in kwargs}
     processor = RewardDanceProcessor.from_pretrained(source, **arguments)
     model, loading_info = RewardDanceForYesScoring.from_pretrained(name, output_loading_info=True, **kwargs)
     if "score.weight" in loading_info["missing_keys"]:
@@ -55,20 +39,7 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def merge_adapters(model: Any) -> RewardDanceForYesScoring:
-    """
-    Add the weights of adapters to those of the model that they are on.
-
-    Args:
-        model ([`RewardDanceForYesScoring`] or `PeftModel`):
-            Judge with or without adapters. Changed in place.
-
-    Returns:
-        [`RewardDanceForYesScoring`]: The judge without adapters, with the same scores up to rounding.
-
-    Raises:
-        `ValueError`: If merged weights are not finite.
-        `ImportError`: If there are adapters and peft is not installed.
-    """
+    """The judge with the weights of its adapters added to its own, in place. Weights that are not finite are refused."""
     if not getattr(model, "peft_config", None):
         return model
     require_extra("train", "peft")
@@ -86,7 +57,6 @@ def merge_adapters(model: Any) -> RewardDanceForYesScoring:
         elif isinstance(module, ModulesToSaveWrapper):
             model.set_submodule(name, module.modules_to_save[str(module.active_adapter)])
     del model.peft_config
-    # Names of the adapter's weights, under which all weights would be saved.
-    vars(model).pop("_weight_conversions", None)
+    vars(model).pop("_weight_conversions", None)  # names of the adapter's weights, under which all would be saved
     model._hf_peft_config_loaded = False
     return model

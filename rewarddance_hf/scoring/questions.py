@@ -27,8 +27,7 @@ def make_questions(
 ) -> list[Question]:
     """One question for each sample. Arguments and errors are those of [`RewardDanceScorer.score`]."""
     samples = as_list(images, "images")
-    count = len(samples)
-    if count == 0:
+    if not samples:
         raise ValueError("`images` is empty, but must hold at least one sample.")
     is_pairwise = judge.is_pairwise
     if is_pairwise and references is None:
@@ -41,25 +40,26 @@ def make_questions(
             f"`references` was given, but the judge is {judge.model.config.paradigm} and looks at one sample only. Leave "
             "`references` out, or load a pairwise judge."
         )
-    references = None if references is None else as_list(references, "references")
-    names = ("prompts", "references", "conditions", "task", "criteria")
-    given = (prompts, references, conditions, task, criteria)
-    columns = [_spread(values, count, name) for name, values in zip(names, given, strict=True)]
-    missing = [i for i, reference in enumerate(columns[1]) if reference is None]
+    given: dict[str, Any] = {
+        "prompts": prompts,
+        "references": None if references is None else as_list(references, "references"),
+        "conditions": conditions,
+        "task": task,
+        "criteria": criteria,
+    }
+    columns = {name: _spread(values, len(samples), name) for name, values in given.items()}
+    missing = [i for i, reference in enumerate(columns["references"]) if reference is None]
     if is_pairwise and missing:
         raise ValueError(
             f"`references[{missing[0]}]` is None, but a pairwise judge needs a reference for every image."
         )
-    shown = judge.processor.read_examples(examples, columns[3], is_pairwise)
-    rows = enumerate(zip(samples, *columns, strict=True))
-    return [
-        Question(sample, prompt, reference, condition, kind, text, shown, reasons_first, i)
-        for i, (sample, prompt, reference, condition, kind, text) in rows
-    ]
+    shown = judge.processor.read_examples(examples, columns["task"], is_pairwise)
+    rows = enumerate(zip(samples, *columns.values(), strict=True))
+    return [Question(*values, examples=shown, reasons_first=reasons_first, row=i) for i, values in rows]
 
 
 def by_dimension(processor: RewardDanceProcessor, question: Question, dimensions: Sequence[str]) -> list[Question]:
-    """The same question, with its media loaded once, by the criteria of each dimension."""
+    """The same question by the criteria of each dimension, with media that are loaded once."""
     if isinstance(dimensions, str) or not dimensions or len(set(dimensions)) < len(dimensions):
         raise ValueError(
             f"`dimensions` is {dimensions!r}, but must be a list of different names, e.g. `['alignment']`."
@@ -70,8 +70,7 @@ def by_dimension(processor: RewardDanceProcessor, question: Question, dimensions
             "dimensions are an argument of `RewardDanceProcessor.from_pretrained`."
         )
     loaded = processor.load(question, keep_gradient=True)
-    lookup = processor.dimension_criteria
-    return [replace(loaded, criteria=lookup(name, str(loaded.task))) for name in dimensions]
+    return [replace(loaded, criteria=processor.dimension_criteria(name, str(loaded.task))) for name in dimensions]
 
 
 def as_list(media: Any, name: str) -> list[Any]:

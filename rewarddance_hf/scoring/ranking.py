@@ -34,55 +34,32 @@ def rank_samples(
     skip_failures: bool = False,
     **context: Any,
 ) -> Ranking:
-    r"""
-    Rank samples of a prompt by any reward.
+    """
+    Ranking of the samples of a prompt by any reward; the other arguments are those of [`RewardDanceScorer.rank`].
 
-    A reward with a `rank` of its own, as [`RewardDanceScorer`], is asked for it. Another pairwise one (`is_pairwise` is True
-    and it takes `references`) compares samples in both orders, and the higher reward wins. Others score each sample once.
+    A reward with a `rank` of its own is asked for it. Another pairwise one compares samples in both orders, and the higher
+    reward wins. Others score each sample once. `context` holds one value for all samples: `condition`, `task`, `criteria`,
+    `examples`.
 
-    Args:
-        reward ([`RewardDanceScorer`], `Callable` or what [`~rewarddance_hf.rewards.as_reward`] takes):
-            Reward.
-        images (`list` or `torch.Tensor` of shape `(n, 3, height, width)` or `(n, frames, 3, height, width)`):
-            Samples: two or more for a pairwise reward.
-        prompt (`str`):
-            Prompt that all were generated from.
-        top_k (`int`, *optional*, defaults to all):
-            Number of best samples to keep in `order`.
-        ranking_method (`str`, *optional*, defaults to `"round_robin"`):
-            How a pairwise reward compares: `"round_robin"`, `"swiss"` or `"halving"`, as in [`RewardDanceScorer.rank`].
-        num_rounds (`int`, *optional*):
-            Number of rounds of a tournament, as in [`RewardDanceScorer.rank`].
-        skip_failures (`bool`, *optional*, defaults to `False`):
-            Whether samples that cannot be judged are left out, with a warning, instead of failing all: they are missing in
-            `order`, and NaN in `scores`. When the reward raises or is not finite, each sample is asked about alone, or each
-            pair of samples by a pairwise reward: the sample that is in most pairs that fail leaves, until no such pair is left.
-            All others are ranked. A single sample, which a pairwise reward cannot compare, comes first with the score NaN.
-        context:
-            What else is known about the prompt, one value for all samples: `condition`, `task`, `criteria`, `examples`.
-
-    Returns:
-        [`~rewarddance_hf.scoring.results.Ranking`]
-
-    Raises:
-        `ValueError`: If there are too few samples, or `top_k`, `ranking_method` or `num_rounds` is out of range.
-        `RewardContractError`: If a reward function does not return one number for each sample.
-        `Exception`: Whatever the reward raises, without `skip_failures`.
+    With `skip_failures`, samples that cannot be judged are left out with a warning instead of failing all: they are missing in
+    `order`, and NaN in `scores`. Each sample is then asked about alone, or each pair by a pairwise reward: the sample that is in
+    most pairs that fail leaves, until no such pair is left. A single sample, which a pairwise reward cannot compare, comes first
+    with the score NaN.
     """
     context = {name: value for name, value in context.items() if value is not None}
     ranker = _Ranker(as_reward(reward), images, prompt, context)
     count = len(images)
     check_ranking(count, ranker.is_pairwise and not skip_failures, top_k, ranking_method, num_rounds)
-    method = (top_k, ranking_method, num_rounds)
+    method: dict[str, Any] = {"top_k": top_k, "ranking_method": ranking_method, "num_rounds": num_rounds}
     everyone = list(range(count))
     if not skip_failures:
-        return ranker.rank(everyone, *method)
+        return ranker.rank(everyone, **method)
     if ranker.is_pairwise and count == 1:
         return ranker.complete(None, everyone)
-    ranking, good = ranker.attempt(everyone, *method), everyone
+    ranking, good = ranker.attempt(everyone, **method), everyone
     if ranking is None:
         good = ranker.find_good()
-        ranking = ranker.attempt(good, *method) if len(good) > ranker.is_pairwise else None
+        ranking = ranker.attempt(good, **method) if len(good) > ranker.is_pairwise else None
         if ranking is None:
             good = []
         logger.warning(
@@ -105,16 +82,9 @@ class _Ranker:
         self.error: Exception | None = None
         self.num_questions = 0
 
-    def rank(
-        self,
-        chosen: Sequence[int],
-        top_k: int | None = None,
-        ranking_method: str = "round_robin",
-        num_rounds: int | None = None,
-    ) -> Ranking:
+    def rank(self, chosen: Sequence[int], top_k: int | None = None, **method: Any) -> Ranking:
         samples = [self.images[i] for i in chosen]
         top_k = None if top_k is None else min(top_k, len(samples))
-        method: dict[str, Any] = {"ranking_method": ranking_method, "num_rounds": num_rounds}
         if hasattr(self.judge, "rank"):
             return self.judge.rank(samples, self.prompt, top_k, **method, **self.context)
         if not self.is_pairwise:
@@ -129,11 +99,14 @@ class _Ranker:
 
     def score(self, samples: list[Any], **columns: Any) -> torch.Tensor:
         columns |= {name: [value] * len(samples) for name, value in self.context.items()}
-        return self.reward(_stacked(samples), [self.prompt] * len(samples), **columns).cpu()
+        shapes = {sample.shape if isinstance(sample, torch.Tensor) else None for sample in samples}
+        images = torch.stack(samples) if len(shapes) == 1 and None not in shapes else samples
+        return self.reward(images, [self.prompt] * len(samples), **columns).cpu()
 
-    def attempt(self, chosen: Sequence[int], *method: Any) -> Ranking | None:
+    def attempt(self, chosen: Sequence[int], **method: Any) -> Ranking | None:
+        """The ranking, or None if it fails."""
         try:
-            ranking = self.rank(chosen, *method)
+            ranking = self.rank(chosen, **method)
         except RewardContractError:
             raise
         except Exception as error:
@@ -190,9 +163,9 @@ def check_ranking(
 
 def rank_by_scores(log_odds: torch.Tensor, scores: torch.Tensor, top_k: int | None = None) -> Ranking:
     """Ranking by one number for each sample, whose differences are read as the log-odds of a preference."""
-    margins = log_odds - log_odds[:, None]  # entry [i, j] is above 0 if j is better
-    margins.fill_diagonal_(torch.nan)
-    return _make_ranking(margins, scores, margins.sigmoid(), top_k, num_questions=len(scores))
+    margins = (log_odds - log_odds[:, None]).fill_diagonal_(torch.nan)
+    wins = _count_wins(margins)
+    return Ranking(_order(wins, scores)[:top_k], wins, scores, margins.sigmoid(), num_questions=len(scores))
 
 
 def rank_by_comparisons(
@@ -218,122 +191,86 @@ def rank_by_comparisons(
         order = halving(count, play, num_rounds, top_k)
     else:
         play(list(combinations(range(count), 2)))
-    # Entry [i, j] of `yes - yes.T`: above 0 if j is better than i.
-    scores, num_questions = matrix.nanmean(dim=0), int(matrix.isfinite().sum())
-    return _make_ranking(yes - yes.T, scores, matrix, top_k, order, num_questions)
+    scores, wins = matrix.nanmean(dim=0), _count_wins(yes - yes.T)
+    order = _order(wins, scores) if order is None else order
+    return Ranking(order[:top_k], wins, scores, matrix, num_questions=int(matrix.isfinite().sum()))
 
 
-def _make_ranking(
-    margins: torch.Tensor,
-    scores: torch.Tensor,
-    matrix: torch.Tensor,
-    top_k: int | None,
-    order: list[int] | None = None,
-    num_questions: int = 0,
-) -> Ranking:
-    """Ranking by margins, of which entry [i, j] is above 0 if j is better than i, unless a tournament gave an order."""
-    wins = ((margins > 0) + 0.5 * (margins == 0)).sum(dim=0)
-    if order is None:
-        order = sorted(range(len(wins)), key=lambda i: (-float(wins[i]), -float(scores[i]), i))
-    return Ranking(order=order[:top_k], wins=wins, scores=scores, matrix=matrix, num_questions=num_questions)
+def _count_wins(margins: torch.Tensor) -> torch.Tensor:
+    """Wins of each sample; entry [i, j] of `margins` is above 0 if j is better than i."""
+    return ((margins > 0) + 0.5 * (margins == 0)).sum(dim=0)
 
 
-def _stacked(samples: list[Any]) -> Any:
-    """Samples that come as tensors of one shape as one tensor."""
-    if all(isinstance(sample, torch.Tensor) for sample in samples) and len({sample.shape for sample in samples}) == 1:
-        return torch.stack(samples)
-    return samples
+def _order(wins: torch.Tensor, scores: torch.Tensor) -> list[int]:
+    return sorted(range(len(wins)), key=lambda i: (-float(wins[i]), -float(scores[i]), i))
 
 
 class Standings:
     """Who has met whom, and how it went."""
 
     def __init__(self, count: int, play: Play) -> None:
-        self.play_pairs = play
+        self.play = play
         self.wins = [0.0] * count
         self.margins = [0.0] * count
         self.opponents: list[list[int]] = [[] for _ in range(count)]
 
-    def play(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Play one round."""
-        if not pairs:
-            return
-        for (i, j), margin in zip(pairs, self.play_pairs(pairs), strict=True):
-            self.wins[j] += 0.5 if margin == 0 else float(margin > 0)
-            self.wins[i] += 0.5 if margin == 0 else float(margin < 0)
-            self.margins[j] += margin
-            self.margins[i] -= margin
-            self.opponents[i].append(j)
-            self.opponents[j].append(i)
+    def play_rounds(self, samples: Sequence[int], num_rounds: int) -> list[int]:
+        """Let neighbors in the standings meet that have not met before. Returns the samples, best first."""
+        for _ in range(min(num_rounds, len(samples) - 1 + len(samples) % 2)):
+            pairs = self.pair(samples)
+            for (i, j), margin in zip(pairs, self.play(pairs) if pairs else (), strict=True):
+                self.wins[j] += 0.5 if margin == 0 else float(margin > 0)
+                self.wins[i] += 0.5 if margin == 0 else float(margin < 0)
+                self.margins[j] += margin
+                self.margins[i] -= margin
+                self.opponents[i].append(j)
+                self.opponents[j].append(i)
+        return self.order(samples)
 
     def order(self, samples: Sequence[int]) -> list[int]:
         """Samples, best first: by share of wins, then by that of those they met, then by how clear it was, then by index."""
-        rates = [self.wins[i] / max(len(self.opponents[i]), 1) for i in range(len(self.wins))]
+        games = [max(len(opponents), 1) for opponents in self.opponents]
+        rates = [wins / count for wins, count in zip(self.wins, games, strict=True)]
 
         def key(i: int) -> tuple[float, float, float, int]:
-            games = max(len(self.opponents[i]), 1)
-            return -rates[i], -sum(rates[j] for j in self.opponents[i]) / games, -self.margins[i] / games, i
+            return -rates[i], -sum(rates[j] for j in self.opponents[i]) / games[i], -self.margins[i] / games[i], i
 
         return sorted(samples, key=key)
+
+    def pair(self, samples: Sequence[int]) -> list[tuple[int, int]]:
+        """Pairs of neighbors that have not met. With an odd number the last of those who have played most waits."""
+        waiting = self.order(samples)
+        if len(waiting) % 2:
+            waiting.remove(max(reversed(waiting), key=lambda i: len(self.opponents[i])))
+        pairs = []
+        while waiting:
+            first = waiting.pop(0)
+            second = next((i for i in waiting if i not in self.opponents[first]), None)
+            if second is not None:
+                waiting.remove(second)
+                pairs.append((first, second))
+        return pairs
 
 
 def swiss(count: int, play: Play, num_rounds: int | None = None) -> list[int]:
     """
-    Play a Swiss tournament of `num_rounds` rounds: in each, neighbors in the standings meet that have not met before.
-
-    The default is the binary logarithm of `count`, rounded up, after which a best sample that never loses is first.
-    Returns samples, best first.
+    Samples, best first, after a Swiss tournament. After the default number of rounds, the binary logarithm of `count`, a best
+    sample that never loses is first.
     """
-    standings = Standings(count, play)
-    for _ in range(_swiss_rounds(count, num_rounds)):
-        standings.play(_pair(standings, standings.order(range(count))))
-    return standings.order(range(count))
+    rounds = math.ceil(math.log2(count)) if num_rounds is None else num_rounds
+    return Standings(count, play).play_rounds(range(count), rounds)
 
 
 def halving(count: int, play: Play, num_rounds: int | None = None, top_k: int | None = None) -> list[int]:
     """
-    Play by sequential halving: after `num_rounds` rounds (2 by default) the worse half leaves, until `top_k` (1) are left.
-
-    Earlier stages count on. Returns samples, best first: those that left later go before.
+    Samples, best first, after sequential halving: after each `num_rounds` (2) rounds the worse half leaves, until `top_k` (1)
+    are left. Earlier rounds count on, and those that left later go before.
     """
     standings = Standings(count, play)
-    alive = list(range(count))
-    left: list[int] = []
-    for _, kept, rounds in _stages(count, 2 if num_rounds is None else num_rounds, top_k or 1):
-        for _ in range(rounds):
-            standings.play(_pair(standings, standings.order(alive)))
-        order = standings.order(alive)
+    alive, left, wanted = list(range(count)), list[int](), top_k or 1
+    while True:
+        order = standings.play_rounds(alive, 2 if num_rounds is None else num_rounds)
+        kept = max((len(alive) + 1) // 2, wanted)
         alive, left = order[:kept], order[kept:] + left
-    return alive + left
-
-
-def _swiss_rounds(count: int, num_rounds: int | None) -> int:
-    rounds = math.ceil(math.log2(count)) if num_rounds is None else num_rounds
-    return min(rounds, count - 1 + count % 2)
-
-
-def _stages(count: int, num_rounds: int, top_k: int) -> list[tuple[int, int, int]]:
-    """Samples at the start, samples that stay, and rounds, of each stage of a sequential halving."""
-    stages = []
-    while count > max(top_k, 1):
-        kept = max((count + 1) // 2, top_k)
-        # With an odd number one sample waits in each round.
-        stages.append((count, kept, min(num_rounds, count - 1 + count % 2)))
-        count = kept
-    return stages or [(count, count, min(num_rounds, count - 1 + count % 2))]
-
-
-def _pair(standings: Standings, order: list[int]) -> list[tuple[int, int]]:
-    """Pairs of neighbors that have not met. With an odd number the last of those who have played most waits."""
-    waiting = list(order)
-    if len(waiting) % 2:
-        most = max(len(standings.opponents[i]) for i in waiting)
-        waiting.remove(next(i for i in reversed(waiting) if len(standings.opponents[i]) == most))
-    pairs = []
-    while waiting:
-        first = waiting.pop(0)
-        second = next((i for i in waiting if i not in standings.opponents[first]), None)
-        if second is not None:
-            waiting.remove(second)
-            pairs.append((first, second))
-    return pairs
+        if len(alive) <= wanted:
+            return alive + left

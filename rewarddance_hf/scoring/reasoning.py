@@ -16,7 +16,6 @@ from .judge import Judge, non_finite_error
 logger = logging.get_logger(__name__)
 
 SAMPLING_TEMPERATURE = 0.7  # of self-consistency, https://huggingface.co/papers/2203.11171
-MAX_NAMED_ROWS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,7 @@ class NoAnswerError(ValueError):
 
     Args:
         message (`str`):
-            What to do.
+            What went wrong and what to do.
         texts (`list[list[str]]`):
             What was generated for each sample.
     """
@@ -62,17 +61,8 @@ class NoAnswerError(ValueError):
 
 def read_verdict(processor: RewardDanceProcessor, text: str) -> tuple[str | None, bool | None]:
     """
-    Read what a judge or a teacher says that was asked for reasons first.
-
-    Args:
-        processor ([`RewardDanceProcessor`]):
-            Processor that asked.
-        text (`str`):
-            The whole answer.
-
-    Returns:
-        `tuple`: Reasons, or None if the text does not reach an answer; and whether the answer is "yes", or None if it is
-        neither "yes" nor "no". Letter case and punctuation around it do not matter.
+    Reasons and verdict in the whole text of a judge that was asked for reasons first. The reasons are None if the text does not
+    reach an answer, and the verdict is None if it is neither "yes" nor "no", whatever its case and punctuation.
     """
     reasons = processor.split_reasons(text)
     if reasons is None:
@@ -92,8 +82,8 @@ def generate_texts(
     until_answer: bool = False,
 ) -> list[str]:
     """
-    Let the judge go on after a batch of questions, up to `max_new_tokens` each, or with `until_answer` where the reasons end.
-    A `temperature` of 0 takes the most probable tokens. Returns a text for each question.
+    What the judge says after each question of a batch: `max_new_tokens` at most, and with `until_answer` where the reasons end.
+    A `temperature` of 0 takes the most probable tokens.
     """
     tokenizer = processor.tokenizer
     known = model.vlm.generation_config.eos_token_id
@@ -126,11 +116,9 @@ class _AnswerReached(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         first = max(self.start, input_ids.shape[1] - self.window)
-        tails = self.processor.tokenizer.batch_decode(input_ids[:, first:], skip_special_tokens=True)
-        if first == self.start:
-            done = [self.processor.split_reasons(text) is not None for text in tails]
-        else:
-            done = [self.phrase in text for text in tails]
+        texts = self.processor.tokenizer.batch_decode(input_ids[:, first:], skip_special_tokens=True)
+        split, is_whole = self.processor.split_reasons, first == self.start
+        done = [split(text) is not None if is_whole else self.phrase in text for text in texts]
         return torch.tensor(done, device=input_ids.device)
 
 
@@ -145,10 +133,9 @@ def score_with_reasons(
     show_progress: bool,
 ) -> ReasonedScores:
     """
-    Generate reasons, and read the reward where they end. See [`RewardDanceScorer.reason`] for the arguments.
+    Generate reasons, and read the reward where they end; see [`RewardDanceScorer.reason`].
 
-    The reward is a function of question and text: the text is tokenized anew, as in training, and P("yes") is read after
-    the phrase that stands before the answer. `questions` ask for reasons first.
+    The text is tokenized anew, as in training, so that the reward is a function of question and text.
     """
     model, processor, batch_size = judge.model, judge.processor, judge.batch_size
     if temperature is None:
@@ -171,17 +158,15 @@ def score_with_reasons(
     rows = [loaded for loaded in map(processor.load, questions) for _ in range(num_samples)]
     texts: list[str] = []
     scores = torch.full((len(rows),), torch.nan)
-    devices = range(torch.cuda.device_count())
     with (
-        torch.random.fork_rng(devices=list(devices)),
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         tqdm(total=len(rows), desc="Reasoning", unit="chain", disable=not show_progress) as progress,
     ):
         torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
             batch = processor.encode(rows[start : start + batch_size])
-            generated = generate_texts(
-                model, processor, BatchFeature(dict(batch)), max_new_tokens, temperature, until_answer=True
-            )
+            copy = BatchFeature(dict(batch))
+            generated = generate_texts(model, processor, copy, max_new_tokens, temperature, until_answer=True)
             reasons = [_usable_reasons(processor, text) for text in generated]
             answered = torch.tensor([text is not None for text in reasons])
             if answered.any():
@@ -197,18 +182,12 @@ def score_with_reasons(
             texts += [text if reason is None else reason for text, reason in zip(generated, reasons, strict=True)]
             progress.update(len(reasons))
 
-    sample_scores = scores.view(-1, num_samples)
+    scores = scores.view(-1, num_samples)
     all_texts = [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
-    failed = sample_scores.isnan()
-    _report_failures(processor, failed, all_texts, max_new_tokens)
-    mean = sample_scores.nanmean(dim=1)
-    return ReasonedScores(
-        scores=mean,
-        std=(sample_scores - mean[:, None]).square().nanmean(dim=1).sqrt(),
-        sample_scores=sample_scores,
-        texts=all_texts,
-        num_failed=int(failed.sum()),
-    )
+    _report_failures(processor, scores.isnan(), all_texts, max_new_tokens)
+    mean = scores.nanmean(dim=1)
+    std = (scores - mean[:, None]).square().nanmean(dim=1).sqrt()
+    return ReasonedScores(mean, std, scores, all_texts, num_failed=int(scores.isnan().sum()))
 
 
 def _usable_reasons(processor: RewardDanceProcessor, text: str) -> str | None:
@@ -233,7 +212,7 @@ def _report_failures(
     if failed.all():
         raise NoAnswerError(f"{what}, so that there is no score. {fix}. It says, e.g.: {texts[0][0][-300:]!r}", texts)
     rows = failed.any(dim=1).nonzero()[:, 0].tolist()
-    named = f"{rows[:MAX_NAMED_ROWS]}{' and others' if len(rows) > MAX_NAMED_ROWS else ''}"
+    named = f"{rows[:20]}{' and others' if len(rows) > 20 else ''}"
     logger.warning(
         f"{what} and are left out as NaN (rows {named}). {fix}. Silence this with "
         "`transformers.utils.logging.set_verbosity_error()`."

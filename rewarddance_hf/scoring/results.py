@@ -35,28 +35,21 @@ class Comparison:
     @classmethod
     def from_log_odds(cls, logits: torch.Tensor, is_pairwise: bool) -> "Comparison":
         """
-        Read the verdict of a judge.
-
-        Args:
-            logits (`torch.Tensor`):
-                Log-odds. Of a pairwise judge those that B is better than A and, if it was asked in both orders, that A is
-                better than B; of another one those of A and B.
-            is_pairwise (`bool`):
-                Whether the judge sees a reference.
-
-        Returns:
-            [`Comparison`]
+        Verdict by log-odds: of a pairwise judge those that B is better than A and, if it was asked in both orders, that A is
+        better than B; of another judge those of A and B.
         """
         order_consistent = None
         if not is_pairwise:
             margin = float(logits[1] - logits[0])  # above 0 if B is better
             probability_b = float((logits[1] - logits[0]).sigmoid())
+        elif len(logits) == 1:
+            probability_b = float(logits.sigmoid())
+            margin = probability_b - 0.5
         else:
             yes = logits.sigmoid().tolist()
-            margin = yes[0] - (yes[1] if len(yes) == 2 else 0.5)
-            probability_b = 0.5 + margin / 2 if len(yes) == 2 else yes[0]
-            if len(yes) == 2:
-                order_consistent = _winner(yes[0] - 0.5) == _winner(0.5 - yes[1])
+            margin = yes[0] - yes[1]
+            probability_b = 0.5 + margin / 2
+            order_consistent = _winner(yes[0] - 0.5) == _winner(0.5 - yes[1])
         return cls(1 - probability_b, probability_b, _winner(margin), order_consistent)
 
 

@@ -19,7 +19,6 @@ from .results import Comparison, Ranking
 
 
 ENGINE_ARGUMENTS = ("engine", "max_batch_tokens", "num_workers", "pad_to_multiple_of", "compile_model")
-RANK_WINDOW = 4096  # questions of a ranking that are planned together: they have few images
 
 
 class RewardDanceScorer(Judge):
@@ -89,10 +88,10 @@ class RewardDanceScorer(Judge):
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
                 Type of the weights. `"auto"` takes the one that they were saved in.
             batch_size (`int`, *optional*, defaults to `8`):
-                Largest number of questions per forward pass.
+                As in [`RewardDanceScorer`].
             kwargs:
-                Further arguments of [`RewardDanceScorer`]: `engine`, `num_workers`, ...; and of
-                [`RewardDanceForYesScoring.from_pretrained`]: `revision`, `token`, `paradigm`, ...
+                Further arguments of [`RewardDanceScorer`] (`engine`, ...) and of
+                [`RewardDanceForYesScoring.from_pretrained`] (`revision`, `token`, `paradigm`, ...).
 
         Returns:
             [`RewardDanceScorer`]
@@ -104,16 +103,14 @@ class RewardDanceScorer(Judge):
         settings = {name: kwargs.pop(name) for name in ENGINE_ARGUMENTS if name in kwargs}
         model, processor = load_judge(pretrained_model_name_or_path, device_map=device_map, dtype=dtype, **kwargs)
         if device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
-            index = (
-                int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-            )  # of several processes each has its own
-            model.to(torch.device("cuda", index))  # type: ignore[arg-type]
+            rank = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes each has a device of its own
+            model.to(torch.device("cuda", rank % torch.cuda.device_count()))  # type: ignore[arg-type]
         return cls(model.requires_grad_(False), processor, batch_size=batch_size, **settings)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """
-        Save the judge so that [`~RewardDanceScorer.from_pretrained`] finds all of it: weights or adapter, configuration
-        with its temperature, and processor.
+        Save weights or adapter, configuration with its temperature, and processor, for
+        [`~RewardDanceScorer.from_pretrained`].
 
         Args:
             save_directory (`str` or `os.PathLike`):
@@ -213,7 +210,7 @@ class RewardDanceScorer(Judge):
         Rewards carry no gradient. With several chains of thought (self-consistency) they are means.
 
         Args:
-            images, prompts, references, conditions, task, criteria:
+            images, prompts, references, conditions, task, criteria, show_progress:
                 As in [`~RewardDanceScorer.score`].
             num_samples (`int`, *optional*, defaults to `1`):
                 Number of chains of thought for each sample.
@@ -223,8 +220,6 @@ class RewardDanceScorer(Judge):
                 Temperature of sampling. Defaults to 0 (the most probable chain) for one chain, and to 0.7 for several.
             seed (`int`, *optional*, defaults to `0`):
                 Seed of sampling. The random state outside stays as it is.
-            show_progress (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar.
 
         Returns:
             [`~rewarddance_hf.scoring.reasoning.ReasonedScores`]: Mean and spread of the rewards, those after each chain, and
@@ -262,7 +257,7 @@ class RewardDanceScorer(Judge):
             save_every (`int`, *optional*, defaults to `256`):
                 Number of rows that are scored between two writes.
             show_progress (`bool`, *optional*, defaults to `True`):
-                Whether to show a progress bar.
+                As in [`~RewardDanceScorer.score`].
             examples (`list[dict]`, *optional*):
                 Questions with known verdicts, as in [`~RewardDanceScorer.score`]. Those that name no `task` have that of the
                 row.
@@ -298,10 +293,8 @@ class RewardDanceScorer(Judge):
         the two answers. For other judges it is the sigmoid of the difference of both samples' `logits`.
 
         Args:
-            image_a (image or `list` of images):
-                Image or clip A.
-            image_b (image or `list` of images):
-                Image or clip B.
+            image_a, image_b (image or `list` of images):
+                Images or clips A and B.
             prompt (`str`):
                 Prompt that both were generated from.
             swap (`bool`, *optional*, defaults to `True`):
@@ -319,8 +312,7 @@ class RewardDanceScorer(Judge):
             [`~rewarddance_hf.scoring.results.Comparison`]: By the criteria of `task`, with those by `dimensions` in it.
 
         Raises:
-            `ValueError`: If an image cannot be read, a score is not finite, `explain` is used without a pairwise judge, a
-                dimension does not exist, both `criteria` and `dimensions` are given, or an example lacks something.
+            `ValueError`: As in [`~RewardDanceScorer.score`], and if `explain` is True without a pairwise judge.
         """
         if explain and not self.is_pairwise:
             raise ValueError(
@@ -343,9 +335,8 @@ class RewardDanceScorer(Judge):
         overall, *others = (Comparison.from_log_odds(odds, self.is_pairwise) for odds in logits)
         rationale = None
         if explain:  # what it continues with after the answer ("decision first", Section 3.2.1)
-            batch = self.processor.append_answers(
-                self.processor.encode(questions[:1]), [overall.winner == "b"], [None]
-            )
+            encoded = self.processor.encode(questions[:1])
+            batch = self.processor.append_answers(encoded, [overall.winner == "b"], [None])
             rationale = generate_texts(self.model, self.processor, batch, max_new_tokens)[0]
         found = None if dimensions is None else dict(zip(dimensions, others, strict=True))
         return replace(overall, rationale=rationale, dimensions=found)
@@ -379,10 +370,8 @@ class RewardDanceScorer(Judge):
                 Prompt that all were generated from.
             top_k (`int`, *optional*, defaults to all):
                 Number of best samples to keep in `order`.
-            condition, task, criteria, examples:
+            condition, task, criteria, examples, show_progress:
                 As in [`~RewardDanceScorer.score`], for this prompt.
-            show_progress (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar.
             ranking_method (`str`, *optional*, defaults to `"round_robin"`):
                 `"round_robin"` compares all with all. `"swiss"` plays `num_rounds` rounds of `n // 2` comparisons, in
                 which neighbors in the standings meet. `"halving"` plays `num_rounds` such rounds, drops the worse half and
@@ -395,8 +384,8 @@ class RewardDanceScorer(Judge):
             [`~rewarddance_hf.scoring.results.Ranking`]
 
         Raises:
-            `ValueError`: If there are fewer than two samples, `top_k`, `ranking_method` or `num_rounds` is out of range, an image
-                cannot be read, or a score is not finite.
+            `ValueError`: As in [`~RewardDanceScorer.score`], and if there are fewer than two samples, or `top_k`,
+                `ranking_method` or `num_rounds` is out of range.
         """
         samples = as_list(images, "images")
         check_ranking(len(samples), self.is_pairwise, top_k, ranking_method, num_rounds)
@@ -411,7 +400,7 @@ class RewardDanceScorer(Judge):
 
         def ask(pairs: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
             asked = [replace(questions[j], reference=questions[i].sample) for i, j in pairs]
-            logits, rewards = self.ask(asked, len(asked), show_progress, session, RANK_WINDOW)
+            logits, rewards = self.ask(asked, len(asked), show_progress, session, window=4096)  # of few images
             return logits.double().sigmoid(), rewards
 
         with self.session() as session:  # each sample is seen once in all rounds

@@ -35,16 +35,7 @@ from .vision import VisionEncoder
 logger = logging.get_logger(__name__)
 
 # Model types whose scores were found equal to those of the plain path, with images, clips, and gradient.
-EXACT_MODEL_TYPES = (
-    "gemma3",
-    "glm4v",
-    "idefics3",
-    "internvl",
-    "llava_onevision",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "smolvlm",
-)
+EXACT_MODEL_TYPES = tuple("gemma3 glm4v idefics3 internvl llava_onevision qwen2_5_vl qwen3_vl smolvlm".split())
 # Attention functions that take a mask over cached and new tokens as it is.
 EXACT_ATTENTION = ("eager", "sdpa")
 
@@ -53,7 +44,7 @@ MIN_SAVING = 64  # tokens that a shared part must save to be computed apart
 
 
 class ScoringEngine:
-    """Answers questions with as little work as gives the same scores. Arguments are those of [`RewardDanceScorer`]."""
+    """Answers questions with little work and the same scores. Arguments are those of [`RewardDanceScorer`]."""
 
     def __init__(
         self,
@@ -89,7 +80,7 @@ class ScoringEngine:
 
     @staticmethod
     def unsupported_reason(model: RewardDanceForYesScoring) -> str | None:
-        """Say why a model cannot be scored by the engine, or None if the scores are known to be those of the plain path."""
+        """Why a model cannot be scored by the engine, or None if the scores are known to be those of the plain path."""
         model_type = model.config.vlm_config.model_type
         if model_type not in EXACT_MODEL_TYPES:
             return f"model type {model_type!r} is not among {EXACT_MODEL_TYPES}"
@@ -105,8 +96,7 @@ class ScoringEngine:
         """Open a session, in which images are prepared and seen once. Weights must not change until its end."""
         executor = ThreadPoolExecutor(self.num_workers) if self.num_workers else None
         try:
-            desk = ImageDesk(self.processor, executor)
-            yield EngineSession(desk, QuestionWriter(self.model, self.processor))
+            yield EngineSession(ImageDesk(self.processor, executor), QuestionWriter(self.model, self.processor))
         finally:
             if executor is not None:
                 executor.shutdown(wait=True, cancel_futures=True)
@@ -126,37 +116,38 @@ class ScoringEngine:
         window: int | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Log-odds and scores of questions, as in [`Judge.stream`], a window at a time."""
-        rest = iter(questions)
+        rest, desk = iter(questions), session.desk
         size = window or WINDOW
-        planned = session.desk.open(list(islice(rest, size)))
-        futures = session.desk.take(planned)
+        planned = desk.open(list(islice(rest, size)))
+        futures = desk.take(planned)
         while planned:
             images = self.vision.encode(futures, session)
             self.vision.forget(session, images)
-            following = session.desk.open(list(islice(rest, size)))
-            futures = session.desk.take(following)  # prepared while the language model works
+            following = desk.open(list(islice(rest, size)))
+            futures = desk.take(following)  # prepared while the language model works
             tokenized = [session.writer.write(*pair) for pair in zip(planned, images, strict=True)]
             answers = self._answer(tokenized, session, on_progress)
             session.statistics.num_questions += len(planned)
-            session.statistics.num_images = session.desk.num_preprocessed
+            session.statistics.num_images = desk.num_preprocessed
             yield answers
             planned = following
 
     def _answer(
         self, questions: list[TokenizedQuestion], session: EngineSession, on_progress: Callable[[int], Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        roots, minimum = build_tree(questions, MIN_SAVING if self._may_share() else 1 << 62)
+        attention = self.model.config.get_text_config()._attn_implementation
+        may_share = self.share_prefixes and attention in EXACT_ATTENTION
+        roots, minimum = build_tree(questions, MIN_SAVING if may_share else 1 << 62)
         session.statistics.minimum_tokens += minimum
         session.statistics.plain_tokens += sum(len(question.token_ids) for question in questions)
         rows: list[int] = []
         answers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def collect(leaves: list[Node], logits: torch.Tensor, scores: torch.Tensor) -> None:
-            counts = [len(leaf.rows) for leaf in leaves]
             rows.extend(row for leaf in leaves for row in leaf.rows)
-            index = torch.arange(len(leaves)).repeat_interleave(torch.tensor(counts)).to(logits.device)
+            index = torch.tensor([i for i, leaf in enumerate(leaves) for _ in leaf.rows], device=logits.device)
             answers.append((logits[index], scores[index]))
-            on_progress(sum(counts))
+            on_progress(len(index))
 
         try:
             self._descend(roots, session, collect)
@@ -170,18 +161,11 @@ class ScoringEngine:
         order = torch.tensor(rows).argsort().to(logits.device)
         return logits[order], scores[order]
 
-    def _may_share(self) -> bool:
-        implementation = self.model.config.get_text_config()._attn_implementation
-        return self.share_prefixes and implementation in EXACT_ATTENTION
-
     def _descend(self, nodes: list[Node], session: EngineSession, collect: Callable[..., None]) -> None:
         """Compute parts whose parents have been computed, and all below them."""
-        leaves = [node for node in nodes if not node.children]
-        for batch in self._batches(leaves):
+        for batch in self._batches([node for node in nodes if not node.children]):
             self._limit.run_in_halves(batch, lambda part: collect(part, *self._answer_leaves(part, session)))
-        # The states of so many branches are in memory at a time.
-        inner = [node for node in nodes if node.children]
-        for chunk in self._chunks(inner):
+        for chunk in self._chunks([node for node in nodes if node.children]):
             for batch in self._batches(chunk):
                 self._limit.run_in_halves(batch, lambda part: self._compute_states(part, session))
             self._descend([child for node in chunk for child in node.children], session, collect)
@@ -189,6 +173,7 @@ class ScoringEngine:
                 node.states = None
 
     def _chunks(self, nodes: list[Node]) -> Iterator[list[Node]]:
+        """Parts whose states are in memory at a time."""
         chunk: list[Node] = []
         tokens = 0
         for node in nodes:
@@ -202,52 +187,49 @@ class ScoringEngine:
 
     def _batches(self, nodes: list[Node]) -> Iterator[list[Node]]:
         """Batches of parts of like length. Padding between prefix and rest is kept below an eighth of the batch."""
-        if not nodes:
-            return
-        flagged = [(needs_graph(self.model, node.requires_grad), node) for node in nodes]
-        flagged.sort(key=lambda item: (item[0], item[1].end - item[1].start, item[1].start), reverse=True)
+        is_trained = needs_graph(self.model, is_sample=False)
+
+        def key(node: Node) -> tuple[bool, int, int]:
+            return is_trained or node.requires_grad, node.length, node.start
+
         batch: list[Node] = []
-        flag, longest, past = flagged[0][0], 0, 0
-        for own_flag, node in flagged:
-            length = node.end - node.start
-            count = len(batch) + 1
-            total = max(past, node.start) + max(longest, length)
-            padding = max(longest, length) * count - sum(other.end - other.start for other in [*batch, node])
+        for node in sorted(nodes, key=key, reverse=True):
+            wider = [*batch, node]
+            longest, past = wider[0].length, max(other.start for other in wider)  # the first is the longest
             if batch and (
-                own_flag != flag
-                or count > self._limit.max_rows
-                or count * total > self.max_batch_tokens
-                or padding * 8 > max(longest, length) * count
-                or (self._has_window and length != longest)
+                key(node)[0] != key(batch[0])[0]
+                or len(wider) > self._limit.max_rows
+                or len(wider) * (past + longest) > self.max_batch_tokens
+                or 8 * sum(longest - other.length for other in wider) > longest * len(wider)
+                or (self._has_window and node.length != longest)
             ):
                 yield batch
-                batch, longest, past = [], 0, 0
-            flag = own_flag
-            batch.append(node)
-            longest, past = max(longest, length), max(past, node.start)
-        yield batch
+                wider = [node]
+            batch = wider
+        if batch:
+            yield batch
 
     def _answer_leaves(self, nodes: list[Node], session: EngineSession) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-odds and scores of the questions that end in some parts, each `(len(nodes),)`."""
         inputs = self._inputs(nodes, session)
-        config = self.model.config
-        with torch.set_grad_enabled(needs_graph(self.model, any(node.requires_grad for node in nodes))):
+        with self._grad_mode(nodes):
             head = self._answer_head()
             if head is None:
                 output = self.model(**inputs)
                 return output.logits[: len(nodes), 0].float(), output.scores[: len(nodes)].float()
             hidden = self.model.vlm.base_model(**inputs).last_hidden_state[: len(nodes), -1]
-            answers = nn.functional.linear(hidden, *head).float() / config.score_temperature
+            answers = nn.functional.linear(hidden, *head).float() / self.model.config.score_temperature
             logits = answers[:, 0] - answers[:, 1]
             return logits, logits.sigmoid()
 
     def _answer_head(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Weights of the two answers alone, if the scores need no other logits and the head is a plain product."""
-        if self.model.config.has_scalar_head or self.model.config.score_normalization != "yes_no":
+        config = self.model.config
+        if config.has_scalar_head or config.score_normalization != "yes_no":
             return None
         head = self.model.get_output_embeddings()
-        changes = (getattr(self.model.config.get_text_config(), name, None) for name in ("final_logit_softcapping",))
-        if type(head) is not nn.Linear or head.weight.device.type == "meta" or any(changes):
+        is_capped = getattr(config.get_text_config(), "final_logit_softcapping", None)
+        if type(head) is not nn.Linear or head.weight.device.type == "meta" or is_capped:
             return None
         return head.weight[self._answers], None if head.bias is None else head.bias[self._answers]
 
@@ -256,7 +238,7 @@ class ScoringEngine:
         inputs = self._inputs(nodes, session)
         inputs.setdefault(CACHE_NAME, DynamicCache())
         inputs["use_cache"] = True
-        with torch.set_grad_enabled(needs_graph(self.model, any(node.requires_grad for node in nodes))):
+        with self._grad_mode(nodes):
             cache = self.model.vlm.base_model(**inputs)[CACHE_NAME]
         longest = inputs["input_ids"].shape[1]
         past = inputs["attention_mask"].shape[1] - longest
@@ -266,14 +248,17 @@ class ScoringEngine:
         for node, of_node in zip(nodes, states, strict=True):
             node.states = of_node
 
+    def _grad_mode(self, nodes: list[Node]) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(needs_graph(self.model, any(node.requires_grad for node in nodes)))
+
     def _inputs(self, nodes: list[Node], session: EngineSession) -> dict[str, Any]:
         """Inputs of the model for a batch of parts: `[padding, prefix, padding, part]` in each row."""
         multiple = self.pad_to_multiple_of
         past = _round_up(max(node.start for node in nodes), multiple)
-        longest = max(node.end - node.start for node in nodes)
+        longest = max(node.length for node in nodes)
         if not (past and self._has_window):
             longest = _round_up(longest, multiple)
-        num_rows = len(nodes) if multiple is None else min(_power_of_2(len(nodes)), self.batch_size)
+        num_rows = len(nodes) if multiple is None else min(1 << (len(nodes) - 1).bit_length(), self.batch_size)
         padded = [*nodes, *[nodes[0]] * (num_rows - len(nodes))]
         dimensions = nodes[0].question.positions.shape[0]
         ids = np.full((num_rows, longest), self.processor.tokenizer.pad_token_id)
@@ -281,14 +266,13 @@ class ScoringEngine:
         positions = np.zeros((dimensions, num_rows, longest), dtype=np.int64)
         is_image = np.zeros((num_rows, past + longest), dtype=np.int64)
         for row, node in enumerate(padded):
-            question, length = node.question, node.end - node.start
-            ids[row, longest - length :] = question.token_ids[node.start : node.end]
-            positions[:, row, longest - length :] = question.positions[:, node.start : node.end]
-            mask[row, past - node.start : past] = 1
-            mask[row, past + longest - length :] = 1
+            question, own, prefix = node.question, slice(node.start, node.end), slice(past - node.start, past)
+            ids[row, longest - node.length :] = question.token_ids[own]
+            positions[:, row, longest - node.length :] = question.positions[:, own]
+            mask[row, prefix] = mask[row, past + longest - node.length :] = 1
             kinds = question.token_ids == session.writer.image_token_id
-            is_image[row, past - node.start : past] = kinds[: node.start]
-            is_image[row, past + longest - length :] = kinds[node.start : node.end]
+            is_image[row, prefix] = kinds[: node.start]
+            is_image[row, past + longest - node.length :] = kinds[own]
         device = self.model.device
         position_ids = torch.from_numpy(positions).to(device)
         inputs: dict[str, Any] = {
@@ -312,7 +296,3 @@ class ScoringEngine:
 
 def _round_up(count: int, multiple: int | None) -> int:
     return count if multiple is None else -(-count // multiple) * multiple
-
-
-def _power_of_2(count: int) -> int:
-    return 1 << (count - 1).bit_length()

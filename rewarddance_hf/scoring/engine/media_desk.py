@@ -20,7 +20,6 @@ from ...models.pixels_rewarddance import preprocess_with_gradient
 from ...models.question_rewarddance import Question, infer_task
 
 
-SEPARATOR = "\n"
 # Inputs that belong to the text, in the output of a processor.
 TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
@@ -33,15 +32,13 @@ class PreparedImage:
     inputs: dict[str, torch.Tensor]  # of the vision encoder for this image alone; emptied when they have been used
     grid: tuple[int, ...] | None  # time, height and width in patches, if positions depend on them
     requires_grad: bool
-    number: int = (
-        -1
-    )  # in its session, in the order of questions and not of threads, so that results do not depend on these
+    number: int = -1  # in its session: in the order of questions, so that results do not depend on threads
 
 
 class ImageDesk:
     """
-    Everything about images in one session. Images are the same if their pixels are; those that carry a gradient are the same
-    if they are one tensor. Threads of `executor` decode and preprocess; without it this is done at once.
+    The images of one session. They are the same if their pixels are, and if they are one tensor where they carry a gradient.
+    Threads of `executor` decode and preprocess; without it this is done at once.
     """
 
     def __init__(self, processor: RewardDanceProcessor, executor: Executor | None = None) -> None:
@@ -57,8 +54,8 @@ class ImageDesk:
 
     def open(self, questions: list[Question]) -> list[Question]:
         """
-        Find out which frames of clips are seen, without decoding them, and what task questions without one have. A clip that
-        cannot be opened says so when its frames are taken.
+        The same questions with their tasks, and with clips opened: the frames that are seen are known, but not decoded. A clip
+        that cannot be opened says so when its frames are taken.
         """
         readers: dict[Any, ClipReader | None] = {}
 
@@ -82,30 +79,25 @@ class ImageDesk:
         return found
 
     def take(self, questions: list[Question]) -> list[list["Future[PreparedImage]"]]:
-        """
-        Start to prepare the images of opened questions. Gives those of each in their order: of examples, first frame,
-        reference, sample.
-        """
-        # Objects are kept until the end, as their `id` names them.
-        sources: dict[Any, tuple[Any, list[Future]]] = {}
-        rows = []
+        """Start to prepare the images of opened questions. Those of each are: of examples, first frame, reference, sample."""
+        sources: dict[Any, tuple[Any, list[Future]]] = {}  # with the objects, whose `id` names them
+        rows: list[list[Future[PreparedImage]]] = []
         for question in questions:
             named = [(image, "examples") for example in question.examples for image in example.question.images]
             own = (question.condition, question.reference, question.sample)
             named += [pair for pair in zip(own, reversed(question.names), strict=True) if pair[0] is not None]
-            alone = self._knows_company and sum(num_frames(media) for media, _ in named) == 1
-            row: list[Future[PreparedImage]] = []
-            for media, name in named:
-                for source, source_name in split_frames(media, name):
-                    key = (_identity(source), alone)
-                    if key not in sources:
-                        sources[key] = (source, self._submit(source, source_name, alone))
-                    row += sources[key][1]
-            rows.append(row)
+            count = sum(len(media) if isinstance(media, ClipReader) else 1 for media, _ in named)
+            alone = self._knows_company and count == 1
+            rows.append([])
+            for source, name in (part for pair in named for part in _split_frames(*pair)):
+                key = (_identity(source), alone)
+                if key not in sources:
+                    sources[key] = (source, self._submit(source, name, alone))
+                rows[-1] += sources[key][1]
         return rows
 
     def forget(self, numbers: set[int]) -> None:
-        """Drop images by number; they are prepared anew when they come again."""
+        """Drop images by number."""
         with self._lock:
             self._prepared = {
                 key: future
@@ -114,28 +106,23 @@ class ImageDesk:
             }
 
     def _submit(self, image: Any, name: str, alone: bool) -> list["Future[PreparedImage]"]:
-        if isinstance(image, ClipReader):
-            return self._submit_clip(image, alone)
+        """Start to prepare an image, or all frames of a file: they are decoded together, and not kept."""
         if requires_grad(image):  # grad mode belongs to a thread
             self.processor.load_image(image, name, keep_gradient=True)
             return [self._once(("gradient", id(image), alone), lambda: self._prepare(image, alone), image)]
-        if self.executor is None:
-            return [_done(lambda: self._load(image, name, alone))]
-        return [self.executor.submit(self._load, image, name, alone)]
-
-    def _submit_clip(self, reader: ClipReader, alone: bool) -> list["Future[PreparedImage]"]:
-        """Frames of a file are decoded together, and not kept."""
-        futures: list[Future[PreparedImage]] = [Future() for _ in reader.indices]
+        is_clip = isinstance(image, ClipReader)
+        names = [f"{image.name}[{index}]" for index in image.indices] if is_clip else [name]
+        futures: list[Future[PreparedImage]] = [Future() for _ in names]
 
         def prepare() -> None:
             try:
-                frames = reader.read()
+                images = image.read() if is_clip else [image]
             except Exception as error:
                 for future in futures:
                     future.set_exception(error)
                 return
-            for future, frame, index in zip(futures, frames, reader.indices, strict=True):
-                _fulfil(future, partial(self._load, frame, f"{reader.name}[{index}]", alone))
+            for future, frame, frame_name in zip(futures, images, names, strict=True):
+                _fulfil(future, partial(self._load, frame, frame_name, alone))
 
         if self.executor is None:
             prepare()
@@ -166,7 +153,7 @@ class ImageDesk:
         has_company = self._knows_company and not alone
         # The company is a small image, and is thrown away.
         images = [[image, Image.new("RGB", (8, 8))]] if has_company else [[image]]
-        question = SEPARATOR.join([self._placeholder] * len(images[0]))
+        question = "\n".join([self._placeholder] * len(images[0]))
         arguments = {"text": [question], **self.processor.vlm_arguments("")}
         if isinstance(image, torch.Tensor):
             batch = preprocess_with_gradient(vlm_processor, images, **arguments)
@@ -175,32 +162,23 @@ class ImageDesk:
         inputs = {name: value for name, value in batch.items() if name not in TEXT_INPUTS}
         expansion = texts[-1]
         if has_company:
-            expansion = expansion.split(SEPARATOR)[0]
+            expansion = expansion.split("\n")[0]
             inputs = {k: v if k == "batch_num_images" else v[:1] for k, v in inputs.items()}
         grid = inputs.get("image_grid_thw")
         with self._lock:
             self.num_preprocessed += 1
         return PreparedImage(
-            expansion=expansion,
-            inputs=inputs,
-            grid=None if grid is None else tuple(grid[0].tolist()),
-            requires_grad=requires_grad(image),
+            expansion, inputs, None if grid is None else tuple(grid[0].tolist()), requires_grad(image)
         )
 
 
-def split_frames(media: Any, name: str) -> list[tuple[Any, str]]:
+def _split_frames(media: Any, name: str) -> list[tuple[Any, str]]:
     """Images that an image or opened clip consists of, each with its name for error messages; a file stays whole."""
     if not isinstance(media, ClipReader):
         return [(media, name)]
     if media.frames is None:
         return [(media, media.name)]
-    names = [f"{media.name}[{index}]" for index in media.indices]
-    return list(zip(media.frames, names, strict=True))
-
-
-def num_frames(media: Any) -> int:
-    """Number of frames of an image or opened clip."""
-    return len(media) if isinstance(media, ClipReader) else 1
+    return [(frame, f"{media.name}[{index}]") for frame, index in zip(media.frames, media.indices, strict=True)]
 
 
 def _identity(media: Any) -> Any:
@@ -222,12 +200,6 @@ def requires_grad(image: Any) -> bool:
 def needs_graph(model: torch.nn.Module, is_sample: bool) -> bool:
     """Whether something is to carry a gradient: below images that do, and everywhere in a judge that is trained."""
     return torch.is_grad_enabled() and (is_sample or any(weights.requires_grad for weights in model.parameters()))
-
-
-def _done(function: Callable[[], Any]) -> "Future[Any]":
-    future: Future[Any] = Future()
-    _fulfil(future, function)
-    return future
 
 
 def _fulfil(future: "Future[Any]", function: Callable[[], Any]) -> None:

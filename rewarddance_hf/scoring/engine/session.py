@@ -1,5 +1,6 @@
 """What the engine keeps while it works on one call of a scorer, and what it counts."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -10,34 +11,15 @@ from .tree import QuestionWriter
 
 @dataclass
 class ScoringStatistics:
-    """
-    What the engine computed in one call of a scorer.
-
-    Args:
-        num_questions (`int`):
-            Number of questions.
-        num_images (`int`):
-            Number of images that were preprocessed: distinct ones.
-        num_encoded (`int`):
-            Number of images that the vision encoder saw.
-        num_forward_passes (`int`):
-            Number of forward passes of the language model.
-        tokens (`int`):
-            Number of tokens that the language model computed, with padding.
-        minimum_tokens (`int`):
-            Least number with which the same states can be computed: each distinct beginning of a question once, among
-            those that are planned together.
-        plain_tokens (`int`):
-            Number of tokens of all questions, which is what the plain path computes, without its padding.
-    """
+    """What the engine computed in one call of a scorer."""
 
     num_questions: int = 0
-    num_images: int = 0
-    num_encoded: int = 0
-    num_forward_passes: int = 0
-    tokens: int = 0
-    minimum_tokens: int = 0
-    plain_tokens: int = 0
+    num_images: int = 0  # that were preprocessed: distinct ones
+    num_encoded: int = 0  # images that the vision encoder saw
+    num_forward_passes: int = 0  # of the language model
+    tokens: int = 0  # that the language model computed, with padding
+    minimum_tokens: int = 0  # each distinct beginning of a question once, among those that are planned together
+    plain_tokens: int = 0  # of all questions, which the plain path computes, without its padding
 
 
 @dataclass(eq=False)
@@ -50,10 +32,20 @@ class Features:
 
 @dataclass(eq=False)
 class EngineSession:
-    """What is kept between the calls of an engine that belong together, while the weights stay as they are."""
+    """What calls of an engine that belong together share, while the weights stay as they are."""
 
     desk: ImageDesk
     writer: QuestionWriter
     statistics: ScoringStatistics = field(default_factory=ScoringStatistics)
-    features: dict[int, Features] = field(default_factory=dict)
-    num_images: int = 0
+    features: dict[int, Features] = field(default_factory=dict)  # by the number of the image
+    num_images: int = 0  # that have a number
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """Forget images; they are prepared anew when they come again."""
+        for number in numbers:
+            del self.features[number]
+        self.desk.forget(set(numbers))
+
+    def drop_gradients(self) -> None:
+        """Forget images that carry a gradient, and with them the graph of their features."""
+        self.drop([number for number, features in self.features.items() if features.pooled.requires_grad])

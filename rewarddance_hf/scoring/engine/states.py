@@ -25,13 +25,10 @@ def take_states(
     cache: Any, parts: list[tuple[int, int]], past: int, longest: int, copy: bool = False
 ) -> list[PrefixStates]:
     """
-    Take the states of each row out of a cache, in which rows are `[padding, prefix, padding, part]`.
+    States of each row of a cache, whose rows are `[padding, prefix, padding, part]`.
 
     `parts` are start and end of the part in the question of each row, `past` the number of states before the parts and
     `longest` that of the parts, with padding. `copy` is for caches whose tensors will be written to again.
-
-    Raises:
-        `PrefixesNotShareableError`: If the model keeps other states than keys and values of all tokens.
     """
     length = past + longest
     layers: list[tuple[torch.Tensor, ...]] = []
@@ -43,9 +40,9 @@ def take_states(
     taken = []
     for row, (start, end) in enumerate(parts):
         if 0 < start and end - start < longest:  # take the padding between prefix and part out
-            pieces = ((past - start, past), (length - (end - start), length))
+            pieces = (slice(past - start, past), slice(length - (end - start), length))
             own = [
-                tuple(torch.cat([states[row : row + 1, :, a:b] for a, b in pieces], dim=2) for states in layer)
+                tuple(torch.cat([states[row : row + 1, :, piece] for piece in pieces], dim=2) for states in layer)
                 for layer in layers
             ]
             taken.append(PrefixStates(own, 0))
@@ -60,14 +57,11 @@ def expand_states(prefixes: list[PrefixStates], past: int) -> DynamicCache:
     first = prefixes[0]
     is_one = all(prefix.layers is first.layers and prefix.row == first.row for prefix in prefixes)
     for i in range(len(first.layers)):
+        layer = DynamicLayer()
         states = []
         for kind in range(2):
-            if is_one:
-                rows = first.layers[i][kind][first.row : first.row + 1]
-                states.append(_fit(rows, past).expand(len(prefixes), -1, -1, -1))
-            else:
-                states.append(torch.cat([_fit(p.layers[i][kind][p.row : p.row + 1], past) for p in prefixes]))
-        layer = DynamicLayer()
+            rows = [_fit(p.layers[i][kind][p.row : p.row + 1], past) for p in (prefixes[:1] if is_one else prefixes)]
+            states.append(rows[0].expand(len(prefixes), -1, -1, -1) if is_one else torch.cat(rows))
         layer.lazy_initialization(*states)
         layer.keys, layer.values = states
         cache.layers.append(layer)
@@ -75,8 +69,6 @@ def expand_states(prefixes: list[PrefixStates], past: int) -> DynamicCache:
 
 
 def _fit(states: torch.Tensor, past: int) -> torch.Tensor:
-    """The last `past` states, after padding where there are fewer. Padding is masked out by whoever uses them."""
-    length = states.shape[2]
-    if length >= past:
-        return states[:, :, length - past :]
-    return nn.functional.pad(states, (0, 0, past - length, 0))
+    """The last `past` states, after padding where there are fewer: that is masked out by whoever uses them."""
+    missing = past - states.shape[2]
+    return nn.functional.pad(states, (0, 0, missing, 0)) if missing > 0 else states[:, :, -missing:]

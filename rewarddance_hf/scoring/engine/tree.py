@@ -46,6 +46,11 @@ class Node:
     states: Any = None  # key/value states up to `end`, while they are needed
 
     @property
+    def length(self) -> int:
+        """Number of tokens of this part."""
+        return self.end - self.start
+
+    @property
     def images(self) -> list[PreparedImage]:
         """Images of this part."""
         return self.question.images_between(self.start, self.end)
@@ -65,23 +70,18 @@ class QuestionWriter:
         self.image_token_id: int = model.config.vlm_config.image_token_id
         vlm_processor: Any = processor.vlm_processor
         self._placeholder = str(vlm_processor.image_token)
-        self._texts: dict[Any, str] = {}
         self._tokens: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
         self._counts: dict[str, int] = {}
 
     def write(self, question: Question, images: list[PreparedImage]) -> TokenizedQuestion:
         """Tokens of a question with opened clips, and its images in their order."""
         if len(self._tokens) > MAX_TEXTS:
-            self._texts, self._tokens, self._counts = {}, {}, {}
-        key = question.asked
-        text = self._texts.get(key)
-        if text is None:
-            text = self._texts[key] = self.processor.write_question(question)
-        expansions, grids = tuple(p.expansion for p in images), tuple(p.grid for p in images)
-        tokens = self._tokens.get((text, expansions, grids))
-        if tokens is None:
-            tokens = self._tokens[text, expansions, grids] = self._tokenize(text, expansions, grids)
-        token_ids, positions = tokens
+            self._tokens = {}
+        shapes = tuple((image.expansion, image.grid) for image in images)
+        key = (question.asked, shapes)
+        if key not in self._tokens:
+            self._tokens[key] = self._tokenize(self.processor.write_question(question), shapes)
+        token_ids, positions = self._tokens[key]
 
         symbols = token_ids.astype(np.int64)
         (where,) = np.nonzero(token_ids == self.image_token_id)
@@ -101,23 +101,21 @@ class QuestionWriter:
 
     def num_tokens(self, image: PreparedImage) -> int:
         """Number of tokens that stand for an image."""
-        count = self._counts.get(image.expansion)
-        if count is None:
-            ids = self.processor.tokenizer(image.expansion, add_special_tokens=False)["input_ids"]
-            count = self._counts[image.expansion] = ids.count(self.image_token_id)
-        return count
+        text = image.expansion
+        if text not in self._counts:
+            ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            self._counts[text] = ids.count(self.image_token_id)
+        return self._counts[text]
 
-    def _tokenize(
-        self, text: str, expansions: tuple[str, ...], grids: tuple[Any, ...]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Token IDs and positions of a question."""
+    def _tokenize(self, text: str, shapes: tuple[tuple[str, Any], ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Token IDs and positions of a question whose images have these expansions and grids."""
         first, *rest = text.split(self._placeholder)
-        if len(rest) != len(expansions):
+        if len(rest) != len(shapes):
             raise RuntimeError(
-                f'A question has {len(rest)} placeholders for {len(expansions)} images. Use `engine="plain"`, and report '
-                "this model."
+                f'A question has {len(rest)} placeholders for {len(shapes)} images. Use `engine="plain"`, and report this '
+                "model."
             )
-        expanded = first + "".join(part for pair in zip(expansions, rest, strict=True) for part in pair)
+        expanded = first + "".join(shape[0] + after for shape, after in zip(shapes, rest, strict=True))
         special = self.processor.vlm_arguments(text).get("add_special_tokens", True)
         token_ids = np.array(self.processor.tokenizer(expanded, add_special_tokens=special)["input_ids"])
         base_model = self.model.vlm.base_model
@@ -127,7 +125,7 @@ class QuestionWriter:
         positions, _ = base_model.get_rope_index(
             input_ids=ids,
             mm_token_type_ids=(ids == self.image_token_id).int(),
-            image_grid_thw=torch.tensor(grids),
+            image_grid_thw=torch.tensor([grid for _, grid in shapes]),
             attention_mask=torch.ones_like(ids),
         )
         return token_ids, positions[:, 0].numpy()

@@ -22,20 +22,19 @@ class VisionEncoder:
 
     def encode(self, futures: list[list[Any]], session: EngineSession) -> list[list[PreparedImage]]:
         """Features of images that have none yet, in batches of those that are ready first."""
-        rows, batch = [], {}
+        rows: list[list[PreparedImage]] = []
+        batch: dict[int, PreparedImage] = {}
         for row in futures:
             rows.append([future.result() for future in row])
             for image in rows[-1]:
                 if image.number < 0:
                     image.number = session.num_images
                     session.num_images += 1
-                if image.number not in session.features and image.number not in batch:
+                if image.number not in session.features:
                     batch[image.number] = image
-            if len(batch) >= self.limit.max_rows:
+            if len(batch) >= self.limit.max_rows or len(rows) == len(futures):
                 self._encode_batch(list(batch.values()), session)
                 batch = {}
-        if batch:
-            self._encode_batch(list(batch.values()), session)
         return rows
 
     def _encode_batch(self, images: list[PreparedImage], session: EngineSession) -> None:
@@ -45,9 +44,8 @@ class VisionEncoder:
             groups.setdefault((image.requires_grad, shapes), []).append(image)
         for group in groups.values():
             for start in range(0, len(group), self.limit.max_rows):
-                self.limit.run_in_halves(
-                    group[start : start + self.limit.max_rows], lambda part: self._see(part, session)
-                )
+                part = group[start : start + self.limit.max_rows]
+                self.limit.run_in_halves(part, lambda images: self._see(images, session))
 
     def _see(self, images: list[PreparedImage], session: EngineSession) -> None:
         inputs = {
@@ -70,29 +68,19 @@ class VisionEncoder:
         """Drop the oldest features beyond what may be kept, but none of the window that is scored next."""
         recent = {image.number for row in images for image in row}
         count = sum(len(features.pooled) for features in session.features.values())
-        dropped = set()
-        for number in list(session.features):
-            if count <= MAX_FEATURE_TOKENS:
-                break
-            if number not in recent:
-                count -= len(session.features.pop(number).pooled)
-                dropped.add(number)
-        session.desk.forget(dropped)
-
-    def drop_gradients(self, session: EngineSession) -> None:
-        """Forget images that carry a gradient, and with them the graph of their features."""
-        numbers = {number for number, features in session.features.items() if features.pooled.requires_grad}
-        for number in numbers:
-            del session.features[number]
-        session.desk.forget(numbers)
+        dropped = []
+        for number, features in session.features.items():
+            if count > MAX_FEATURE_TOKENS and number not in recent:
+                count -= len(features.pooled)
+                dropped.append(number)
+        session.drop(dropped)
 
     def output_of(self, features: list[Features]) -> Any:
         """Features of several images in the form in which the vision encoder gives them."""
         pooled = torch.cat([item.pooled for item in features])
         is_list = isinstance(self._template, (list, tuple))
-        arguments: dict[str, Any] = {
-            "pooler_output": [pooled] if is_list else pooled.view(-1, *self._template.shape[1:])
-        }
+        shaped = [pooled] if is_list else pooled.view(-1, *self._template.shape[1:])
+        arguments: dict[str, Any] = {"pooler_output": shaped}
         if features[0].deepstack:
             layers = zip(*(item.deepstack for item in features), strict=True)
             arguments["deepstack_features"] = [[torch.cat(layer)] for layer in layers]
