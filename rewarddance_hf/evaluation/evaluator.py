@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -17,15 +16,12 @@ from ..models.media_rewarddance import load_frames, load_image, open_clip
 from ..models.question_rewarddance import Question, infer_task
 from ..parallel import run_split
 from ..rewards import NonFiniteScoreError, as_reward
-from ..scoring.judge import Judge
+from ..scoring.judge import Judge, non_finite_error
 from ..scoring.loading import is_sharded
 from . import statistics
 
 
 logger = logging.get_logger(__name__)
-
-# Frames of a clip at equal distances that reward functions see, as judges do by default.
-MAX_FRAMES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +213,7 @@ class RewardDanceEvaluator:
             model ([`RewardDanceScorer`] or [`RewardDanceForYesScoring`]):
                 Judge to be calibrated. A temperature that it has already is refined.
             processor ([`RewardDanceProcessor`], *optional*):
-                Processor, if `model` is not a scorer.
+                As in calling the evaluator.
             results ([`EvaluationResults`], *optional*):
                 `results` of this very judge on this dataset, to save asking it again.
 
@@ -250,9 +246,7 @@ class RewardDanceEvaluator:
         }
 
     def _ask(self, model: Any, processor: RewardDanceProcessor | None) -> EvaluationResults:
-        """
-        Ask about all rows, on each process about its share; what is known is kept in `results`, even if that fails midway.
-        """
+        """Ask about all rows, on each process about its share. What is known is in `results`, even if that fails midway."""
         if processor is None and hasattr(model, "check_processor"):
             raise ValueError(
                 f"`processor` is None, but a `{type(model).__name__}` cannot be asked without. Pass its processor, or a "
@@ -276,25 +270,20 @@ class RewardDanceEvaluator:
                     facts[index] = bool(row.get("tie")), row.get("category")
                     yield from _questions_about(row, index, is_pairwise or not isinstance(model, Judge))
 
-            total = 2 * len(indices)
-            with (
-                tqdm(total=total, desc="Evaluating", unit="question", disable=not self.show_progress) as progress,
-                torch.no_grad(),
-            ):
-                ask = _ask_judge if isinstance(model, Judge) else partial(_ask_function, self.batch_size or 8)
-                found = ask(model, questions(), progress.update)
+            bar = {"desc": "Evaluating", "unit": "question", "disable": not self.show_progress}
+            with tqdm(total=2 * len(indices), **bar) as progress, torch.no_grad():
+                if isinstance(model, Judge):
+                    found = _ask_judge(model, questions(), progress.update)
+                else:
+                    found = _ask_function(model, questions(), progress.update, self.batch_size or 8)
                 try:
                     for index in indices:
                         logits, scores = zip(next(found), next(found), strict=True)
                         answers[index] = _Answer(logits, scores, *facts[index])
                 except NonFiniteScoreError as error:
                     rows = sorted({indices[question // 2] for question in error.rows})
-                    raise NonFiniteScoreError(
-                        f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or load "
-                        "them in another type (`dtype=torch.float32`). Rows before are in `results` of the evaluator.",
-                        rows,
-                        error.scores,
-                    ) from error
+                    kept = "Rows before are in `results` of the evaluator."
+                    raise non_finite_error(rows, error.scores, kept) from error
             return [answers[index] for index in indices]
 
         try:
@@ -309,13 +298,14 @@ class RewardDanceEvaluator:
         return self.results
 
     def _rows(self, indices: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        if hasattr(self.dataset, "__getitem__"):
-            rows: Iterable[tuple[int, Any]] = ((i, self.dataset[i]) for i in indices)
-        else:
-            rows = ((i, row) for i, row in enumerate(self.dataset) if i in indices)
-        for i, row in rows:
-            check_row(row, f"row {i}")
-            yield i, row
+        has_index = hasattr(self.dataset, "__getitem__")
+        numbered: Iterable[tuple[int, Any]] = (
+            ((i, self.dataset[i]) for i in indices) if has_index else enumerate(self.dataset)
+        )
+        for i, row in numbered:
+            if i in indices:
+                check_row(row, f"row {i}")
+                yield i, row
 
 
 class _Answer(NamedTuple):
@@ -359,13 +349,13 @@ def _questions_about(row: Mapping[str, Any], index: int, with_reference: bool) -
 def _ask_judge(
     judge: Judge, questions: Iterator[Question], on_progress: Callable[[int], Any]
 ) -> Iterator[tuple[float, float]]:
-    """Log-odds and score of each question, with all images in one session."""
+    """Log-odds and score of each question."""
     for logits, scores in judge.stream(questions, on_progress):
         yield from zip(logits.double().tolist(), scores.double().tolist(), strict=True)
 
 
 def _ask_function(
-    batch_size: int, reward: Any, questions: Iterator[Question], on_progress: Callable[[int], Any]
+    reward: Any, questions: Iterator[Question], on_progress: Callable[[int], Any], batch_size: int
 ) -> Iterator[tuple[float, float]]:
     """Reward of each sample, which is read as its log-odds, too."""
     adapted, start = as_reward(reward), 0
@@ -386,31 +376,24 @@ def _load(question: Question) -> Question:
     """The same with images or lists of frames, for functions that have no processor."""
 
     def load(media: Any, name: str) -> Any:
-        reader = open_clip(media, name)
-        return load_image(media, name) if reader is None else load_frames(reader.sample(max_frames=MAX_FRAMES), name)
+        reader = None if media is None else open_clip(media, name)
+        if reader is not None:
+            return load_frames(reader.sample(max_frames=16), name)  # as many as judges see by default
+        return None if media is None else load_image(media, name)
 
     media = (question.sample, question.reference, question.condition)
-    sample, reference, condition = (
-        None if item is None else load(item, name) for item, name in zip(media, question.names, strict=True)
-    )
+    sample, reference, condition = map(load, media, question.names)
     task = question.task or infer_task(sample, condition)
     return replace(question, sample=sample, reference=reference, condition=condition, task=task)
 
 
 def _make_results(answers: list[_Answer], is_pairwise: bool) -> EvaluationResults:
-    logits, scores = (
-        np.array([getattr(answer, name) for answer in answers], dtype=np.float64).reshape(-1, 2)
-        for name in ("logits", "scores")
-    )
+    logits = np.array([answer.logits for answer in answers], dtype=np.float64).reshape(-1, 2)
+    scores = np.array([answer.scores for answer in answers], dtype=np.float64).reshape(-1, 2)
     # A pairwise judge that is asked about the rejected image should say "no".
     log_odds = logits * [1.0, -1.0] if is_pairwise else np.repeat(logits[:, :1] - logits[:, 1:], 2, axis=1)
-    return EvaluationResults(
-        logits=logits,
-        scores=scores,
-        log_odds=log_odds,
-        ties=np.array([answer.tie for answer in answers], dtype=bool),
-        categories=[answer.category for answer in answers],
-    )
+    ties = np.array([answer.tie for answer in answers], dtype=bool)
+    return EvaluationResults(logits, scores, log_odds, ties, [answer.category for answer in answers])
 
 
 def _yes_log_odds(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

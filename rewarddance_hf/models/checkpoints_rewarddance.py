@@ -18,27 +18,13 @@ PICKLED_ADAPTER_FILES = ("adapter_model.bin",)
 
 @dataclass
 class AdapterSource:
-    """
-    Where an adapter and its base model are.
+    """Where an adapter and its base model are."""
 
-    Args:
-        name (`str`):
-            Repository ID or folder of the adapter.
-        arguments (`dict[str, Any]`):
-            Arguments for files of the adapter: `revision`, `token`, ...
-        base (`str`):
-            Repository ID or folder of the base model.
-        base_arguments (`dict[str, Any]`):
-            Arguments for files of the base model.
-        settings (`dict[str, Any]`):
-            Content of `adapter_config.json`.
-    """
-
-    name: str
-    arguments: "dict[str, Any]"
+    name: str  # repository ID or folder
+    arguments: "dict[str, Any]"  # for its files: `revision`, `token`, ...
     base: str
     base_arguments: "dict[str, Any]"
-    settings: "dict[str, Any]"
+    settings: "dict[str, Any]"  # content of `adapter_config.json`
 
     def source_of(self, filename: str) -> "tuple[str, dict[str, Any]]":
         """The adapter with its arguments if it has a file, else the base model with its own."""
@@ -51,21 +37,8 @@ class AdapterSource:
 
 def find_adapter(name: Any, kwargs: "dict[str, Any]") -> "AdapterSource | None":
     """
-    Find out whether a checkpoint is an adapter.
-
-    Args:
-        name (`str` or `os.PathLike`, *optional*):
-            Repository ID on the Hub or local folder. A folder that holds all weights beside an adapter is no adapter:
-            transformers puts the adapter on these weights.
-        kwargs (`dict[str, Any]`):
-            Arguments of `from_pretrained`. `AutoModel` passes the adapter in `adapter_kwargs`, and `name` is its base model.
-
-    Returns:
-        [`AdapterSource`], or `None` if the checkpoint is not an adapter.
-
-    Raises:
-        `ValueError`: If the adapter does not name its base model.
-        `ImportError`: If peft is not installed.
+    Adapter with this name, or None: a folder that holds all weights beside one is none, as transformers puts it on these.
+    `kwargs` are those of `from_pretrained`; `AutoModel` passes the adapter in `adapter_kwargs`, and `name` is its base model.
     """
     arguments = {argument: kwargs[argument] for argument in HUB_ARGUMENTS if argument in kwargs}
     base_arguments = {k: v for k, v in arguments.items() if k not in ("revision", "subfolder")}
@@ -105,20 +78,8 @@ def refuse_pickles(
     variant: "str | None" = None,
 ) -> None:
     """
-    Make sure that weights are not stored in pickle files only, which can run any code when they are opened.
-
-    Args:
-        name (`str`):
-            Repository ID on the Hub or local folder.
-        arguments (`dict[str, Any]`):
-            Arguments for its files: `revision`, `token`, ...
-        files, pickled_files (`tuple[str, ...]`, *optional*):
-            Names of safe files and of their pickled counterparts. Default to those of whole checkpoints.
-        variant (`str`, *optional*):
-            Part of file names, e.g. "fp16" in `model.fp16.safetensors`.
-
-    Raises:
-        `ValueError`: If there are only pickle files.
+    Refuse weights that are in pickle files only, which can run any code when they are opened. `variant` is a part of file
+    names, e.g. "fp16" in `model.fp16.safetensors`.
     """
     folder = f"{arguments['subfolder']}/" if arguments.get("subfolder") else ""
     options = {k: v for k, v in arguments.items() if k in ("revision", "token", "local_files_only", "cache_dir")}

@@ -16,29 +16,9 @@ def sample_frame_indices(
     max_frames: "int | None" = None,
 ) -> "list[int]":
     """
-    Choose frames of a clip. Nothing is drawn at random: the same clip always gives the same frames.
-
-    Args:
-        num_source_frames (`int`):
-            Number of frames of the clip.
-        num_frames (`int`, *optional*):
-            Number of frames to take at equal distances, the first and the last one among them. A clip with fewer frames
-            gives all.
-        fps (`float`, *optional*):
-            Frames to take for each second, from the first one on: those that are nearest in time. A clip with fewer frames
-            a second gives all.
-        times (`list[float]`, *optional*):
-            Time of each frame of the clip in seconds. Needed for `fps`.
-        max_frames (`int`, *optional*):
-            Largest number of frames. Where more were chosen, these are thinned out at equal distances.
-
-    Returns:
-        `list[int]`: Indices of frames, in order.
-
-    Raises:
-        `ValueError`: If both `num_frames` and `fps` are given, `fps` without `times`, or a number is out of range.
-
-    Example:
+    Choose frames of a clip, of which none is drawn at random: all, `num_frames` at equal distances (the first and the last one
+    among them), or those that are nearest in time to `fps` for each second, which needs `times` in seconds. Where more than
+    `max_frames` were chosen, they are thinned out at equal distances. Gives their indices, in order.
 
     ```python
     >>> sample_frame_indices(9, num_frames=3)
@@ -129,68 +109,34 @@ class Clip(list):
 
     @property
     def marks(self) -> "tuple[tuple[int, float | None], ...]":
-        """`tuple[tuple[int, float | None], ...]`: Number, from 1, and time of each frame, as a judge is told them."""
+        """Number, from 1, and time of each frame, as a judge is told them."""
         return _marks(self.indices, self.times)
 
 
 @dataclass(eq=False)
 class ClipReader:
-    """
-    Clip whose frames are not decoded yet. Made by [`open_clip`].
+    """Clip whose frames are not decoded yet. Made by [`open_clip`]."""
 
-    Args:
-        name (`str`):
-            Name of the clip in error messages.
-        indices (`list[int]`):
-            Index of each frame in the source that it was or will be taken from.
-        times (`list[float]`, *optional*):
-            Time of each frame in seconds.
-        num_source_frames (`int`):
-            Number of frames of the source.
-        frames (`list`, *optional*):
-            Frames of a clip that is in memory: anything that is an image.
-        decode (`Callable[[list[int]], list[PIL.Image.Image]]`, *optional*):
-            Function that decodes frames of a file by their indices.
-        size (`tuple[int, int]`, *optional*):
-            Width and height of frames, where they are known.
-    """
-
-    name: str
-    indices: "list[int]"
-    times: "list[float] | None"
+    name: str  # in error messages
+    indices: "list[int]"  # of each frame in the source
+    times: "list[float] | None"  # of each frame in seconds
     num_source_frames: int
-    frames: "list[Any] | None" = None
-    decode: "Callable[[list[int]], list[Image.Image]] | None" = None
-    size: "tuple[int, int] | None" = None
+    frames: "list[Any] | None" = None  # of a clip that is in memory: anything that is an image
+    decode: "Callable[[list[int]], list[Image.Image]] | None" = None  # frames of a file by their indices
+    size: "tuple[int, int] | None" = None  # width and height of frames, where they are known
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
     def marks(self) -> "tuple[tuple[int, float | None], ...]":
-        """`tuple[tuple[int, float | None], ...]`: Number, from 1, and time of each frame, as a judge is told them."""
+        """Number, from 1, and time of each frame, as a judge is told them."""
         return _marks(self.indices, self.times)
 
     def sample(
         self, num_frames: "int | None" = None, fps: "float | None" = None, max_frames: "int | None" = None
     ) -> "ClipReader":
-        """
-        Take fewer frames, as [`sample_frame_indices`] chooses them.
-
-        Args:
-            num_frames (`int`, *optional*):
-                Number of frames.
-            fps (`float`, *optional*):
-                Frames for each second.
-            max_frames (`int`, *optional*):
-                Largest number of frames.
-
-        Returns:
-            [`ClipReader`]: Reader of these frames.
-
-        Raises:
-            `ValueError`: If `fps` is given and the clip has no times.
-        """
+        """Reader of fewer frames, as [`sample_frame_indices`] chooses them."""
         if fps is not None and self.times is None:
             raise ValueError(
                 f"`{self.name}` has no times, but frames are sampled by `fps`. Pass `Clip(frames, fps=...)`, or set "
@@ -205,15 +151,7 @@ class ClipReader:
         )
 
     def read(self) -> Clip:
-        """
-        Give the frames, after decoding those that are needed.
-
-        Returns:
-            [`Clip`]: Frames, which may still be any kind of image if the clip was in memory.
-
-        Raises:
-            `ValueError`: If the file cannot be decoded, or frames differ in size.
-        """
+        """The frames, decoded if they are in a file; else they may still be any kind of image."""
         frames = self.frames
         if frames is None:
             frames = self.decode(self.indices)

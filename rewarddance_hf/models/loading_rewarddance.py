@@ -42,9 +42,7 @@ class LoadingMixin:
             [`~rewarddance_hf.models.clips_rewarddance.Clip`] as sample and reference, an image as condition, and a task.
 
         Raises:
-            `ValueError`: If an image or clip cannot be read, or is a clip of one frame and the task is about videos.
-            `ImportError`: If this is a video file and PyAV is not installed.
-            `TypeError`: If an image is nothing that can be one.
+            As in [`~RewardDanceProcessor.load_frames`].
         """
         sample_name, reference_name, condition_name = names or question.names
         sample = self.load_frames(question.sample, sample_name, question.task, keep_gradient)
@@ -112,19 +110,15 @@ class LoadingMixin:
         Args:
             media (image or clip):
                 Anything that [`~rewarddance_hf.models.media_rewarddance.open_clip`] takes.
-            name (`str`, *optional*, defaults to `"media"`):
-                Name in error messages.
-            task (`str`, *optional*):
-                Task that the clip belongs to. If it is about videos, a clip of one frame is refused.
+            name, task:
+                As in [`~RewardDanceProcessor.load_frames`].
 
         Returns:
             [`~rewarddance_hf.models.clips_rewarddance.ClipReader`]: Reader of the chosen frames, or None if this is a single
             image.
 
         Raises:
-            `ValueError`: If the clip cannot be read, has no frames or frames of different size, or one frame in a task about
-                videos; or `max_clip_tokens` is too small for two frames.
-            `ImportError`: If this is a video file and PyAV is not installed.
+            As in [`~RewardDanceProcessor.load_frames`].
         """
         reader = open_clip(media, name)
         return None if reader is None else self._sample(reader, task, is_clip=not getattr(media, "is_image", False))
@@ -150,23 +144,8 @@ class LoadingMixin:
 
     def load_image(self, image: Any, name: str = "image", keep_gradient: bool = False) -> Any:
         """
-        Load an image as the judge sees it: [`~rewarddance_hf.models.media_rewarddance.load_image`] with the
-        `background` of this processor.
-
-        Args:
-            image (image):
-                Anything that is a single image.
-            name (`str`, *optional*, defaults to `"image"`):
-                Name of the image in error messages.
-            keep_gradient (`bool`, *optional*, defaults to `False`):
-                Whether to leave a tensor that requires a gradient as it is.
-
-        Returns:
-            `PIL.Image.Image`: RGB image, or the tensor with `keep_gradient`.
-
-        Raises:
-            `ValueError`: If the image cannot be read.
-            `TypeError`: If it is nothing that can be an image.
+        Load an image as the judge sees it: [`~rewarddance_hf.models.media_rewarddance.load_image`], whose arguments these are,
+        with the `background` of this processor.
         """
         return load_image(image, name, keep_gradient, self.background)
 
@@ -192,8 +171,10 @@ class LoadingMixin:
             knows the index and time of each.
 
         Raises:
-            `ValueError`: As in [`~RewardDanceProcessor.open_clip`], and if an image cannot be read.
+            `ValueError`: If an image or clip cannot be read, a clip has no frames, frames of different size, or one frame in a
+                task about videos; or `max_clip_tokens` is too small for two frames.
             `ImportError`: If this is a video file and PyAV is not installed.
+            `TypeError`: If it is nothing that can be an image.
         """
         is_image = getattr(media, "is_image", False)
         found = open_media(media, name, lambda image: Clip([self.load_image(image, name, keep_gradient)]))

@@ -196,22 +196,9 @@ def _reader(recording: Recording, name: str) -> ClipReader:
 
 def open_clip(media: Any, name: str = "media") -> "ClipReader | None":
     """
-    Open a clip without decoding its frames.
-
-    Args:
-        media (`list` of images, `torch.Tensor`, `numpy.ndarray`, [`~rewarddance_hf.models.clips_rewarddance.Clip`], `PIL.Image.Image`, `str`, `os.PathLike`, `bytes` or `dict`):
-            Frames, also as a tensor of shape `(frames, 3, height, width)` or an array of shape
-            `(frames, height, width, 3)`; or an animated image (GIF, WebP, APNG, AVIF) or video file, as path, as bytes or
-            as `{"bytes": ..., "path": ...}`. Video files need PyAV.
-        name (`str`, *optional*, defaults to `"media"`):
-            Name of the clip in error messages.
-
-    Returns:
-        [`~rewarddance_hf.models.clips_rewarddance.ClipReader`] or None, if this is no clip. It may be an image, or nothing that can be read.
-
-    Raises:
-        `ValueError`: If the clip is damaged, has no frames, or its frames differ in size.
-        `ImportError`: If this is a video file and PyAV is not installed.
+    Clip whose frames are not decoded, or None if this is an image or nothing that can be read. Clips are lists of images,
+    tensors `(frames, 3, height, width)` and arrays `(frames, height, width, 3)`; animated images (GIF, WebP, APNG, AVIF) and
+    video files as path, bytes or `{"bytes": ..., "path": ...}`. Video files need PyAV.
     """
     return open_media(media, name, lambda image: None)
 

@@ -294,9 +294,8 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 "processor returns; with a Trainer, set `remove_unused_columns=False`."
             )
         if (rationale_labels is None) != (answer_index is None):
-            given, other = (
-                ("rationale_labels", "answer_index") if answer_index is None else ("answer_index", "rationale_labels")
-            )
+            names = ("rationale_labels", "answer_index")
+            given, other = names if answer_index is None else reversed(names)
             raise ValueError(
                 f"`{given}` was given without `{other}`, but the answer is not at the end of a batch that has both. Make "
                 "batches with `DataCollatorForRewardDance`."
@@ -309,9 +308,8 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                     "of its own: it compares two samples. Train it with `RewardDanceTrainer`, or apply `bradley_terry_loss` to `logits`."
                 )
             outputs = self.vlm.base_model(**inputs)
-            logits = (
-                self.score(outputs.last_hidden_state[:, -1]).float() / self.config.score_temperature
-            )  # (batch_size, 1)
+            logits = self.score(outputs.last_hidden_state[:, -1]).float()  # (batch_size, 1)
+            logits = logits / self.config.score_temperature
             return RewardDanceOutput(logits=logits, scores=logits[:, 0].sigmoid(), **_passed_through(outputs))
 
         if self.config.yes_token_id is None or self.config.no_token_id is None:
@@ -385,9 +383,8 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
     def _check_padding(self, attention_mask: "torch.Tensor | None", answer_index: "torch.Tensor | None") -> None:
         if attention_mask is None or torch.compiler.is_compiling():
             return
-        if answer_index is None:
-            last = attention_mask[:, -1]
-        else:
+        last = attention_mask[:, -1]
+        if answer_index is not None:
             last = attention_mask.gather(1, answer_index[:, None])[:, 0]
         if not last.all():
             raise ValueError(

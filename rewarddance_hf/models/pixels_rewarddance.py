@@ -35,26 +35,13 @@ MAX_MEAN_DIFFERENCE = 8.0
 def preprocess_with_gradient(
     vlm_processor: Any, images: "list[list[Any]]", exact: bool = True, **kwargs: Any
 ) -> BatchFeature:
-    r"""
+    """
     Run a processor of transformers on images of which some require a gradient.
 
-    Args:
-        vlm_processor (`ProcessorMixin`):
-            Processor of a vision-language model.
-        images (`list[list[PIL.Image.Image | torch.Tensor]]`):
-            RGB images, or tensors of shape `(3, height, width)` with values in `[0, 1]`, for each row of the batch.
-        exact (`bool`, *optional*, defaults to `True`):
-            Whether pixels are equal to those of the image processor. Without it they are those of the smooth function
-            whose gradient is passed back, which has no roundings and does not cut off overshoot: for finite differences.
-        kwargs:
-            Further arguments of the processor.
-
-    Returns:
-        [`~transformers.BatchFeature`]: The processor's batch, whose `pixel_values` have a gradient. They are on the
-        device of the first tensor that requires one, as float64 if a tensor is, else as the processor makes them.
-
-    Raises:
-        `NotImplementedError`: If the image processor is of a kind whose gradient cannot be found.
+    `images` are PIL images or tensors `(3, height, width)` in `[0, 1]`, for each row of the batch. The `pixel_values` of the
+    batch have a gradient; they are on the device of the first tensor that requires one, as float64 if a tensor is. Without
+    `exact` they are those of the smooth function whose gradient is passed back, without roundings: for finite differences.
+    An image processor of a kind whose gradient cannot be found raises `NotImplementedError`.
     """
     image_processor = vlm_processor.image_processor
     flat = [image for row in images for image in row]
@@ -356,20 +343,7 @@ FILTERS: "dict[str, tuple[Callable[[float], float], float]]" = {
 
 @lru_cache(maxsize=128)
 def resize_matrix(num_in: int, num_out: int, resampling: Image.Resampling) -> torch.Tensor:
-    """
-    Make the matrix by which Pillow resizes along one axis.
-
-    Args:
-        num_in (`int`):
-            Number of pixels before.
-        num_out (`int`):
-            Number of pixels after.
-        resampling (`PIL.Image.Resampling`):
-            Bilinear, bicubic or Lanczos.
-
-    Returns:
-        `torch.Tensor` of shape `(num_out, num_in)`: Weights as float64; rows sum to 1.
-    """
+    """Matrix `(num_out, num_in)` in float64 by which Pillow resizes along one axis. Rows sum to 1."""
     function, support = FILTERS[resampling.name]
     scale = num_in / num_out
     stretch = max(scale, 1.0)  # a smaller image averages over more pixels
@@ -386,22 +360,7 @@ def resize_matrix(num_in: int, num_out: int, resampling: Image.Resampling) -> to
 
 
 def resize_linear(colors: torch.Tensor, height: int, width: int, resampling: Image.Resampling) -> torch.Tensor:
-    """
-    Resize an image as Pillow does, without rounding and without cutting off overshoot.
-
-    Args:
-        colors (`torch.Tensor` of shape `(channels, height, width)`):
-            Levels 0 to 255.
-        height (`int`):
-            Height after.
-        width (`int`):
-            Width after.
-        resampling (`PIL.Image.Resampling`):
-            Bilinear, bicubic or Lanczos.
-
-    Returns:
-        `torch.Tensor` of shape `(channels, height, width)`: Levels.
-    """
+    """Resize levels `(channels, height, width)` as Pillow does, without rounding and without cutting off overshoot."""
     if colors.shape[-1] != width:
         matrix = resize_matrix(colors.shape[-1], width, resampling).to(colors.dtype)
         colors = colors @ matrix.to(colors.device).T

@@ -269,8 +269,7 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
             conditions (`list`, *optional*):
                 First frames that were given to an image-to-video generator.
             task (`str` or `list`, *optional*):
-                Task whose criteria are used, for all rows or one each. By default it follows from each sample, as
-                [`~rewarddance_hf.models.question_rewarddance.infer_task`] says.
+                Task whose criteria are used, for all rows or one each. By default it follows from each sample.
             criteria (`str` or `list`, *optional*):
                 Criteria in place of those of `task`, for all rows or one each.
             reasons_first (`bool` or `list[bool]`, *optional*, defaults to `False`):
@@ -343,18 +342,8 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
         Args:
             questions (`list[Question]`):
                 What is asked. Media that are loaded already are not loaded again.
-            return_tensors (`str`, *optional*, defaults to `"pt"`):
-                Kind of tensors. Only `"pt"` is supported.
-            kwargs:
-                Further arguments of the wrapped processor.
-
-        Returns:
-            [`~transformers.BatchFeature`]: Tensors for [`RewardDanceForYesScoring`], padded on the left.
-
-        Raises:
-            `ValueError`: As in [`~RewardDanceProcessor.load`], if a task has no criteria, or there is no question.
-            `ImportError`: If a sample is a video file and PyAV is not installed.
-            `NotImplementedError`: If an image requires a gradient that cannot pass through the image processor.
+            return_tensors, kwargs:
+                As in calling the processor, and so is what is returned and raised.
         """
         if return_tensors != "pt":
             raise ValueError(

@@ -90,15 +90,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """
-    One question with its verdict. Made by [`RewardDanceProcessor.read_examples`].
-
-    Args:
-        question ([`Question`]):
-            Question with loaded media.
-        verdict (`bool`):
-            Whether the answer is "yes".
-    """
+    """One question with loaded media and its verdict. Made by [`RewardDanceProcessor.read_examples`]."""
 
     question: Question
     verdict: bool
@@ -111,16 +103,8 @@ def marks_of(media: Any) -> "tuple[tuple[int, float | None], ...]":
 
 def infer_task(sample: Any, condition: Any = None) -> str:
     """
-    Task of a sample that comes without one.
-
-    Args:
-        sample (image or clip):
-            Sample to be judged. A file is opened for this; one that is loaded or opened is not.
-        condition (image, *optional*):
-            First frame that was given to the generator.
-
-    Returns:
-        `str`: `"text-to-image"` for an image; for a clip `"image-to-video"` with a condition, else `"text-to-video"`.
+    Task of a sample that comes without one: `"text-to-image"` for an image, for a clip `"image-to-video"` with a condition, else
+    `"text-to-video"`. A file is opened for this; one that is loaded or opened is not.
     """
     if not isinstance(sample, (Clip, ClipReader)):
         sample = open_clip(sample, "sample")
@@ -130,10 +114,7 @@ def infer_task(sample: Any, condition: Any = None) -> str:
 
 
 def parse_example(example: Any, name: str, is_pairwise: bool) -> "tuple[Question, bool]":
-    """
-    Question, whose media are not loaded, and verdict of an example as users write it; `name` is for error
-    messages.
-    """
+    """Question, whose media are not loaded, and verdict of an example as users write it."""
     if not isinstance(example, Mapping):
         raise TypeError(
             f"`{name}` is of type `{type(example).__name__}`, but must be a dict with the keys of {EXAMPLE_KEYS}."

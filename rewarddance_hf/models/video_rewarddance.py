@@ -25,24 +25,12 @@ class ClipError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """
-    Animated image or video file whose frames are not decoded yet.
-
-    Args:
-        num_frames (`int`):
-            Number of frames.
-        times (`list[float]`, *optional*):
-            Time of each frame in seconds.
-        size (`tuple[int, int]`):
-            Width and height of frames.
-        decode (`Callable[[list[int]], list[PIL.Image.Image]]`):
-            Function that decodes frames by their indices.
-    """
+    """Animated image or video file whose frames are not decoded yet."""
 
     num_frames: int
-    times: "list[float] | None"
-    size: "tuple[int, int]"
-    decode: "Callable[[list[int]], list[Image.Image]]"
+    times: "list[float] | None"  # of each frame in seconds
+    size: "tuple[int, int]"  # width and height of frames
+    decode: "Callable[[list[int]], list[Image.Image]]"  # frames by their indices
 
 
 @contextmanager

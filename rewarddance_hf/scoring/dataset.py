@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..models.question_rewarddance import Example, Question
 from ..resumable import RowFile, digest_of
 from ..rewards import NonFiniteScoreError
-from .judge import Judge
+from .judge import Judge, non_finite_error
 from .loading import is_sharded
 from .questions import Examples
 
@@ -61,11 +61,8 @@ def score_into_file(
                 file.append([{"row": row, "score": score} for row, score in results])
                 done += len(scores)
         except NonFiniteScoreError as non_finite:
-            error = ValueError(
-                f"Scores of the rows {[todo[row] for row in non_finite.rows]} are NaN or infinite, but must be finite. Check "
-                "the weights for NaN, or load them in another type (`dtype=torch.float32`). The "
-                f"{done} rows before are in the file."
-            )
+            bad = [todo[row] for row in non_finite.rows]
+            error = non_finite_error(bad, non_finite.scores, f"The {done} rows before are in the file.")
             error.__cause__ = non_finite
         except Exception as other:
             error = other

@@ -184,11 +184,12 @@ class Judge:
                 yield session
 
 
-def non_finite_error(rows: list[int], scores: torch.Tensor) -> NonFiniteScoreError:
-    """Error about rows whose scores are not finite."""
-    return NonFiniteScoreError(
+def non_finite_error(
+    rows: list[int], scores: torch.Tensor, kept: str = "Scores until there are in `scores` of this error."
+) -> NonFiniteScoreError:
+    """Error about rows whose scores are not finite, which says where those before are kept."""
+    message = (
         f"Scores of the rows {rows} are NaN or infinite, but must be finite. Check the weights for NaN, or load them in "
-        "another type (`dtype=torch.float32`). Scores until there are in `scores` of this error.",
-        rows,
-        scores,
+        f"another type (`dtype=torch.float32`). {kept}"
     )
+    return NonFiniteScoreError(message, rows, scores)
