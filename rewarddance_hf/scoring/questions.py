@@ -55,7 +55,10 @@ def make_questions(
         )
     shown = judge.processor.read_examples(examples, columns["task"], is_pairwise)
     rows = enumerate(zip(samples, *columns.values(), strict=True))
-    return [Question(*values, examples=shown, reasons_first=reasons_first, row=i) for i, values in rows]
+    return [
+        Question(sample, prompt, reference, condition, kind, text, shown, reasons_first, i)
+        for i, (sample, prompt, reference, condition, kind, text) in rows
+    ]
 
 
 def by_dimension(processor: RewardDanceProcessor, question: Question, dimensions: Sequence[str]) -> list[Question]:
