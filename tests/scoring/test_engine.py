@@ -483,6 +483,7 @@ def test_scores_with_examples(make_scorer, family):
     assert statistics.tokens < statistics.plain_tokens
 
 
+@pytest.mark.parametrize("family", ["internvl", "llava_onevision", "gemma3"])
 def test_scores_of_single_samples_with_examples(make_scorer, family):
     """A sample that would be seen in tiles if it were alone has company in its examples."""
     scorer = make_scorer(family, "pointwise", "text_first")
@@ -491,6 +492,7 @@ def test_scores_of_single_samples_with_examples(make_scorer, family):
     assert statistics.num_encoded == 5
 
 
+@pytest.mark.parametrize("family", ["internvl", "qwen3_vl", "gemma3"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_examples_are_computed_once(make_scorer, family, layout):
     """Examples cost their own tokens once for all questions of a call, and no graph; samples keep their gradient."""
@@ -528,11 +530,10 @@ def test_examples_are_seen_once_in_a_tournament(make_scorer):
 DIMENSIONS = ["alignment", "counting", "text", "structure"]
 
 
+@pytest.mark.parametrize("family", ["internvl", "qwen3_vl", "gemma3"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dimensions_share_images(make_scorer, family, layout, monkeypatch):
     """Each image is seen once for all dimensions; with images first, what goes before the criteria is computed once."""
-    if layout == "text_first" and family not in ("internvl", "qwen3_vl", "gemma3"):
-        pytest.skip("less is shared than with images first")
     monkeypatch.setattr(engine_module, "MIN_SAVING", 8)  # images are small
     scorer = make_scorer(family, layout=layout, batch_size=8)
     with Meter(scorer.model) as meter:
