@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-space test-min test-torchvision test-families test-mixins families-table bench shapes-base shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-all test-space test-min test-torchvision test-families test-mixins families-table test-pipelines pipelines-table bench shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -74,6 +74,15 @@ outputs/transformers_tests: $(VENV)/.installed
 
 test-mixins: outputs/transformers_tests  ## run transformers' own tests of models and processors on judges
 	$(PYTEST) -o addopts= --import-mode=importlib -p no:warnings tests/sweeps/test_transformers_mixins.py
+
+# The source distribution of diffusers lacks its tests. With DIFFUSERS_TESTS, the folder `tests` of a checkout at the installed
+# version, the sweep covers all pipelines that they build; without, those of tests/tiny_pipelines.py.
+test-pipelines: $(VENV)/.installed  ## run the sweep over diffusers' pipelines (writes outputs/pipelines/ and README.md)
+	$(BIN)/pip install -q --disable-pip-version-check parameterized requests-mock ftfy
+	$(PYTEST) -n 2 -p no:warnings tests/sweeps/test_pipelines.py; status=$$?; $(MAKE) pipelines-table; exit $$status
+
+pipelines-table: $(VENV)/.installed  ## write the table of pipelines from outputs/pipelines/ into README.md
+	$(BIN)/python tests/sweeps/pipelines_table.py
 
 bench: $(VENV)/.installed  ## measure side by side (writes outputs/bench.json)
 	$(BIN)/pip install -q --no-compile --disable-pip-version-check sentence-transformers

@@ -49,7 +49,7 @@ from rewarddance_hf.shapes.preferences import ALIGNMENT_CRITERIA, ShapesPreferen
 
 METHODS = {"best-of-n": "Best-of-N", "zero-order": "zero-order", "paths": "Search over Paths"}
 JUDGE_BATCH = 48
-ZERO_ORDER = {"num_neighbors": 4, "strength": 0.6}
+ZERO_ORDER = {"num_neighbors": 4, "noise_strength": 0.6}
 PATHS = {"num_paths": 2, "start_step": 4, "renoise_steps": 2, "denoise_steps": 4}
 
 

@@ -774,7 +774,7 @@ class TinyPipeline:
 def reward(images: torch.Tensor, prompts: list[str] | None = None) -> torch.Tensor:
     """A fixed differentiable function of pixels, one number for each image or clip."""
     frames = images.flatten(0, -4)
-    kernel = noise(11, 4, 3, 3, 3)
+    kernel = noise(11, 4, 3, 3, 3).to(frames.dtype)
     features = torch.nn.functional.conv2d(frames - 0.5, kernel).tanh().mean(dim=(1, 2, 3))
     return features.reshape(len(images), -1).mean(dim=1)
 

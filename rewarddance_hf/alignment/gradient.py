@@ -294,9 +294,9 @@ class RewardGradientCallback(PipelineCallback):
 
     def _step(self, scheduler: Any, step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         if self._run is None:
-            raise RuntimeError(
+            raise NotImplementedError(
                 "`scheduler.step` was called before `pipeline.progress_bar`, but the number of steps must be known. Call the "
-                "pipeline itself within `attach`."
+                "pipeline itself within `attach`, or take another one if it has no `progress_bar` around its steps."
             )
         return self._run.step(scheduler, step, args, kwargs)
 

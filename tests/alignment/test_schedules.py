@@ -208,6 +208,28 @@ def test_schedulers_without_one_timestep_a_step(scheduler):
         staged.noise_levels  # noqa: B018
 
 
+def test_scheduler_of_unknown_kind():
+    """Noise levels that are not known are not guessed."""
+    with pytest.raises(NotImplementedError, match="`FlowMapEulerDiscreteScheduler`, whose noise levels are not known"):
+        noise_levels(diffusers.FlowMapEulerDiscreteScheduler())
+
+
+def test_schedule_of_a_copied_scheduler():
+    """The number of steps is that of the call to come, also where the pipeline copies its scheduler before it sets it."""
+    model = tiny("LTX2")
+    staged = staged_of(model)
+    model(num_inference_steps=2)
+    assert staged.num_steps == 4
+
+
+def test_clips_among_the_arguments_are_not_batched():
+    """A clip that all paths begin from has no batch to be joined with; embeddings have."""
+    model = tiny("StableDiffusion")
+    clip = [Image.new("RGB", (8, 8))] * 2
+    for arguments, batch_size in (({"video": clip}, 1), ({"video": noise(0, 1, 2, 3, 8, 8)}, 1), ({"eta": 1.0}, 8)):
+        assert StagedPipeline(model.pipeline, ["a"], arguments).batch_size == batch_size
+
+
 def test_image_to_image():
     """A pipeline that begins in the middle of its schedule runs as a whole, and is refused in parts."""
     model = tiny("StableDiffusion3")
@@ -281,6 +303,8 @@ def test_inpainting_in_parts():
     staged = StagedPipeline(pipeline, ["a", "b"], arguments)
     with pytest.raises(NotImplementedError, match="as inpainting does.*`best_of_n` without `preview_step`"):
         list(staged.advance(start(), 0, 2))
+    with pytest.raises(NotImplementedError, match="`image` was given.* Stop after two steps or more"):
+        list(staged.advance(start(), 0, 1))
 
 
 def test_seeds_of_pipelines_that_encode_an_image():
@@ -290,6 +314,25 @@ def test_seeds_of_pipelines_that_encode_an_image():
     for row, (_, image) in enumerate(staged.advance(start(), 0, staged.num_steps)):
         alone = {k: v[[row]] if isinstance(v, torch.Tensor) and "prompt" in k else v for k, v in arguments.items()}
         assert torch.equal(image, pipeline(**alone, generator=generators()[row], output_type="pt").images)
+
+
+def test_parts_of_pipelines_that_draw_for_their_image():
+    """Random numbers that a pipeline draws before its loop, as for the latents of a first frame, are the same in each stage."""
+    model = tiny("CogVideoX")
+    torch.manual_seed(0)
+    config = {**model.denoiser.config, "in_channels": 8}  # the noise and the first frame
+    transformer = diffusers.CogVideoXTransformer3DModel.from_config(config).eval()
+    pipeline = diffusers.CogVideoXImageToVideoPipeline(**{**model.pipeline.components, "transformer": transformer})
+    pipeline.set_progress_bar_config(disable=True)
+    inputs = {k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in model.inputs.items()}
+    image = Image.fromarray(torch.randint(256, (16, 16, 3), dtype=torch.uint8).numpy())
+    arguments = {**inputs, "image": image, "num_inference_steps": 4}
+    plain = pipeline(**arguments, generator=generators()[0], output_type="pt")[0]
+    staged = StagedPipeline(pipeline, ["a"], arguments)
+    trajectories = start()[:1]
+    for first, stop in ((0, 2), (2, 3), (3, 4)):
+        trajectories, images = run(staged, trajectories, first, stop)
+    assert torch.equal(images, plain)
 
 
 def test_pipeline_without_prompt_and_image_processor():

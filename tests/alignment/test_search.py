@@ -241,7 +241,7 @@ class TestZeroOrder:
     def test_search(self, name):
         """Each round looks around the best so far, near it, and the winner's seeds make it again."""
         result = zero_order_search(
-            tiny(name).pipeline, "b", judge, num_neighbors=3, num_rounds=2, strength=0.3, num_images=7,
+            tiny(name).pipeline, "b", judge, num_neighbors=3, num_rounds=2, noise_strength=0.3, num_images=7,
             **arguments_of(name, [1]),
         )  # fmt: skip
         assert (result.denoiser_evaluations, result.verifier_calls) == (7 * STEPS, 7)
@@ -537,7 +537,10 @@ class TestErrors:
             ),
             (functools.partial(best_of_n, num_candidates=2, seed=-1), "`seed` is -1, but must be 0 or more"),
             (functools.partial(zero_order_search), "`num_rounds` and `max_denoiser_evaluations` are None"),
-            (functools.partial(zero_order_search, num_rounds=1, strength=0.0), "`strength` is 0.0, but must be above"),
+            (
+                functools.partial(zero_order_search, num_rounds=1, noise_strength=0.0),
+                "`noise_strength` is 0.0, but must be above",
+            ),
             (functools.partial(search_over_paths), "`num_branches` and `max_denoiser_evaluations` are None"),
             (
                 functools.partial(search_over_paths, num_branches=2, start_step=5),

@@ -33,6 +33,8 @@ def _level(scheduler: Any, sigma: torch.Tensor | None, timestep: Any) -> tuple[t
         return (1 - sigma, sigma) if sign < 0 else (sigma, 1 - sigma)
     if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver(++), UniPC, DEIS, SA-Solver
         return scheduler._sigma_to_alpha_sigma_t(sigma)
+    if "prediction_type" not in scheduler.config:
+        return None
     if sigma is not None:  # Euler, EDM and others, whose latents are not scaled down
         return torch.ones_like(sigma), sigma
     if hasattr(scheduler, "alphas_cumprod"):  # DDIM, DDPM, PNDM, LCM, TCD

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from .hooks import Hooks
+from .hooks import Hooks, argument_of
 from .noise_levels import step_to_clean
 
 
@@ -30,6 +30,8 @@ class Trajectory:
     pivot: tuple[torch.Tensor, ...] | None = None  # pure noise near which the path shall begin
     strength: float = 1.0  # distance from it: share of fresh noise
     scheduler_states: tuple[Mapping[str, Any], ...] | None = None  # memory of earlier steps, for each of the latents
+    # Of the generator when the path began: what is drawn before the loop, as for an input image, is the same in each stage
+    random_state: torch.Tensor | None = None
 
 
 @dataclass
@@ -58,13 +60,16 @@ class Stage:
         self.timesteps: Any = None
         self.prepared: list[torch.Tensor] = []
         self.streams: dict[int, _Stream] = {}
+        self.random_states = [trajectory.generator.get_state() for trajectory in trajectories]
+        for trajectory in trajectories:
+            if trajectory.random_state is not None:
+                trajectory.generator.set_state(trajectory.random_state)
         hooks.wrap(pipeline, **dict.fromkeys(PREPARE, self._prepare_latents))
         hooks.wrap(
             pipeline.scheduler,
             set_timesteps=self._set_timesteps,
             scale_model_input=self._scale_model_input,
             step=self._step,
-            **dict.fromkeys(("add_noise", "scale_noise"), self._noise),
         )
         for name in DENOISERS:
             if isinstance(getattr(pipeline, name, None), torch.nn.Module):
@@ -94,6 +99,7 @@ class Stage:
             changes: dict[str, Any] = {"pivot": None}
             if trajectory.latents is None:
                 changes["initial"] = tuple(latents[i : i + 1] for latents in self.prepared)
+                changes["random_state"] = self.random_states[i]
             if self.is_part:
                 changes["latents"] = tuple(stream.latents[i : i + 1] for stream in streams)
             if not self.is_last:
@@ -108,13 +114,9 @@ class Stage:
 
     def _prepare_latents(self, _: Any, prepare_latents: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         place = len(self.prepared)
-        random_states = [trajectory.generator.get_state() for trajectory in self.trajectories]
         output = prepare_latents(*args, **kwargs)
         latents = output[0] if isinstance(output, tuple) else output
         if self.trajectories[0].latents is not None:
-            # The noise that was just drawn is not used.
-            for trajectory, state in zip(self.trajectories, random_states, strict=True):
-                trajectory.generator.set_state(state)
             latents = torch.cat([t.latents[place] for t in self.trajectories if t.latents is not None])
         elif self.trajectories[0].pivot is not None:
             pivots = torch.cat([t.pivot[place] for t in self.trajectories if t.pivot is not None])
@@ -136,6 +138,9 @@ class Stage:
         if id(scheduler) in self.streams:
             return self.streams[id(scheduler)]
         place = len(self.streams)
+        for trajectory, state in zip(self.trajectories, self.random_states, strict=True):
+            if trajectory.random_state is not None and place == 0:  # the loop begins
+                trajectory.generator.set_state(state)
         stream = self.streams[id(scheduler)] = _Stream(scheduler, dict(vars(scheduler)))
         if not self.is_part or _is_sliced(scheduler):
             return stream
@@ -151,16 +156,17 @@ class Stage:
         self._stream(scheduler)
         return method(*args, **kwargs)
 
-    def _noise(self, scheduler: Any, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        if self.is_part and id(scheduler) in self.streams:
-            raise NotImplementedError(
-                f"`{self.name}` puts an image with noise into the latents after each step, as inpainting does, but a search "
-                "that stops in between would lose it. Use `best_of_n` without `preview_step`."
-            )
-        return method(*args, **kwargs)
-
     def _step(self, scheduler: Any, step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         stream = self._stream(scheduler)
+        if (
+            self.is_part
+            and stream.num_steps
+            and not torch.equal(argument_of(step, args, kwargs, "sample"), stream.latents)
+        ):
+            raise NotImplementedError(
+                f"`{self.name}` changes the latents after each step, as inpainting does, but a search that stops in between "
+                "would lose it. Use `best_of_n` without `preview_step`."
+            )
         stream.num_steps += 1
 
         def recorded(*args: Any, **kwargs: Any) -> Any:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 
 from .hooks import Hooks
@@ -25,8 +27,7 @@ from .stage import Stage, Trajectory
 
 
 # Arguments with one entry for each prompt, beside all whose name contains "prompt"
-PIXEL_ARGUMENTS = ("image", "mask_image", "control_image", "last_image")
-IMAGE_ARGUMENTS = (*PIXEL_ARGUMENTS, "image_embeds", "negative_image_embeds")
+IMAGE_ARGUMENTS = ("image", "mask_image", "control_image", "last_image", "image_embeds", "negative_image_embeds")
 REFUSED_ARGUMENTS = {
     "generator": "the search makes a generator for each path, from `seed`",
     "latents": "the search draws the noise of each path, from `seed`",
@@ -41,7 +42,7 @@ class StagedPipeline:
     Pipeline that runs any part of its schedule, for a batch of paths. Steps count from 0, which is pure noise.
 
     Running steps 0 to k and then k to the end gives the images of a plain call bit for bit. Arguments whose name contains
-    "prompt", and images such as `image`, may have one entry for each prompt. With an input image, batches have one path:
+    "prompt", and images such as `image`, may have one entry for each prompt. With an input image or clip, batches have one path:
     pipelines may draw noise for the image from the first generator of a batch, so that no seed but the first would make its
     image again.
     """
@@ -59,7 +60,7 @@ class StagedPipeline:
             )
         self.pipeline = pipeline
         self.prompts = list(prompts)
-        self.batch_size = 1 if any(arguments.get(name) is not None for name in PIXEL_ARGUMENTS) else batch_size
+        self.batch_size = 1 if any(_is_pixels(name, value) for name, value in arguments.items()) else batch_size
         self.arguments = {
             name: self._per_prompt(name, value) for name, value in arguments.items() if name != "output_type"
         }
@@ -87,19 +88,18 @@ class StagedPipeline:
     @functools.cached_property
     def _probed_scheduler(self) -> Any:
         """Scheduler as the pipeline sets it up for this call, which ends there."""
-        scheduler = self.pipeline.scheduler
 
-        def probe(_: Any, set_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        def probe(scheduler: Any, set_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
             set_timesteps(*args, **kwargs)
-            raise _ProbedError
+            raise _ProbedError(scheduler)  # the pipeline's own, or a copy that it made
 
         try:
             with Hooks(self.pipeline) as hooks:
-                hooks.wrap(scheduler, set_timesteps=probe)
+                hooks.wrap(self.pipeline.scheduler, set_timesteps=probe)
                 self.pipeline(**self._call_arguments([0]), generator=[torch.Generator().manual_seed(0)])
-        except _ProbedError:
+        except _ProbedError as probed:
             self.pipeline.maybe_free_model_hooks()
-            return copy.copy(scheduler)
+            return copy.copy(probed.args[0])
         raise ValueError(
             f"`{type(self.pipeline).__name__}` did not call `scheduler.set_timesteps`, but the search needs to know its "
             "schedule. Use another pipeline."
@@ -138,8 +138,19 @@ class StagedPipeline:
         """
         if stop - start < self.num_steps:
             self.check_parts()
+            self._check_first_stage(start, stop)
         for first in range(0, len(trajectories), self.batch_size):
             yield self._run(trajectories[first : first + self.batch_size], start, stop)
+
+    def _check_first_stage(self, start: int, stop: int) -> None:
+        """Refuse to begin from an image with one step: only a second step shows what the pipeline did after the first."""
+        images = [name for name, (_, value) in self.arguments.items() if _is_pixels(name, value)]
+        if images and (start, stop) == (0, 1):
+            raise NotImplementedError(
+                f"`{images[0]}` was given, and `{type(self.pipeline).__name__}` may put it into the latents after each step, "
+                "which a search that stops after the first would lose. Stop after two steps or more, or use `best_of_n` "
+                "without `preview_step`."
+            )
 
     def renoise(self, trajectory: Trajectory, step: int, back_to: int, generator: torch.Generator) -> Trajectory:
         """
@@ -187,6 +198,15 @@ class StagedPipeline:
         elif not isinstance(images, torch.Tensor):
             images = torch.stack(list(images))
         return stage.end(), images
+
+
+def _is_pixels(name: str, value: Any) -> bool:
+    """Whether an argument of a pipeline is an image or a clip."""
+    if isinstance(value, (list, tuple)):
+        return any(_is_pixels(name, item) for item in value)
+    if "embeds" in name or "prompt" in name:
+        return False
+    return isinstance(value, (PIL.Image.Image, np.ndarray)) or (isinstance(value, torch.Tensor) and value.ndim >= 3)
 
 
 class _ProbedError(Exception):

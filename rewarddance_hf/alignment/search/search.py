@@ -103,7 +103,7 @@ def zero_order_search(
     reward: Callable[..., Any],
     num_neighbors: int = 4,
     num_rounds: int | None = None,
-    strength: float = 0.9,
+    noise_strength: float = 0.9,
     max_denoiser_evaluations: int | None = None,
     num_images: int = 1,
     context: Mapping[str, Any] | None = None,
@@ -115,7 +115,7 @@ def zero_order_search(
     r"""
     Search the noise around the best one so far.
 
-    Each round makes images from `num_neighbors` noises `sqrt(1 - strength^2) * best + strength * fresh`; the best of them
+    Each round makes images from `num_neighbors` noises `sqrt(1 - noise_strength^2) * best + noise_strength * fresh`; the best of them
     and of all before is the next center.
 
     Args:
@@ -129,7 +129,7 @@ def zero_order_search(
             Number of noises in each round.
         num_rounds (`int`, *optional*):
             Number of rounds. Defaults to as many as `max_denoiser_evaluations` allows, the last of which may be smaller.
-        strength (`float`, *optional*, defaults to `0.9`):
+        noise_strength (`float`, *optional*, defaults to `0.9`):
             Share of fresh noise, above 0 and at most 1.
         max_denoiser_evaluations, num_images, context, seed, batch_size, distribute, pipeline_kwargs:
             As in [`best_of_n`].
@@ -142,7 +142,7 @@ def zero_order_search(
         `RuntimeError`: If the reward function fails for every image.
     """
     settings = _Settings(max_denoiser_evaluations, num_images, context, seed, batch_size, distribute)
-    strategy = ZeroOrder(num_neighbors, num_rounds, strength)
+    strategy = ZeroOrder(num_neighbors, num_rounds, noise_strength)
     return _search(strategy, pipeline, prompt, reward, settings, pipeline_kwargs)
 
 

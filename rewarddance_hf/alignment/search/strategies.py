@@ -80,13 +80,13 @@ class ZeroOrder:
 
     num_neighbors: int = 4
     num_rounds: int | None = None
-    strength: float = 0.9
+    noise_strength: float = 0.9
     name: ClassVar[str] = "zero-order"
 
     def check(self, budget: int | None) -> None:
         _check_one(budget, num_rounds=self.num_rounds)
-        if not 0.0 < self.strength <= 1.0:
-            raise ValueError(f"`strength` is {self.strength}, but must be above 0.0 and at most 1.0.")
+        if not 0.0 < self.noise_strength <= 1.0:
+            raise ValueError(f"`noise_strength` is {self.noise_strength}, but must be above 0.0 and at most 1.0.")
         check_positive(num_neighbors=self.num_neighbors, num_rounds=self.num_rounds)
 
     def plan(self, staged: StagedPipeline, budget: int) -> int:
@@ -105,7 +105,7 @@ class ZeroOrder:
             paths: list[Path] = []
             for index in prompts:
                 if index in centers:
-                    paths += [centers[index].mix(self.strength, search) for _ in range(count)]
+                    paths += [centers[index].mix(self.noise_strength, search) for _ in range(count)]
                 else:  # all were lost so far
                     paths += search.begin([index], count)
             found += search.advance(paths, 0, search.num_steps)

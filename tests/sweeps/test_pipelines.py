@@ -1,0 +1,116 @@
+"""
+Gradient, training and search on every pipeline of diffusers that can be built tiny: `make test-pipelines`.
+
+Each check ends as "ok", as a reason why it does not apply (the pipeline alone cannot do it either), as an error of this
+package that says what to do, or as a fault. Outcomes go to files, which the README's table is made from.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+import transformers
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from diffusers_tests import tiny_pipelines  # noqa: E402
+from pipeline_checks import CHECKS, NotApplicableError, Tiny  # noqa: E402
+from tiny_checkpoints import save_checkpoints  # noqa: E402
+from tiny_pipelines import BUILDERS  # noqa: E402
+
+import rewarddance_hf  # noqa: E402
+
+
+PACKAGE = str(Path(rewarddance_hf.__file__).parent)
+RESULTS = Path(os.environ.get("REWARDDANCE_PIPELINES", "outputs/pipelines")).resolve()
+# The folder `tests` of a checkout of diffusers, whose source distribution lacks it
+TESTS = os.environ.get("DIFFUSERS_TESTS")
+OWN_ERRORS = (ValueError, TypeError, NotImplementedError)
+
+
+def for_one_prompt(build):
+    def first(value):
+        return value[:1] if isinstance(value, (list, torch.Tensor)) and len(value) == 2 else value
+
+    def wrapper():
+        pipeline, inputs = build()
+        return pipeline, {name: first(value) for name, value in inputs.items()} | {"num_inference_steps": 3}
+
+    return wrapper
+
+
+def pipelines():
+    found = {f"{name} [own]": for_one_prompt(build) for name, build in BUILDERS.items()}
+    if TESTS:
+        found |= dict(tiny_pipelines(Path(TESTS).resolve()))
+    return found
+
+
+BUILDS = pipelines()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def checkpoints(tmp_path_factory):
+    """Names of the Hub that diffusers' tests load are folders in the working folder."""
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    before, folder = os.getcwd(), tmp_path_factory.mktemp("checkpoints")
+    save_checkpoints(folder)
+    os.chdir(folder)
+    yield
+    os.chdir(before)
+
+
+def outcome_of(check, tiny) -> str:
+    try:
+        check(tiny)
+    except NotApplicableError as reason:
+        return f"not applicable: {reason}"[:400]
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        text = f"{type(error).__name__}: {error}"[:600]
+        if frames[-1].filename.startswith(PACKAGE) and isinstance(error, OWN_ERRORS):
+            return f"error: {text}"
+        ours = [frame for frame in frames if frame.filename.startswith(PACKAGE)]
+        where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in (*ours[-1:], frames[-1])]
+        return f"fault: {text} ({', '.join(where)})"
+    return "ok"
+
+
+def outcomes_of(name, build) -> dict:
+    """Outcomes of all checks of a pipeline, which go to a file too."""
+    started = time.perf_counter()
+    results = {"name": name, "outcomes": {}}
+    try:
+        if isinstance(build, str):
+            raise RuntimeError(build)
+        tiny = Tiny(build)
+    except Exception as error:
+        results["not built"] = f"{type(error).__name__}: {error}"[:400]
+    else:
+        results["class"] = type(tiny.pipeline).__name__
+        for check_name, check in CHECKS.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                results["outcomes"][check_name] = outcome_of(check, tiny)
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / (re.sub(r"\W+", "-", name).strip("-") + ".json")).write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_pipeline(name):
+    results = outcomes_of(name, BUILDS[name])
+    if "not built" in results:
+        pytest.skip(f"not built: {results['not built']}")
+    assert not {check: outcome for check, outcome in results["outcomes"].items() if outcome.startswith("fault")}
