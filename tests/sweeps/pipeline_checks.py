@@ -116,7 +116,10 @@ class Tiny:
             seeds = seed if isinstance(seed, list) else [seed]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             arguments["generator"] = generators if isinstance(seed, list) else generators[0]
-        return tensor_of((call or self.pipeline)(**arguments, output_type="pt")[0])
+        # Without a processor, a pipeline leaves tensors as its decoder gives them, while a search takes its arrays.
+        has_processor = hasattr(self.pipeline, "image_processor") or hasattr(self.pipeline, "video_processor")
+        output_type = "pt" if has_processor or torch.is_grad_enabled() else "np"
+        return tensor_of((call or self.pipeline)(**arguments, output_type=output_type)[0])
 
     def search_arguments(self) -> dict[str, Any]:
         return {name: clone(value) for name, value in self.settings.items()} | {"output_type": "pt"}
