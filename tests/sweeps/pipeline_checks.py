@@ -77,6 +77,8 @@ class Tiny:
     @functools.cached_property
     def num_steps(self) -> int:
         """Number of steps that the pipeline alone makes."""
+        if not hasattr(self.pipeline, "scheduler"):
+            raise NotApplicableError("the pipeline alone has no scheduler")
         made = []
 
         def change(scheduler, index, step, model_output, timestep, sample):
