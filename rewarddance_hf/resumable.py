@@ -9,9 +9,9 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
@@ -22,12 +22,18 @@ from .parallel import Processes
 SAMPLED_ENTRIES = 8  # of each tensor, that tell weights from others
 
 
-def write_atomically(file: str | os.PathLike, content: bytes) -> None:
-    """Write a file, or replace it, so that it is there as a whole or not at all, also after a kill or a power cut."""
+def write_atomically(file: str | os.PathLike, content: bytes | Callable[[BinaryIO], Any]) -> None:
+    """
+    Write a file, or replace it, so that it is there as a whole or not at all, also after a kill or a power cut. `content` is
+    what is in it, or a function that writes it to a stream.
+    """
     path = Path(file)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with open(part, "wb") as stream:
-        stream.write(content)
+        if callable(content):
+            content(stream)
+        else:
+            stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, path)

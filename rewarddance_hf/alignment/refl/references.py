@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ...models.media_rewarddance import load_image
 from ...parallel import Processes, run_split
-from ...resumable import RowFolder, describe_weights, digest_of
+from ...resumable import RowFolder, describe_weights, digest_of, write_atomically
 from ...rewards import as_reward
 from ...scoring.ranking import check_ranking, rank_samples
 from .candidates import CandidateDrawer, candidate_seed
@@ -248,13 +248,16 @@ def _read_all(store: RowFolder | None, folder: Path, made: Sequence[bytes | None
     if store is None:
         return datasets.Dataset(pa.concat_tables([_read_table(table or b"") for table in made]))
     merged, processes = folder / "references.arrow", Processes.current()
-    if processes.is_main:
-        part = merged.with_suffix(".part")
-        # A dataset of an earlier call may still map the old file, so it is replaced and not overwritten.
-        with open(part, "wb") as file, pa.ipc.new_stream(file, _read_table(store.read(0)).schema) as writer:
+
+    def write(stream: Any) -> None:
+        with pa.ipc.new_stream(stream, _read_table(store.read(0)).schema) as writer:
             for index in range(len(made)):
                 writer.write_table(_read_table(store.read(index)))
-        os.replace(part, merged)
+
+    if (
+        processes.is_main
+    ):  # a dataset of an earlier call may still map the old file, which is replaced and not overwritten
+        write_atomically(merged, write)
     processes.wait()
     return datasets.Dataset.from_file(str(merged))
 
