@@ -13,6 +13,7 @@ import datasets
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import ModelCard
 from new_process import run_python
 from peft import LoHaConfig
@@ -730,3 +731,13 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
         make_trainer(tmp_path, peft_config=None).train(resume_from_checkpoint=checkpoint)
     with pytest.raises(ValueError, match="has no file ema.pt"):
         make_trainer(tmp_path, use_ema=True).train(resume_from_checkpoint=checkpoint)
+
+
+def test_images_beyond_their_range_are_refused(tmp_path):
+    """A pipeline that leaves what its VAE gives, in [-1, 1], is refused before anything is tuned."""
+    pipeline = tiny_sd3()
+    pipeline.image_processor = VaeImageProcessor(do_normalize=False)
+    with pytest.raises(
+        ValueError, match=r"`StableDiffusion3Pipeline` gave tensors .* but rewards take images in \[0, 1\]"
+    ):
+        make_trainer(tmp_path, pipeline=pipeline).train()

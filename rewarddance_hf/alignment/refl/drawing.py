@@ -33,3 +33,14 @@ def check_conditions(pipeline: Any, name: str, arguments: Mapping[str, Any]) -> 
             f"`image` was given as an argument of the pipeline, but `{name}` has a column `condition` with one for each row. "
             "Leave one of the two out."
         )
+
+
+def check_range(pipeline: Any, images: torch.Tensor) -> None:
+    """Make sure that a reward is not shown what a VAE gives before it is scaled."""
+    lowest, highest = images.detach().aminmax()
+    if lowest < -1e-3 or highest > 1 + 1e-3:  # NaN is told by the reward
+        raise ValueError(
+            f"`{type(pipeline).__name__}` gave tensors with values from {lowest.item():.3g} to {highest.item():.3g}, but rewards "
+            "take images in [0, 1]. Its image processor does not scale them, or it has none: give it one that does, or tune "
+            "another pipeline."
+        )

@@ -24,7 +24,7 @@ from .arguments import ReFLTrainingArguments  # noqa: E402
 from .base_trainer import DenoiserTrainer  # noqa: E402
 from .callbacks import TellCallbacks  # noqa: E402
 from .card import tuned_generator_card  # noqa: E402
-from .drawing import check_conditions, draw  # noqa: E402
+from .drawing import check_conditions, check_range, draw  # noqa: E402  # noqa: E402
 from .regularizer import BaseDistance  # noqa: E402
 from .rows import DrawSampler, PromptRows, collate_rows, context_of, seed_of  # noqa: E402
 from .samples import SampleGridCallback  # noqa: E402
@@ -343,6 +343,8 @@ class ReFLTrainer(DenoiserTrainer):
                 output = draw(self.pipeline, prompts[part], seeds[part], condition, **arguments)
                 self.output_fields = tuple(output)
                 batches.append(output[0])
+                if output_type == "pt":
+                    check_range(self.pipeline, output[0])
         return torch.cat(batches) if output_type == "pt" else [sample for batch in batches for sample in batch]
 
     def _finish_update(self) -> None:
