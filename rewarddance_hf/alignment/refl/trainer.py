@@ -24,7 +24,7 @@ from .arguments import ReFLTrainingArguments  # noqa: E402
 from .base_trainer import DenoiserTrainer  # noqa: E402
 from .callbacks import TellCallbacks  # noqa: E402
 from .card import tuned_generator_card  # noqa: E402
-from .drawing import check_conditions, check_range, draw  # noqa: E402  # noqa: E402
+from .drawing import check_conditions, check_range, draw  # noqa: E402
 from .regularizer import BaseDistance  # noqa: E402
 from .rows import DrawSampler, PromptRows, collate_rows, context_of, seed_of  # noqa: E402
 from .samples import SampleGridCallback  # noqa: E402
