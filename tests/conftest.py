@@ -25,6 +25,12 @@ transformers.utils.logging.disable_progress_bar()
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "new_process: starts Python anew, where torchvision cannot be made importable")
+    config.addinivalue_line("markers", "every_family: runs in all families in `make test` too")
+
+
+# Those that differ most. What is promised of every family (scores of the plain model, whatever the batch; saving and loading)
+# is marked `every_family`; in the other families all else is left to `make test-all`.
+SOME_FAMILIES = ("gemma3", "internvl", "qwen3_vl")
 
 
 # `--dist loadfile` gives a process the next file in this order: those that take long come first.
@@ -48,10 +54,20 @@ LONG_FILES = [
 ]
 
 
+def other_family(item) -> bool:
+    """Whether the fixture `family` gives a family that is none of the few. Families that a test names itself are all run."""
+    named = any("family" in mark.args[0] for mark in item.iter_markers("parametrize"))
+    family = item.callspec.params.get("family") if hasattr(item, "callspec") else None
+    return family is not None and not named and family not in SOME_FAMILIES
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
     places = {str(Path(__file__).parent / file): place for place, file in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
     for item in items:
+        if other_family(item) and not item.get_closest_marker("every_family"):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("torchvision") and not HAS_TORCHVISION:
             item.add_marker(pytest.mark.skip(reason="needs torchvision: `make test-torchvision`"))
         if item.get_closest_marker("new_process") and HAS_TORCHVISION and torchvision_shim.NEEDED:

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import yaml
 from new_process import run_python, run_together
 
 from rewarddance_hf import RewardDanceForYesScoring
+from rewarddance_hf.shapes.demo import GENERATED_PROMPTS
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -44,9 +44,21 @@ def arguments(output_dir: Path, **changes: str) -> list[str]:
     return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
 
+SCRIPT = str(EXAMPLES / "train_reward_model.py")
+SHAPES_CONFIG = ["--config", str(EXAMPLES / "configs" / "shapes.yaml")]
+COMMON = {"learning_rate": "0.05", "warmup_steps": "0", "optim": "sgd", "max_grad_norm": "0"}
+
+
 @pytest.fixture(scope="module")
-def shapes_config():
-    return ["--config", str(EXAMPLES / "configs" / "shapes.yaml")]
+def trained(tmp_path_factory):
+    """Folder of a judge that one process trained, with two batches of 4 rows for each update. Read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", SCRIPT]
+    done = run_python(
+        *launch, *SHAPES_CONFIG, *arguments(folder, gradient_accumulation_steps="2", **COMMON), env=ON_CPU
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 def test_help_can_be_printed(capsys):
@@ -72,27 +84,21 @@ def test_configurations_can_be_parsed(config):
             assert str(getattr(found[key], "value", found[key])) == str(value), key
 
 
-def test_training_and_evaluation_scripts(tmp_path, shapes_config):
+def test_training_and_evaluation_scripts(trained, tmp_path):
     """`accelerate launch` trains a judge that the evaluation script can load."""
-    script = str(EXAMPLES / "train_reward_model.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", script]
-    command = [*launch, *shapes_config, *arguments(tmp_path / "judge")]
-    done = subprocess.run(command, capture_output=True, text=True, env=ON_CPU, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "judge" / "README.md").exists()
+    assert (trained / "README.md").exists()
     evaluation = load_example("evaluate_reward_model")
     metrics = evaluation.main(
-        evaluation.EvaluationArguments(
-            str(tmp_path / "judge"), "shapes:id", limit=8, calibrate_to=str(tmp_path / "fitted")
-        )
+        evaluation.EvaluationArguments(str(trained), "shapes:id", limit=8, calibrate_to=str(tmp_path / "fitted"))
     )
     assert 0 <= metrics["accuracy"] <= 1
     fitted = RewardDanceForYesScoring.from_pretrained(tmp_path / "fitted")
     assert fitted.config.score_temperature != 1.0
 
 
-def test_rows_of_a_generator(tmp_path):
+def test_rows_of_a_generator(tmp_path, monkeypatch):
     """Half of the rows are pairs of the generator's samples, which a second run reads instead of sampling them again."""
+    monkeypatch.setitem(GENERATED_PROMPTS, "id", 8)
     example = load_example("train_reward_model")
     config = ["--config", str(EXAMPLES / "configs" / "shapes_generated.yaml")]
     changes = {"model_name_or_path": str(load_base()), "shapes_prompts": "8", "shapes_rows": "8"}
@@ -112,16 +118,11 @@ def test_rows_of_a_generator(tmp_path):
     assert not prompts & set(evaluation["generated"]["prompt"])
 
 
-def test_two_processes_equal_one(tmp_path, shapes_config):
+def test_two_processes_equal_one(trained, tmp_path):
     """Two processes with 4 rows each make the same steps as one process that accumulates two batches of 4 rows."""
-    script = str(EXAMPLES / "train_reward_model.py")
-    common = {"learning_rate": "0.05", "warmup_steps": "0", "optim": "sgd", "max_grad_norm": "0"}
-    one = arguments(tmp_path / "one", gradient_accumulation_steps="2", **common)
-    runs = [run_python(script, *shapes_config, *one, env=ON_CPU)]
-    two = arguments(tmp_path / "two", **common)
-    runs += run_together(script, *shapes_config, *two, env=ON_CPU)
-    assert [run.returncode for run in runs] == [0, 0, 0], runs[-1].stderr[-3000:]
-    first, second = (RewardDanceForYesScoring.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    runs = run_together(SCRIPT, *SHAPES_CONFIG, *arguments(tmp_path, **COMMON), env=ON_CPU)
+    assert [run.returncode for run in runs] == [0, 0], runs[-1].stderr[-3000:]
+    first, second = (RewardDanceForYesScoring.from_pretrained(folder) for folder in (trained, tmp_path))
     start = RewardDanceForYesScoring.from_pretrained(load_base())
     moved = 0.0
     for name, value in first.state_dict().items():

@@ -35,6 +35,7 @@ def assert_weights_of_transformers(folder):
         torch.testing.assert_close(judge[name], weights, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.every_family
 def test_weights_are_those_of_transformers(family, vlm_folder):
     """A judge that is wrapped around a plain model has its very weights, whatever is converted on loading."""
     assert_weights_of_transformers(vlm_folder(family))

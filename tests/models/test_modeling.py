@@ -46,6 +46,7 @@ def assert_equal_weights(got, wanted):
 # ---------------------------------------------------------------------------------------------------------- scores
 
 
+@pytest.mark.every_family
 def test_scores_equal_plain_transformers(family, vlm_folder, judge, stock_inputs, rows):
     """The reward is the plain model's probability of "yes" after the written-out question, and nothing else."""
     model, processor = judge(family)
@@ -130,6 +131,7 @@ def test_answer_words_can_be_swapped(family, vlm_folder, judge, rows):
     torch.testing.assert_close(got.logits, -wanted.logits, **SAME)
 
 
+@pytest.mark.every_family
 def test_unrelated_to_the_rest_of_the_batch(family, judge, rows, select):
     """A sample scores the same alone, in any order, and beside longer questions, larger images and clips."""
     model, processor = judge(family)
@@ -157,6 +159,7 @@ def test_unrelated_to_the_rest_of_the_batch(family, judge, rows, select):
 # --------------------------------------------------------------------------------------------------- checkpoints
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("paradigm", ["pairwise", "regressive"])
 def test_checkpoint_is_bit_exact(paradigm, family, vlm_folder, rows, tmp_path):
     """A judge scores the same after saving and loading, whichever classes load it."""
@@ -193,6 +196,7 @@ def test_checkpoint_is_bit_exact(paradigm, family, vlm_folder, rows, tmp_path):
         torch.testing.assert_close(output.logits, wanted.logits, **SAME)
 
 
+@pytest.mark.every_family
 def test_plain_checkpoint_and_back(family, vlm_folder, tmp_path):
     """Wrapping changes no weight, and the tuned model inside can be taken out for use elsewhere."""
     plain = AutoModelForImageTextToText.from_pretrained(vlm_folder(family))
@@ -325,6 +329,7 @@ def test_pointwise_paradigm(judge, vlm_folder, rows):
     assert batch["input_ids"].shape[1] < processor(**rows)["input_ids"].shape[1]
 
 
+@pytest.mark.every_family
 def test_regressive_paradigm(family, vlm_folder, judge, stock_inputs, rows):
     """The baseline of the paper reads a number from the last hidden state; its score is that number's sigmoid."""
     _, processor = judge(family)

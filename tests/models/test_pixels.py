@@ -52,6 +52,7 @@ def assert_reaches_all(gradients, images):
         assert (gradient != 0).float().mean() > 0.99  # rounding may hit zero
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("make", [random_image, noise])
 def test_pixels_are_those_of_images(judge, family, make):
     """The judge sees a tensor as it sees the same image, bit by bit, and every pixel of the sample gets gradient."""

@@ -3,15 +3,14 @@
 import copy
 import io
 import json
-import multiprocessing
 import pickle
 import re
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from new_process import run_python
 from PIL import Image
 from tiny_vlms import random_image
 from tokenizers import AddedToken, normalizers
@@ -75,6 +74,7 @@ def attacks(processor):
 # ---------------------------------------------------------------------------------------------------- the question
 
 
+@pytest.mark.every_family
 def test_equals_stock_processor(family, judge, stock_inputs, rows):
     """The wrapped model sees the very IDs and pixels that its own processor makes of the written-out question."""
     _, processor = judge(family)
@@ -351,6 +351,7 @@ def test_invalid_settings(arguments, message, vlm_folder):
         RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), **arguments)
 
 
+@pytest.mark.every_family
 def test_settings_are_saved(family, vlm_folder, rows, tmp_path):
     """A judge is asked as it was trained, whatever defaults later versions have."""
     settings = {
@@ -401,15 +402,21 @@ def test_copies(family, vlm_folder, rows):
 
 
 @pytest.mark.new_process
-def test_spawned_worker(judge):
+def test_spawned_worker(judge, tmp_path):
     """Spawned workers build the wrapped processor anew, from nothing but what was pickled."""
     _, processor = judge("internvl")
     question = ([random_image(1)], ["<image> yes"])
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        max_workers=1, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        assert_equal_batches(pool.submit(processor, *question).result(timeout=90), processor(*question))
+    (tmp_path / "call").write_bytes(pickle.dumps((processor, question)))
+    code = """
+import pickle, sys
+from pathlib import Path
+
+processor, question = pickle.loads(Path(sys.argv[1], "call").read_bytes())
+Path(sys.argv[1], "answer").write_bytes(pickle.dumps(processor(*question)))
+"""
+    run = run_python("-c", code, tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert_equal_batches(pickle.loads((tmp_path / "answer").read_bytes()), processor(*question))
 
 
 # --------------------------------------------------------------------------------------------------------- mistakes

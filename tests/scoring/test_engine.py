@@ -104,6 +104,7 @@ def assert_same(scorer, questions):
 # ---- the same scores ----
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_scores_of_all_families(make_scorer, family, layout):
     """Images of mixed sizes in all orders, several prompts, a clip with first frame: any family, any layout."""

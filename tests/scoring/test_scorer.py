@@ -42,6 +42,7 @@ def ask(scorer, sample, prompt, reference=None, **context):
 # ---- score ----
 
 
+@pytest.mark.every_family
 def test_scores_equal_the_model_one_by_one(vlm_folder, family):
     """Batches of mixed sizes and lengths give the rewards of single questions, in every family."""
     scorer = make_scorer(vlm_folder(family), batch_size=2)
