@@ -50,7 +50,7 @@ LONG_FILES = [
     "data/test_sources.py",
     "scoring/test_reasoning.py",
     "scoring/test_engine.py",
-    "models/test_processing.py",
+    "models/test_modeling.py",
 ]
 
 

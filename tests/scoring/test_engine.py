@@ -410,6 +410,7 @@ def test_batches_keep_to_the_budget(make_scorer):
 # ---- gradient ----
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_of_all_families(make_scorer, family, layout):
     """The gradient of samples is that of the full graph; what goes before them is computed without a graph."""
