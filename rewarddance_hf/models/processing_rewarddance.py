@@ -275,7 +275,7 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
             reasons_first (`bool` or `list[bool]`, *optional*, defaults to `False`):
                 Whether to ask for reasons before the answer, for all rows or one each.
             examples (`list[dict]`, *optional*):
-                Judgements with known verdicts that are shown before the question of each row, as in
+                Questions with known verdicts that are shown before the question of each row, as in
                 [`~RewardDanceProcessor.read_examples`].
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 Kind of tensors. Only `"pt"` is supported.
