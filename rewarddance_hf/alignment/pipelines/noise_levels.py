@@ -28,8 +28,7 @@ def _flow_sign(scheduler: Any) -> int | None:
 
 def _level(scheduler: Any, sigma: torch.Tensor | None, timestep: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """`(signal, noise)` of `latents = signal * clean + noise * standard_normal`, if the scheduler is of a known kind."""
-    if (sign := _flow_sign(scheduler)) is not None:
-        assert sigma is not None
+    if (sign := _flow_sign(scheduler)) is not None and sigma is not None:
         return (1 - sigma, sigma) if sign < 0 else (sigma, 1 - sigma)
     if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver(++), UniPC, DEIS, SA-Solver
         return scheduler._sigma_to_alpha_sigma_t(sigma)
