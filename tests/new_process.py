@@ -53,6 +53,9 @@ PRELOADED = (
     "PIL.Image",
 )
 
+# Of processes that work together, which have one environment.
+PRELOADED_TOGETHER = ("accelerate", "datasets", "peft", "transformers.trainer", "diffusers.training_utils")
+
 _helper: "subprocess.Popen[str] | None" = None
 
 
@@ -143,12 +146,17 @@ def _start_helper() -> "subprocess.Popen[str]":
 
 def _serve() -> dict | None:
     """Forks for each line of requests on standard input and answers with the exit codes. Returns in the children, and at the end."""
-    for name in PRELOADED:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    _import(PRELOADED)
     while line := sys.stdin.readline():
+        requests = json.loads(line)
+        if len(requests) > 1 and (leader := os.fork()):
+            os.waitpid(leader, 0)
+            continue
+        if len(requests) > 1:  # what processes that work together import is imported once, in their environment
+            _take_environment(requests[0])
+            _import(PRELOADED_TOGETHER)
         processes: list[int] = []
-        for request in json.loads(line):
+        for request in requests:
             process = os.fork()
             if not process:
                 return request
@@ -162,7 +170,21 @@ def _serve() -> dict | None:
                     os.kill(other, signal.SIGTERM)
         sys.stdout.write(json.dumps([codes[process] for process in processes]) + "\n")
         sys.stdout.flush()
+        if len(requests) > 1:
+            os._exit(0)
     return None
+
+
+def _import(names: tuple[str, ...]) -> None:
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def _take_environment(request: dict) -> None:
+    os.environ.clear()
+    os.environ.update(request["environment"], OMP_NUM_THREADS="1")
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
 
 
 def _become(request: dict) -> None:
@@ -172,9 +194,7 @@ def _become(request: dict) -> None:
         os.dup2(opened, descriptor)
         os.close(opened)
     os.chdir(request["cwd"])
-    os.environ.clear()
-    os.environ.update(request["environment"], OMP_NUM_THREADS="1")
-    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    _take_environment(request)
     tempfile.tempdir = None
     sys.modules["numpy"].random.seed()
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

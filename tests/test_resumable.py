@@ -175,7 +175,7 @@ def test_work_of_one_process():
         run_split(lambda rows: [1], 2)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_work_of_several_processes(tmp_path, count):
     """Real processes: all have all results in order, and a failure on one is raised on all."""
     script = tmp_path / "work.py"
