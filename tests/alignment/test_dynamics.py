@@ -200,7 +200,7 @@ class TestVerdicts:
             for step in range(1, 21):
                 monitor.update(step, scale * torch.tensor([0.995] * 12 + [0.5] * 4))
             assert kinds(monitor) == wanted
-        assert "75 % of the rewards" not in RewardDynamics().verdict
+            assert ("75 % of the rewards" in monitor.verdict) == bool(wanted)
 
 
 class TestStateAndPlot:
