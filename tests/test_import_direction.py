@@ -27,19 +27,20 @@ ROOMS = [
     ["alignment"],
     ["hub"],
     ["shapes"],
+    ["scripts"],
     ["cli"],
     ["__main__"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 # Rooms in which an optional library may be imported.
 HOMES = {
-    "trl": set(),
+    "trl": {"scripts"},
     "evaluate": {"evaluation"},
     "diffusers": {"alignment", "shapes"},
     "matplotlib": {"shapes", "alignment"},
     "peft": {"trainer", "scoring", "alignment", "shapes"},
     "accelerate": {"parallel", "trainer", "alignment", "shapes"},
-    "datasets": {"data", "trainer", "evaluation", "alignment", "hub", "shapes", "cli"},
+    "datasets": {"data", "trainer", "evaluation", "alignment", "hub", "shapes", "scripts", "cli"},
 }
 LONGEST = 450  # lines of a module, unless its docstring says why it has more lines
 

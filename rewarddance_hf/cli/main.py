@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import demo, evaluate, generate, rank, release, score
+from . import demo, evaluate, generate, rank, release, score, train, tune
 
 
-COMMANDS = (score, rank, evaluate, generate, demo, release)
+COMMANDS = (score, rank, evaluate, train, tune, generate, demo, release)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,12 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_to(commands)
     try:
-        args = parser.parse_args(_with_dashes(sys.argv[1:] if argv is None else argv))
+        args, rest = parser.parse_known_args(_with_dashes(sys.argv[1:] if argv is None else argv))
+        if rest and not hasattr(args, "takes_rest"):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.rest = rest
     except SystemExit as exit:  # argparse has written help or what is wrong
         return int(exit.code or 0)
     try:
         args.run(args)
         return 0
+    except SystemExit as exit:  # from the parser of a script
+        return int(exit.code or 0)
     except argparse.ArgumentTypeError as error:
         sys.stderr.write(f"rewarddance {args.command}: error: {error}\n")
         return 2

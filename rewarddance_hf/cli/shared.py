@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 
@@ -45,6 +45,12 @@ JUDGE_OPTIONS.add_argument("--json", action="store_true", help="write one JSON d
 CRITERIA_OPTIONS = argparse.ArgumentParser(add_help=False)
 CRITERIA_OPTIONS.add_argument("--task", help="task whose criteria are used (default: that of images, or of clips)")
 CRITERIA_OPTIONS.add_argument("--criteria", help="criteria in place of those of the task")
+
+
+def add_script(commands: Commands, name: str, help: str, run: Callable[[argparse.Namespace], None]) -> None:
+    """Add a command with more flags than are named here: `run` gets what is not understood as `args.rest`."""
+    parser = commands.add_parser(name, parents=[SHARED_OPTIONS], help=help, add_help=False, allow_abbrev=False)
+    parser.set_defaults(run=run, takes_rest=True)
 
 
 def load_scorer(args: argparse.Namespace, model: str | None = None) -> "RewardDanceScorer":

@@ -7,7 +7,6 @@ allocator loses between blocks come on top on a GPU, a few percent as a rule.
 """
 
 import contextlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -252,12 +251,9 @@ def count(name: str, *arguments: str) -> dict[str, float]:
     from second_device_cases import trainers_on
 
     from rewarddance_hf import RewardDanceScorer
+    from rewarddance_hf.scripts import tune
 
     device = register(largest=LARGEST)
-    spec = importlib.util.spec_from_file_location("train_refl", ROOT / "examples" / "train_refl.py")
-    example: Any = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules["train_refl"] = example
-    spec.loader.exec_module(example)  # type: ignore[union-attr]
     settings = {**FEW, "output_dir": tempfile.mkdtemp(), "judge": "judge"}
     flags = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
     config = ROOT / "examples" / "configs" / f"{name}.yaml"
@@ -287,16 +283,16 @@ def count(name: str, *arguments: str) -> dict[str, float]:
         memory.peak = memory.now
         return rows
 
-    make_references = example.add_references
+    make_references = tune.add_references
     changes = {
         "load_pipeline": load_pipeline,
         "load_judge": load_judge,
         "load_prompts": load_prompts,
         "add_references": add_references,
     }
-    with mock.patch.multiple(example, **changes), trainers_on(device):
-        parser = example.make_parser()
-        example.main(*parser.parse_args_and_config(["--config", str(config), *flags, *arguments]))
+    with mock.patch.multiple(tune, **changes), trainers_on(device):
+        parser = tune.make_parser()
+        tune.main(*parser.parse_args_and_config(["--config", str(config), *flags, *arguments]))
     results["update_peak"] = memory.peak / GIB
     return results
 

@@ -13,6 +13,7 @@ import yaml
 from new_process import run_python, run_together
 
 from rewarddance_hf import RewardDanceForYesScoring
+from rewarddance_hf.scripts.train import load_rows
 from rewarddance_hf.shapes.demo import GENERATED_PROMPTS
 
 
@@ -108,7 +109,7 @@ def test_rows_of_a_generator(tmp_path, monkeypatch):
     written = (tmp_path / "pairs_train_8" / "state.json").stat().st_mtime_ns
     script_args, training_args, _ = example.make_parser().parse_args_and_config(flags)
     training_args.eval_strategy = "steps"
-    rows, evaluation = example.load_rows(script_args, training_args)
+    rows, evaluation = load_rows(script_args, training_args)
     assert (tmp_path / "pairs_train_8" / "state.json").stat().st_mtime_ns == written
     assert len(rows) == 8
     prompts = {row["prompt"] for row in pairs}

@@ -12,6 +12,7 @@ import yaml
 from tiny_refl import tiny_sd3
 
 from rewarddance_hf import RewardDanceForYesScoring
+from rewarddance_hf.scripts.tune import load_pipeline, make_monitor
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 
 
@@ -59,7 +60,7 @@ def test_weights_have_the_type_that_the_configuration_names(example, tmp_path):
     config = EXAMPLES / "configs" / "refl_sd35.yaml"
     cpu = ["--model_name_or_path", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
     _, args, model_args = parse(example, config, *cpu)
-    pipeline = example.load_pipeline(model_args, args.device)
+    pipeline = load_pipeline(model_args, args.device)
     assert {pipeline.transformer.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.bfloat16}
 
 
@@ -113,4 +114,4 @@ def test_the_oracle_knows_shapes_only(example):
         example, EXAMPLES / "configs" / "refl_shapes.yaml", "--dataset_name", "me/prompts"
     )
     with pytest.raises(ValueError, match="the oracle knows only the prompts of 'shapes'"):
-        example.make_monitor(None, script_args, training_args)
+        make_monitor(None, script_args, training_args)

@@ -1,0 +1,124 @@
+"""Training of a judge, told by flags or a YAML file: the body of `rewarddance train` and `examples/train_reward_model.py`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import TrlParser, get_peft_config, get_quantization_config
+
+from ..trainer.training_args import RewardDanceTrainingArguments
+from .arguments import DataArguments, JudgeModelConfig
+
+
+# Datasets that are made when they are asked for, and how the names of their splits begin.
+SHAPES = {"shapes": "", "shapes-generated": "", "shapes-video": "video-"}
+
+
+@dataclass
+class RewardDanceScriptArguments(DataArguments):
+    """Arguments of the script that belong neither to the model nor to the run."""
+
+    processor_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of `RewardDanceProcessor`, e.g. `{prompt_layout: text_first}` in YAML."},
+    )
+    shapes_rows: int = field(
+        default=40_000, metadata={"help": "Number of training rows when `dataset_name` begins with 'shapes'."}
+    )
+    shapes_prompts: int = field(
+        default=1600,
+        metadata={
+            "help": "Number of prompts, 6 samples each, whose pairs are half of the rows of 'shapes-generated'."
+        },
+    )
+
+
+def load_rows(script_args: RewardDanceScriptArguments, training_args: RewardDanceTrainingArguments) -> tuple[Any, Any]:
+    """Training rows, and evaluation sets by name or None."""
+    with_eval = training_args.eval_strategy != "no"
+    if script_args.dataset_name in SHAPES:
+        from ..shapes.clips import load_shapes
+
+        kind = SHAPES[script_args.dataset_name]
+        evaluation = {split: load_shapes(f"{kind}{split}", 500) for split in ("id", "ood")} if with_eval else None
+        if script_args.dataset_name == "shapes-generated":
+            return load_generated_rows(script_args, training_args, evaluation), evaluation
+        return load_shapes(f"{kind}train", script_args.shapes_rows), evaluation
+    from datasets import load_dataset
+
+    def split(name: str) -> Any:
+        return load_dataset(
+            script_args.dataset_name,
+            script_args.dataset_config,
+            split=name,
+            streaming=script_args.dataset_streaming,
+        )
+
+    # A split may be a slice, e.g. "train[:5%]".
+    return split(script_args.dataset_train_split), split(script_args.dataset_test_split) if with_eval else None
+
+
+def load_generated_rows(
+    script_args: RewardDanceScriptArguments, training_args: RewardDanceTrainingArguments, evaluation: Any
+) -> Any:
+    """Drawings, and as many pairs of the tiny generator's own samples. Held-out ones become an evaluation set."""
+    from datasets import load_from_disk
+
+    from ..shapes.demo import GENERATED_PROMPTS, mixed_rows, sample_pairs
+
+    folders = {}
+    for split, num_prompts in {"train": script_args.shapes_prompts, "id": GENERATED_PROMPTS["id"]}.items():
+        folders[split] = Path(training_args.output_dir) / f"pairs_{split}_{num_prompts}"
+        with training_args.main_process_first(desc=f"{split} pairs of the generator's samples"):
+            if not (folders[split] / "state.json").exists():  # written last
+                sample_pairs(split, str(folders[split]), num_prompts)
+    if evaluation is not None:
+        evaluation["generated"] = load_from_disk(folders["id"])
+    return mixed_rows(script_args.shapes_rows, str(folders["train"]))
+
+
+def main(
+    script_args: RewardDanceScriptArguments, training_args: RewardDanceTrainingArguments, model_args: JudgeModelConfig
+) -> None:
+    from ..models import RewardDanceProcessor
+    from ..trainer.rewarddance_trainer import RewardDanceTrainer
+
+    model_name = model_args.model_name_or_path
+    processor_kwargs = dict(script_args.processor_kwargs or {})
+    if script_args.dataset_name in SHAPES:
+        from ..shapes.models import BASE_VLM, judge_processor
+
+        model_name = model_name or str(BASE_VLM)
+        processor = judge_processor(model_name, **processor_kwargs)
+    else:
+        processor = RewardDanceProcessor.from_pretrained(
+            model_name, revision=model_args.model_revision, **processor_kwargs
+        )
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        "quantization_config": get_quantization_config(model_args),
+        **(training_args.model_init_kwargs or {}),
+    }
+    train_dataset, eval_dataset = load_rows(script_args, training_args)
+    trainer = RewardDanceTrainer(
+        model=model_name,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.create_model_card()
+    trainer.accelerator.print(f"Judge saved to {training_args.output_dir}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()  # a process that ends while others still talk to it can hang
+    trainer.end()
+
+
+def make_parser(**kwargs: Any) -> TrlParser:
+    return TrlParser((RewardDanceScriptArguments, RewardDanceTrainingArguments, JudgeModelConfig), **kwargs)
