@@ -69,17 +69,18 @@ def processor(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def added(processor):
-    """Spellings of all added tokens but those of spaces, which control nothing."""
-    return sorted(token for token in processor.tokenizer.get_added_vocab() if token.strip(" \n\t\u2581"))
+    """Added tokens but those of spaces, which control nothing, with their IDs."""
+    vocabulary = processor.tokenizer.get_added_vocab()
+    return {token: vocabulary[token] for token in sorted(vocabulary) if token.strip(" \n\t\u2581")}
 
 
 def ids_of(processor, text):
     return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def controls_in(processor, added, ids):
-    """How often each added token stands among tokens."""
-    wanted = set(processor.tokenizer.convert_tokens_to_ids(added))
+def controls_in(added, ids):
+    """Added tokens among tokens, each as often as it is there."""
+    wanted = set(added.values())
     return sorted(token for token in ids if token in wanted)
 
 
@@ -106,22 +107,21 @@ def test_time_is_linear(processor, added, kind):
 
 def test_every_token(processor, added):
     """Each added token stays text, alone, in other text, between others, and nothing of it is lost."""
-    for texts in ([token] for token in added), ([f"a{token}b"] for token in added), [added], [added[::-1]]:
-        for text in map("".join, texts):
-            plain = processor.plain_text(text)
-            ids = ids_of(processor, plain)
-            assert not controls_in(processor, added, ids), text
-            assert plain.replace(ZERO_WIDTH_SPACE, "") == text
-            decoded = processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-            assert decoded == plain.replace("\u2581", " "), text
+    for text in [*added, *(f"a{token}b" for token in added), "".join(added), "".join([*added][::-1])]:
+        plain = processor.plain_text(text)
+        ids = ids_of(processor, plain)
+        assert not controls_in(added, ids), text
+        assert plain.replace(ZERO_WIDTH_SPACE, "") == text
+        decoded = processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        assert decoded == plain.replace("\u2581", " "), text
 
 
 def random_texts(added, count, seed):
-    chance = random.Random(seed)
+    chance, tokens = random.Random(seed), [*added]
     for _ in range(count):
         parts = []
         for _ in range(chance.randint(1, 12)):
-            token = chance.choice(added)
+            token = chance.choice(tokens)
             cut = chance.randint(0, len(token))
             parts.append(
                 chance.choice(
@@ -130,7 +130,7 @@ def random_texts(added, count, seed):
                         token[:cut],
                         token[cut:],
                         f"{token[:cut]}{ZERO_WIDTH_SPACE}{token[cut:]}",
-                        f"{token[:cut]}{chance.choice(added)}{token[cut:]}",
+                        f"{token[:cut]}{chance.choice(tokens)}{token[cut:]}",
                         token.upper(),
                         unicodedata.normalize("NFD", token.replace("k", "\u212a")),
                         chance.choice(WORDS),
@@ -144,30 +144,21 @@ def random_texts(added, count, seed):
 
 def test_questions_with_random_texts(processor, added):
     """
-    Thousands of strings as prompt and criteria bring no added token into a question, or are refused by name; text that
-    has none already stays as it is.
+    Thousands of strings as prompt and criteria bring no added token into a question; text that spells none stays as
+    it is.
     """
     image = processor.load_frames(random_image(0, 28, 28))
 
     def controls(prompt, criteria):
         question = Question(image, prompt, reference=image, task="text-to-image", criteria=criteria)
-        return controls_in(processor, added, ids_of(processor, processor.write_question(question)))
+        return controls_in(added, ids_of(processor, processor.write_question(question)))
 
     wanted = controls("a red circle", "how good it is")
     assert wanted
-    refused = 0
     for text in random_texts(added, 4000, seed=0):
-        try:
-            got = controls(text, text[::-1])
-        except ValueError as error:
-            assert "contains the special tokens" in str(error)
-            refused += 1
-            continue
-        assert got == wanted, repr(text)
+        assert controls(text, text[::-1]) == wanted, repr(text)
         if not any(token in text for token in added):
             assert processor.plain_text(text) == text
-    print(f"{refused} of 4000 refused")  # noqa: T201
-    assert refused < 40
 
 
 def test_images_of_a_batch(processor):
