@@ -21,6 +21,7 @@ _PUBLIC_NAMES = {
     "alignment.search.saving": ["save_search"],
     "alignment.search.search": ["best_of_n", "search_over_paths", "zero_order_search"],
     "data.collator": ["DataCollatorForRewardDance"],
+    "data.parquet": ["ParquetRows"],
     "data.sources": ["load_preferences"],
     "evaluation.evaluator": ["EvaluationResults", "RewardDanceEvaluator"],
     "models": ["RewardDanceConfig", "RewardDanceForYesScoring", "RewardDanceOutput", "RewardDanceProcessor"],
@@ -31,6 +32,7 @@ _PUBLIC_NAMES = {
     "scoring.reasoning": ["NoAnswerError", "ReasonedScores"],
     "scoring.results": ["Comparison", "Ranking"],
     "scoring.scorer": ["RewardDanceScorer"],
+    "scoring.shards": ["merge_shards", "score_shards"],
     "trainer.rewarddance_trainer": ["RewardDanceTrainer"],
     "trainer.training_args": ["RewardDanceTrainingArguments"],
 }
@@ -49,6 +51,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .alignment.search.saving import save_search
     from .alignment.search.search import best_of_n, search_over_paths, zero_order_search
     from .data.collator import DataCollatorForRewardDance
+    from .data.parquet import ParquetRows
     from .data.sources import load_preferences
     from .evaluation.evaluator import EvaluationResults, RewardDanceEvaluator
     from .models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
@@ -59,6 +62,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .scoring.reasoning import NoAnswerError, ReasonedScores
     from .scoring.results import Comparison, Ranking
     from .scoring.scorer import RewardDanceScorer
+    from .scoring.shards import merge_shards, score_shards
     from .trainer.rewarddance_trainer import RewardDanceTrainer
     from .trainer.training_args import RewardDanceTrainingArguments
 
@@ -71,6 +75,7 @@ __all__ = [
     "Example",
     "NoAnswerError",
     "NonFiniteScoreError",
+    "ParquetRows",
     "Question",
     "Ranking",
     "ReFLCallback",
@@ -94,8 +99,10 @@ __all__ = [
     "best_of_n",
     "best_of_n_references",
     "load_preferences",
+    "merge_shards",
     "replay",
     "save_search",
+    "score_shards",
     "search_over_paths",
     "zero_order_search",
 ]

@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +29,7 @@ def write_atomically(file: str | os.PathLike, content: bytes | Callable[[BinaryI
     what is in it, or a function that writes it to a stream.
     """
     path = Path(file)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")  # processes of other machines may write it too
     with open(part, "wb") as stream:
         if callable(content):
             content(stream)
@@ -82,17 +83,21 @@ def check_fingerprint(file: str | os.PathLike, fingerprint: Mapping[str, Any], n
     `fingerprint` is all that results depend on, in values that JSON can hold; `file` is written if it is missing. `name` is
     what the user knows the results by. Raises a `ValueError` with the keys that differ.
     """
-    path, wanted = Path(file), json.loads(json.dumps(fingerprint))
+    path = Path(file)
     if not path.exists():
-        write_atomically(path, json.dumps(wanted, indent=2).encode())
-        return
-    known = json.loads(path.read_text(encoding="utf-8"))
-    different = sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
+        write_atomically(path, json.dumps(fingerprint, indent=2).encode())
+    different = differing_keys(json.loads(path.read_text(encoding="utf-8")), fingerprint)
     if different:
         raise ValueError(
             f"{name} belongs to a run in which {different} were others, but results of both would be mixed. Repeat the call "
             "with the same ones, or choose another place."
         )
+
+
+def differing_keys(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Keys of two fingerprints, as they are in JSON, that have other values."""
+    known, wanted = (json.loads(json.dumps(fingerprint)) for fingerprint in (known, wanted))
+    return sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
 
 
 class RowFolder:

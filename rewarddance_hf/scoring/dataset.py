@@ -32,16 +32,8 @@ def score_into_file(
     if save_every < 1:
         raise ValueError(f"`save_every` is {save_every}, but must be a positive number of rows. Pass 1 or more.")
 
-    @cache
-    def examples_of(task: str | None) -> tuple[Example, ...]:
-        return judge.processor.read_examples(examples, task, judge.is_pairwise)
-
-    fingerprint = {
-        **judge.fingerprint(),
-        "examples": [_digest_of_example(example) for example in examples_of(None)],
-        "rows": _describe_rows(rows),
-    }
-    file = RowFile(output_file, fingerprint, len(rows), f"`output_file` {os.fspath(output_file)!r}")
+    run = RowScoring(judge, rows, examples)
+    file = RowFile(output_file, run.fingerprint(), len(rows), f"`output_file` {os.fspath(output_file)!r}")
     processes = file.processes
     if processes.count > 1 and is_sharded(judge.model):
         raise ValueError(
@@ -50,7 +42,7 @@ def score_into_file(
         )
     mine = processes.rows(len(rows))
     todo = [row for row in mine if row not in file.rows]
-    questions = (_question(rows[row], row, judge.is_pairwise, examples_of) for row in todo)
+    questions = (run.question(row, rows[row]) for row in todo)
     done = 0
     error: Exception | None = None
     counts = {"total": len(mine), "initial": len(mine) - len(todo)}
@@ -71,25 +63,43 @@ def score_into_file(
     return sum(processes.gather([done]))
 
 
-def _question(row: Mapping[str, Any], index: int, is_pairwise: bool, examples_of: Any) -> Question:
-    wanted = ["image", "prompt", *(["reference"] if is_pairwise else [])]
-    missing = [name for name in wanted if row.get(name) is None]
-    if missing:
-        raise ValueError(
-            f"Row {index} has no {missing}, but {'a pairwise' if is_pairwise else 'this'} judge needs {wanted}. Add them, or "
-            "rename columns."
+class RowScoring:
+    """Questions about the rows of a dataset, and what their scores depend on."""
+
+    def __init__(self, judge: Judge, rows: Sequence[Mapping[str, Any]], examples: Examples) -> None:
+        self.judge = judge
+        self.rows = rows
+        self._examples = cache(lambda task: judge.processor.read_examples(examples, task, judge.is_pairwise))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that tells these scores from others."""
+        return {
+            **self.judge.fingerprint(),
+            "examples": [_digest_of_example(example) for example in self._examples(None)],
+            "rows": getattr(self.rows, "digest", None) or _describe_rows(self.rows),
+        }
+
+    def question(self, index: int, row: Mapping[str, Any]) -> Question:
+        """Question about a row. A `ValueError` says what it lacks."""
+        is_pairwise = self.judge.is_pairwise
+        wanted = ["image", "prompt", *(["reference"] if is_pairwise else [])]
+        missing = [name for name in wanted if row.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"Row {index} has no {missing}, but {'a pairwise' if is_pairwise else 'this'} judge needs {wanted}. Add them, "
+                "or rename columns."
+            )
+        task = row.get("task") or None
+        return Question(
+            row["image"],
+            row["prompt"],
+            reference=row["reference"] if is_pairwise else None,
+            condition=row.get("condition"),
+            task=task,
+            criteria=row.get("criteria"),
+            examples=self._examples(task),
+            row=index,
         )
-    task = row.get("task") or None
-    return Question(
-        row["image"],
-        row["prompt"],
-        reference=row["reference"] if is_pairwise else None,
-        condition=row.get("condition"),
-        task=task,
-        criteria=row.get("criteria"),
-        examples=examples_of(task),
-        row=index,
-    )
 
 
 def _describe_rows(rows: Any) -> str:

@@ -1,0 +1,288 @@
+"""Scores of millions of rows in shards, which any number of workers make in any order, and which are merged at the end."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..import_utils import require_extra
+from ..parallel import Processes
+from ..resumable import check_fingerprint, differing_keys, write_atomically
+from ..rewards import NonFiniteScoreError
+from .dataset import RowScoring
+from .judge import Judge, non_finite_error
+from .loading import is_sharded
+from .questions import Examples
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+KEY = b"rewarddance"  # of the manifest in the metadata of a shard
+ROWS_A_SHARD = 4096  # if no number of shards is asked for
+ROWS_A_GROUP = 1 << 16  # of the merged file
+
+
+def score_shards(
+    judge: Judge,
+    rows: Sequence[Mapping[str, Any]],
+    folder: str | os.PathLike,
+    num_shards: int | None = None,
+    shard: int | None = None,
+    window: int = 256,
+    examples: Examples = None,
+    skip_bad_rows: bool = False,
+    show_progress: bool = True,
+) -> int:
+    """
+    Score a large dataset in shards, by any number of workers; [`merge_shards`] joins them.
+
+    A shard is a file that is there as a whole or not at all. Workers need not know of each other, may stop at any moment
+    and be started again: finished shards are not scored again. A score depends on the rows of its window, never on the
+    number of shards or workers.
+
+    Args:
+        judge ([`RewardDanceScorer`]):
+            Judge that scores.
+        rows ([`ParquetRows`], `datasets.Dataset` or `list[dict]`):
+            Rows as in [`RewardDanceScorer.score_dataset`], with an optional `id`.
+        folder (`str` or `os.PathLike`):
+            Folder of the scores, which all workers see.
+        num_shards (`int`, *optional*):
+            Number of shards, the same for all workers. Defaults to one for each 4,096 rows.
+        shard (`int`, *optional*):
+            Shard to score, from 0. Without it a single process scores all, and the processes of `accelerate launch` each
+            their share.
+        window (`int`, *optional*, defaults to 256):
+            Number of rows that are planned together. A shard has whole windows.
+        examples (`list[dict]`, *optional*):
+            As in [`RewardDanceScorer.score_dataset`].
+        skip_bad_rows (`bool`, *optional*, defaults to `False`):
+            Whether rows that cannot be scored get a null and the reason in `error`, in place of an error.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        `int`: Number of rows that this call scored.
+
+    Raises:
+        `ValueError`: If the folder belongs to another judge, other rows or arguments, or a row cannot be scored. Finished
+            shards stay.
+
+    Example:
+
+    ```python
+    from rewarddance_hf import ParquetRows, RewardDanceScorer, merge_shards, score_shards
+
+    scorer = RewardDanceScorer.from_pretrained("org/my-judge")
+    rows = ParquetRows("hf://datasets/org/images/data/*.parquet", columns={"image": "image", "caption": "prompt"})
+    score_shards(scorer, rows, "scores", num_shards=512, shard=7)  # on each worker
+    merge_shards("scores")  # once, when all are done
+    ```
+    """
+    require_extra("train", "pyarrow")
+    if window < 1:
+        raise ValueError(f"`window` is {window}, but must be a positive number of rows. Pass 1 or more.")
+    num_shards = max(1, -(-len(rows) // ROWS_A_SHARD)) if num_shards is None else num_shards
+    if num_shards < 1 or not 0 <= (shard or 0) < num_shards:
+        raise ValueError(
+            f"`shard` is {shard} and `num_shards` {num_shards}, but shards count from 0 to `num_shards - 1`. Correct one of them."
+        )
+    processes = Processes.current()
+    if processes.count > 1 and is_sharded(judge.model):
+        raise ValueError(
+            f"The weights of the judge are sharded over {processes.count} processes, but each scores shards of its own. Load "
+            "the whole judge on each, or score in one process."
+        )
+    run = RowScoring(judge, rows, examples)
+    manifest = {
+        **run.fingerprint(),
+        "engine": "plain" if judge._engine is None else "shared" if judge._engine.share_prefixes else "features",
+        "judge": None if os.path.isdir(judge.model.name_or_path) else judge.model.name_or_path,
+        "revision": getattr(judge.model.config, "_commit_hash", None),
+        "num_rows": len(rows),
+        "num_shards": num_shards,
+        "window": window,
+        "skip_bad_rows": skip_bad_rows,
+    }
+    place = Path(folder)
+    (place / "shards").mkdir(parents=True, exist_ok=True)
+    check_fingerprint(place / MANIFEST, manifest, f"`folder` {os.fspath(folder)!r}")
+    todo = {}
+    for number in processes.rows(num_shards) if shard is None else [shard]:
+        path = _path(place, number, num_shards)
+        if path.exists():
+            _check_manifest(path, manifest)
+        else:
+            todo[path] = _rows_of(number, num_shards, len(rows), window)
+    count = sum(map(len, todo.values()))
+    with tqdm(total=count, desc="Scoring", unit="row", disable=not show_progress or not count) as progress:
+        for path, mine in todo.items():
+            columns = _score(run, mine, window, skip_bad_rows, progress)
+            _write(path, columns, manifest)
+            bad = [(row, error) for row, error in zip(mine, columns["error"], strict=True) if error]
+            if bad:
+                logger.warning(
+                    f"{len(bad)} of the {len(mine)} rows in {path.name} have no score. The first is row {bad[0][0]}: {bad[0][1]}"
+                )
+    return count
+
+
+def merge_shards(folder: str | os.PathLike, output_file: str | os.PathLike | None = None) -> Path:
+    """
+    Join the shards of [`score_shards`] into one parquet file, in the order of rows.
+
+    The file is the same, byte by byte, whatever the number of shards and workers was.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Folder of the scores.
+        output_file (`str` or `os.PathLike`, *optional*):
+            File to write, by default `scores.parquet` in the folder. Columns: `row` (`int64`), `id` if the rows have one,
+            `score` (`float32`, null where a bad row was skipped) and `error` (why it was).
+
+    Returns:
+        `Path`: The file.
+
+    Raises:
+        `FileNotFoundError`: If there are no shards, or some are missing.
+        `ValueError`: If shards were made by other judges, rows or arguments than the manifest says, or a row is missing or
+            there twice.
+    """
+    require_extra("train", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = Path(folder)
+    if not (place / MANIFEST).is_file():
+        raise FileNotFoundError(
+            f"{os.fspath(folder)!r} has no `{MANIFEST}`, so it holds no scores of `rewarddance score --num-shards`. Check the path."
+        )
+    manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    num_shards, num_rows, window = (manifest[name] for name in ("num_shards", "num_rows", "window"))
+    expected = [_path(place, number, num_shards) for number in range(num_shards)]
+    foreign = sorted({*(place / "shards").glob("*.parquet")} - {*expected})
+    if foreign:
+        raise ValueError(
+            f"{os.fspath(folder)!r} has {foreign[0].name}, which is none of the {num_shards} shards of its manifest. Remove "
+            "what belongs to another run."
+        )
+    missing = [number for number, path in enumerate(expected) if not path.exists()]
+    if missing:
+        shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        raise FileNotFoundError(
+            f"{len(missing)} of {num_shards} shards are missing in {os.fspath(folder)!r}: {shown}. Score them first; finished "
+            "ones are not scored again."
+        )
+    tables = []
+    for number, path in enumerate(expected):
+        _check_manifest(path, manifest)
+        table = pq.read_table(path)
+        mine = _rows_of(number, num_shards, num_rows, window)
+        if table["row"].to_pylist() != list(mine):
+            raise ValueError(
+                f"{path.name} holds {len(table)} rows, but must hold the rows {mine.start} to {mine.stop - 1}, once each. "
+                "Remove it, and score the shard again."
+            )
+        tables.append(table.replace_schema_metadata(None))
+    merged = pa.concat_tables(tables).combine_chunks()
+    kept = {key: value for key, value in manifest.items() if key != "num_shards"}
+    merged = merged.replace_schema_metadata({KEY: json.dumps(kept, sort_keys=True)})
+    path = Path(output_file) if output_file is not None else place / "scores.parquet"
+    write_atomically(path, lambda stream: pq.write_table(merged, stream, row_group_size=ROWS_A_GROUP))
+    return path
+
+
+def _path(folder: Path, number: int, num_shards: int) -> Path:
+    return folder / "shards" / f"shard-{number:05d}-of-{num_shards:05d}.parquet"
+
+
+def _rows_of(number: int, num_shards: int, num_rows: int, window: int) -> range:
+    """Rows of a shard: whole windows, which are scored on their own, so that no score depends on the shards."""
+    windows = -(-num_rows // window)
+    first, last = (windows * k // num_shards * window for k in (number, number + 1))
+    return range(min(first, num_rows), min(last, num_rows))
+
+
+def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    import pyarrow.parquet as pq
+
+    different = differing_keys(json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"{}")), manifest)
+    if different:
+        raise ValueError(
+            f"{path.name} was made with other {different} than {MANIFEST} says, but scores of both would be mixed. Remove it, "
+            "and score the shard again."
+        )
+
+
+def _score(run: RowScoring, mine: range, window: int, skip_bad_rows: bool, progress: tqdm) -> dict[str, list[Any]]:
+    """Columns of a shard. Each window is scored on its own."""
+    has_ids = "id" in (getattr(run.rows, "column_names", None) or run.rows[0])
+    columns: dict[str, list[Any]] = {"row": list(mine), **({"id": []} if has_ids else {}), "score": [], "error": []}
+    for start in range(mine.start, mine.stop, window):
+        rows = {row: run.rows[row] for row in range(start, min(start + window, mine.stop))}
+        bad: dict[int, str] = {}
+        try:
+            scores = _ask(run, rows)
+        except (ValueError, TypeError):
+            if not skip_bad_rows:
+                raise
+            scores, bad = _ask_in_spite_of_bad_rows(run, rows)
+        if has_ids:
+            columns["id"] += [None if row.get("id") is None else str(row["id"]) for row in rows.values()]
+        columns["score"] += [scores.get(row) for row in rows]
+        columns["error"] += [bad.get(row) for row in rows]
+        progress.update(len(rows))
+    if mine and not any(score is not None for score in columns["score"]):
+        raise ValueError(
+            f"None of the rows {mine.start} to {mine.stop - 1} can be scored, but some must be. The first error: "
+            f"{columns['error'][0]}"
+        )
+    return columns
+
+
+def _ask(run: RowScoring, rows: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+    """Scores of rows, by their numbers."""
+    if not rows:
+        return {}
+    numbers = list(rows)
+    questions = [run.question(number, row) for number, row in rows.items()]
+    try:
+        with torch.no_grad():
+            scores = run.judge.ask(questions, window=len(rows))[1].tolist()
+    except NonFiniteScoreError as error:
+        bad = [numbers[index] for index in error.rows]
+        raise non_finite_error(bad, error.scores, "Finished shards stay.") from error
+    return dict(zip(numbers, scores, strict=True))
+
+
+def _ask_in_spite_of_bad_rows(
+    run: RowScoring, rows: Mapping[int, Mapping[str, Any]]
+) -> tuple[dict[int, float], dict[int, str]]:
+    """Scores of the rows that have one, and why the others have none."""
+    bad = {}
+    for number, row in rows.items():
+        try:
+            run.judge.processor.encode([run.question(number, row)])
+        except (ValueError, TypeError) as error:
+            bad[number] = " ".join(str(error).split())
+    while True:
+        try:
+            return _ask(run, {number: row for number, row in rows.items() if number not in bad}), bad
+        except NonFiniteScoreError as error:
+            bad |= dict.fromkeys(error.rows, "its score is NaN or infinite")
+
+
+def _write(path: Path, columns: dict[str, list[Any]], manifest: Mapping[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"row": pa.int64(), "id": pa.string(), "score": pa.float32(), "error": pa.string()}
+    table = pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
+    table = table.replace_schema_metadata({KEY: json.dumps(manifest, sort_keys=True)})
+    write_atomically(path, lambda stream: pq.write_table(table, stream))
