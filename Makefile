@@ -58,10 +58,10 @@ test-min: .venv-min/.installed  ## run the tests at the lowest supported version
 test-torchvision: .venv-torchvision/.installed  ## run the tests of the models with torchvision-backed processors too
 	REWARDDANCE_TEST_TORCHVISION=1 OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -n 2 tests/models
 
-test-families: $(VENV)/.installed  ## run the sweep over all image-text-to-text architectures (writes outputs/families.json and README.md)
+test-families: $(VENV)/.installed  ## run the sweep over all image-text-to-text architectures (writes outputs/families.json and a table)
 	$(PYTEST) -p no:warnings tests/sweeps/test_families.py; status=$$?; $(MAKE) families-table; exit $$status
 
-families-table: $(VENV)/.installed  ## write the table of families from outputs/families.json into README.md
+families-table: $(VENV)/.installed  ## write the table of families from outputs/families.json into rewarddance_hf/models/README.md
 	$(BIN)/python tests/sweeps/families_table.py
 
 # Tests of transformers come from its source distribution at the installed version.
@@ -85,11 +85,11 @@ test-tokenizers: $(VENV)/.installed $(patsubst %,outputs/tokenizers/%/tokenizer.
 
 # The source distribution of diffusers lacks its tests. With DIFFUSERS_TESTS, the folder `tests` of a checkout at the installed
 # version, the sweep covers all pipelines that they build; without, those of tests/tiny_pipelines.py.
-test-pipelines: $(VENV)/.installed  ## run the sweep over diffusers' pipelines (writes outputs/pipelines/ and README.md)
+test-pipelines: $(VENV)/.installed  ## run the sweep over diffusers' pipelines (writes outputs/pipelines/ and a table)
 	$(BIN)/pip install -q --disable-pip-version-check parameterized requests-mock ftfy
 	$(PYTEST) -n 2 -p no:warnings tests/sweeps/test_pipelines.py; status=$$?; $(MAKE) pipelines-table; exit $$status
 
-pipelines-table: $(VENV)/.installed  ## write the table of pipelines from outputs/pipelines/ into README.md
+pipelines-table: $(VENV)/.installed  ## write the table of pipelines from outputs/pipelines/ into rewarddance_hf/alignment/README.md
 	$(BIN)/python tests/sweeps/pipelines_table.py
 
 bench: $(VENV)/.installed  ## measure side by side (writes outputs/bench.json)

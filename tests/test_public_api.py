@@ -38,6 +38,7 @@ def test_wheel(tmp_path):
     files = ["py.typed", "__main__.py", "models/criteria/text-to-image.txt", "hub_cards/model_card.md"]
     assert {f"{folder}/{file}" for file in [*files, "shapes/base_vlm/model.safetensors"]} <= names
     assert all(name.startswith(folder) for name in names)
+    assert {name for name in names if name.endswith("README.md")} == {f"{folder}/hub_cards/README.md"}
 
 
 def test_unknown_name_is_an_attribute_error():

@@ -1,21 +1,37 @@
-"""Code of the README: all of it compiles, and what needs no download runs, on tiny models and with small numbers."""
+"""
+READMEs and their like: code compiles, and what needs no download runs, on tiny models and with small numbers; commands take their
+arguments; links lead somewhere.
+"""
 
+import argparse
 import re
+import runpy
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
+from snippets import anchors, code_blocks, commands, links, printed_blocks
 from tiny_refl import PROMPTS, tiny_sd3
 from tiny_vlms import random_image
+from trl import TrlParser
 
 from rewarddance_hf import NoAnswerError, RewardDanceScorer
+from rewarddance_hf.cli import main as cli
 from rewarddance_hf.shapes.models import BASE_VLM
 
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for folder in (".", ".github", "examples", "hub_cards", "rewarddance_hf", "tests/benchmarks")
+    for path in sorted((ROOT / folder).glob("**/README.md" if folder == "rewarddance_hf" else "*.md"))
+    if folder != "hub_cards" or path.name == "README.md"  # the others are templates, which tests/hub renders
+}
+BLOCKS = [(name, block) for name, text in DOCUMENTS.items() for block in code_blocks(text)]
+COMMANDS = [(name, words) for name, text in DOCUMENTS.items() for words in commands(text)]
 # Each holds a text by which a block is known. These need a download, or run elsewhere (the Hub's snippets are run by tests/hub).
 ELSEWHERE = ["load_dataset(", "load_preferences(", "trust_remote_code"]
 SMALL = {
@@ -31,20 +47,38 @@ SMALL = {
 }
 
 
-def title(block: str) -> str:
-    return re.sub(r"\W+", " ", block)[:40].strip()
+def title(value) -> str:
+    text = " ".join(value) if isinstance(value, list) else str(value)
+    return re.sub(r"\W+", " ", text)[:40].strip()
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=title)
-def test_code_compiles(block):
+def test_length():
+    """The README is read in one go; what is longer has a README of its own."""
+    assert len(DOCUMENTS["README.md"].splitlines()) <= 200
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links(name):
+    """Relative links lead to files, and to headings that they have."""
+    for link in links(DOCUMENTS[name]):
+        path, _, anchor = link.partition("#")
+        if not path.startswith(("http://", "https://")):
+            target = (ROOT / name).parent / path if path else ROOT / name
+            assert target.exists(), link
+            if anchor:
+                assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=title)
+def test_code_compiles(name, block):
     """Every block is Python."""
-    compile(block, "README.md", "exec")
+    compile(block, name, "exec")
 
 
 @pytest.mark.parametrize(
-    "block", [block for block in BLOCKS if not any(text in block for text in ELSEWHERE)], ids=title
+    ("name", "block"), [pair for pair in BLOCKS if not any(text in pair[1] for text in ELSEWHERE)], ids=title
 )
-def test_code_runs(block, tmp_path, monkeypatch):
+def test_code_runs(name, block, tmp_path, monkeypatch):
     """What a block uses without making it is given; all else happens as it is written."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -72,4 +106,61 @@ def test_code_runs(block, tmp_path, monkeypatch):
         block = block.replace(text, small)
     untrained = pytest.raises(NoAnswerError, match="did not reach") if ".reason(" in block else nullcontext()
     with untrained:  # a judge that has learned no reasons is called as it should be, and finds no answer
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, name, "exec"), names)
+
+
+@pytest.mark.parametrize(("code", "output"), printed_blocks("\n".join(DOCUMENTS.values())), ids=title)
+def test_output(code, output, capsys):
+    """A block that shows what it prints prints it, as it ships."""
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == output
+
+
+def test_every_document_is_read():
+    """There are commands, blocks and one with its output in what is tested here."""
+    assert {"README.md", ".github/CONTRIBUTING.md", "examples/README.md"} < set(DOCUMENTS)
+    assert len(BLOCKS) > 5
+    assert len(COMMANDS) > 10
+    assert printed_blocks(DOCUMENTS["README.md"])
+
+
+class Parsed(Exception):  # noqa: N818
+    """The arguments were taken."""
+
+
+def parse_only(monkeypatch, parser, name) -> None:
+    """Let a method of a parser end the program after it has taken the arguments."""
+    parse = getattr(parser, name)
+
+    def end(*args, **kwargs):
+        parse(*args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(parser, name, end)
+
+
+@pytest.mark.parametrize(("name", "words"), COMMANDS, ids=title)
+def test_commands(name, words, monkeypatch):
+    """Commands exist, and take their arguments. That they do what they should is tested with the commands and the examples."""
+    monkeypatch.chdir(ROOT)
+    parse_only(monkeypatch, argparse.ArgumentParser, "parse_args")
+    parse_only(monkeypatch, TrlParser, "parse_args_and_config")
+    if words[0] == "rewarddance":
+        with pytest.raises(Parsed):
+            cli(words[1:])
+    elif words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert set(words[1:]) <= set(targets)
+    elif words[0] in ("accelerate", "python"):
+        start = next(i for i, word in enumerate(words) if word == "-m" or word.endswith(".py"))
+        program = words[start:]
+        if Path(program[0]).name.startswith("train_"):
+            program += ["--use_cpu", "true"]  # bf16 is refused where there is no GPU
+        run = runpy.run_path
+        if program[0] == "-m":
+            program, run = program[1:], runpy.run_module
+        monkeypatch.setattr(sys, "argv", program)
+        with pytest.raises(Parsed):
+            run(program[0], run_name="__main__")
+    else:
+        assert words[0] in ("pip", "pre-commit")

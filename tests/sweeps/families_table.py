@@ -1,11 +1,11 @@
-"""Write the table of families into the README, from the results of the sweep: `make families-table`."""
+"""Write the table of families into `rewarddance_hf/models/README.md`, from the results of the sweep: `make families-table`."""
 
 import json
 from pathlib import Path
 
 
 RESULTS = Path("outputs/families.json")
-README = Path("README.md")
+README = Path("rewarddance_hf/models/README.md")
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 CHECKS = ("weights", "score", "batch", "gradient", "rationale", "engine")
 

@@ -1,11 +1,11 @@
-"""Write the table of pipelines into the README, from the results of the sweep: `make pipelines-table`."""
+"""Write the table of pipelines into `rewarddance_hf/alignment/README.md`, from the results of the sweep: `make pipelines-table`."""
 
 import json
 from pathlib import Path
 
 
 RESULTS = Path("outputs/pipelines")
-README = Path("README.md")
+README = Path("rewarddance_hf/alignment/README.md")
 BEGIN, END = "<!-- pipelines: begin -->", "<!-- pipelines: end -->"
 COLUMNS = {
     "images": ("images",),

@@ -2,7 +2,7 @@
 Every image-text-to-text architecture of transformers that can be built tiny, against plain transformers: `make test-families`.
 
 Each check ends as "ok", as a reason why it does not apply (plain transformers cannot do it either, or this package says so
-in an error of its own), or as a fault. Outcomes go to a file, which the README's table is made from.
+in an error of its own), or as a fault. Outcomes go to a file, which the table in `rewarddance_hf/models/README.md` is made from.
 """
 
 import json

@@ -2,7 +2,7 @@
 Gradient, training and search on every pipeline of diffusers that can be built tiny: `make test-pipelines`.
 
 Each check ends as "ok", as a reason why it does not apply (the pipeline alone cannot do it either), as an error of this
-package that says what to do, or as a fault. Outcomes go to files, which the README's table is made from.
+package that says what to do, or as a fault. Outcomes go to files, which the table in `rewarddance_hf/alignment/README.md` is made from.
 """
 
 import json
