@@ -19,7 +19,7 @@ from tiny_vlms import random_image
 from trl import TrlParser
 
 from rewarddance_hf import NoAnswerError, RewardDanceScorer
-from rewarddance_hf.cli import main as cli
+from rewarddance_hf.cli.main import COMMANDS, main
 from rewarddance_hf.shapes.models import BASE_VLM
 
 
@@ -31,7 +31,7 @@ DOCUMENTS = {
     if folder != "hub_cards" or path.name == "README.md"  # the others are templates, which tests/hub renders
 }
 BLOCKS = [(name, block) for name, text in DOCUMENTS.items() for block in code_blocks(text)]
-COMMANDS = [(name, words) for name, text in DOCUMENTS.items() for words in commands(text)]
+SHELL = [(name, words) for name, text in DOCUMENTS.items() for words in commands(text)]
 # Each holds a text by which a block is known. These need a download, or run elsewhere (the Hub's snippets are run by tests/hub).
 ELSEWHERE = ["load_dataset(", "load_preferences(", "trust_remote_code"]
 SMALL = {
@@ -120,12 +120,19 @@ def test_every_document_is_read():
     """There are commands, blocks and one with its output in what is tested here."""
     assert {"README.md", ".github/CONTRIBUTING.md", "examples/README.md"} < set(DOCUMENTS)
     assert len(BLOCKS) > 5
-    assert len(COMMANDS) > 10
+    assert len(SHELL) > 10
     assert printed_blocks(DOCUMENTS["README.md"])
+
+
+USE_CPU = ["--use_cpu", "true"]  # bf16 is refused where there is no GPU
 
 
 class Parsed(Exception):  # noqa: N818
     """The arguments were taken."""
+
+
+def parsed(arguments) -> None:
+    raise Parsed
 
 
 def parse_only(monkeypatch, parser, name) -> None:
@@ -133,21 +140,23 @@ def parse_only(monkeypatch, parser, name) -> None:
     parse = getattr(parser, name)
 
     def end(*args, **kwargs):
-        parse(*args, **kwargs)
-        raise Parsed
+        parsed(parse(*args, **kwargs))
 
     monkeypatch.setattr(parser, name, end)
 
 
-@pytest.mark.parametrize(("name", "words"), COMMANDS, ids=title)
+@pytest.mark.parametrize(("name", "words"), SHELL, ids=title)
 def test_commands(name, words, monkeypatch):
     """Commands exist, and take their arguments. That they do what they should is tested with the commands and the examples."""
     monkeypatch.chdir(ROOT)
-    parse_only(monkeypatch, argparse.ArgumentParser, "parse_args")
     parse_only(monkeypatch, TrlParser, "parse_args_and_config")
     if words[0] == "rewarddance":
+        command = next(command for command in COMMANDS if command.__name__.endswith(f".{words[1]}"))
+        training = words[1] in ("train", "tune")  # their runs begin with a parser
+        if not training:
+            monkeypatch.setattr(command, "_run", parsed)
         with pytest.raises(Parsed):
-            cli(words[1:])
+            main(words[1:] + USE_CPU * training)
     elif words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert set(words[1:]) <= set(targets)
@@ -155,7 +164,8 @@ def test_commands(name, words, monkeypatch):
         start = next(i for i, word in enumerate(words) if word == "-m" or word.endswith(".py"))
         program = words[start:]
         if Path(program[0]).name.startswith("train_"):
-            program += ["--use_cpu", "true"]  # bf16 is refused where there is no GPU
+            program += USE_CPU
+        parse_only(monkeypatch, argparse.ArgumentParser, "parse_args")
         run = runpy.run_path
         if program[0] == "-m":
             program, run = program[1:], runpy.run_module
