@@ -242,7 +242,7 @@ def imagereward_db():
     }
 
 
-def open_image_preferences():
+def open_image_preferences(count=1):
     texts = ("prompt", "chosen_model", "rejected_model", "evolution", "category", "sub_category")
     row = {
         **dict.fromkeys(texts, "text"),
@@ -252,8 +252,12 @@ def open_image_preferences():
         "chosen": encoded(1),
         "rejected": encoded(0),
     }
+    more = [
+        {**row, "id": 3 + i, "prompt": f"a knight {i}", "chosen": encoded(2 * i + 1), "rejected": encoded(2 * i)}
+        for i in range(1, count)
+    ]
     types = {"id": INTEGER, **dict.fromkeys(texts, STRING), "chosen": Image(), "rejected": Image()}
-    return {"data/train-00000-of-00001.parquet": parquet([row], **types), "README.md": card(train="data/train-*")}
+    return {"data/train-00000-of-00001.parquet": parquet([row, *more], **types), "README.md": card(train="data/train-*")}
 
 
 def rapidata_700k():
@@ -403,7 +407,7 @@ def editreward_bench():
     return {"data/train-00000-of-00001.parquet": parquet(rows, **types), "README.md": card(train="data/train-*")}
 
 
-def rapidata_videos(from_images=False):
+def rapidata_videos(from_images=False, count=1):
     row = {"prompt": "a wave", "file_name1": "wan/0.mp4", "file_name2": "wan/1.mp4", "model1": "a", "model2": "b"}
     shares = {"Preference": (0.25, 0.75), "Coherence": (0.9, 0.1), "Alignment": (0.5, 0.5)}
     for dimension, values in shares.items():
@@ -417,8 +421,9 @@ def rapidata_videos(from_images=False):
             "prompt_asset": {"bytes": image(100)},
         }
         types["prompt_asset"] = {"bytes": Value("binary")}
+    more = [{**row, "prompt": f"a wave {i // 2}"} for i in range(2, 2 * count)]  # each prompt in two rows
     return {
-        "data/train-00000-of-00001.parquet": parquet([row], **types),
+        "data/train-00000-of-00001.parquet": parquet([row, *more], **types),
         "README.md": card(train="data/train-*"),
         "Videos/wan/0.mp4": video(0),
         "Videos/wan/1.mp4": video(1),

@@ -52,6 +52,7 @@ class User(NamedTuple):
 
 
 TOKENS = {"hf_owner": User("owner", ("org",)), "hf_stranger": User("stranger")}
+ACCEPTED = ("owner",)  # users who have accepted the conditions of gated repositories
 
 
 class HubError(Exception):
@@ -172,6 +173,7 @@ class Repository:
     kind: str
     id: str
     private: bool = False
+    gated: bool = False
     branches: dict[str, Commit] = field(default_factory=dict)
     tags: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
@@ -350,6 +352,7 @@ class LoopbackHub:
         files: str | os.PathLike | dict[str, bytes],
         kind: str = "model",
         private: bool = False,
+        gated: bool = False,
         revision: str = "main",
     ) -> str:
         """
@@ -364,6 +367,8 @@ class LoopbackHub:
                 `"model"`, `"dataset"` or `"space"`.
             private (`bool`, *optional*, defaults to `False`):
                 Whether a new repository is private.
+            gated (`bool`, *optional*, defaults to `False`):
+                Whether files of a new repository are for those only who have accepted its conditions: [`ACCEPTED`].
             revision (`str`, *optional*, defaults to `"main"`):
                 Branch.
 
@@ -377,7 +382,7 @@ class LoopbackHub:
         stored = {path: StoredFile(content, self._is_large(path, len(content))) for path, content in files.items()}
         with self.lock:
             self.objects.update({file.sha256: file.content for file in stored.values() if file.is_large})
-            repository = self.repositories.setdefault((kind, name), Repository(kind, name, private))
+            repository = self.repositories.setdefault((kind, name), Repository(kind, name, private, gated))
             parent = repository.at(revision)
             return repository.commit(revision, {**parent.files, **stored}, "put").sha
 
@@ -475,7 +480,8 @@ class LoopbackHub:
         )
         return to_json(
             {"_id": repository.id, "id": repository.id, "author": repository.id.split("/")[0], "sha": commit.sha}
-            | {"private": repository.private, "gated": False, "disabled": False, "lastModified": DATE}
+            | {"private": repository.private, "gated": "auto" if repository.gated else False, "disabled": False}
+            | {"lastModified": DATE}
             | {"createdAt": DATE, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings}
             | scalars
         )
@@ -638,6 +644,9 @@ class LoopbackHub:
     @route("GET HEAD", FILES + "/resolve/" + REVISION + "/(?P<path>.+)")
     def _resolve(self, request: Request, kind: str | None, name: str, revision: str, path: str) -> Response:
         repository = self._repository(request, kind, name)
+        if repository.gated and (request.user is None or request.user.name not in ACCEPTED):
+            message = f"Access to {repository.kind} {repository.id} is restricted."
+            raise HubError(401 if request.user is None else 403, message, "GatedRepo")
         commit = repository.at(revision)
         file = commit.files.get(unquote(path))
         if file is None:
