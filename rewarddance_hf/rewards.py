@@ -121,6 +121,12 @@ class AdaptedReward:
         """Whether a function judges a sample relative to a reference."""
         return any(getattr(function, "is_pairwise", False) for function in self.functions)
 
+    @property
+    def is_probability(self) -> bool:
+        """Whether it is what one function gives, which says that this is a probability."""
+        weighted = [(f, weight) for f, weight in zip(self.functions, self.weights, strict=True) if weight]
+        return len(weighted) == 1 and weighted[0][1] == 1.0 and getattr(weighted[0][0], "is_probability", False)
+
     def fingerprint(self) -> dict[str, Any]:
         """
         Weight and description of each function by its name, for files that hold scores: its own `fingerprint()`, else its

@@ -257,7 +257,10 @@ def open_image_preferences(count=1):
         for i in range(1, count)
     ]
     types = {"id": INTEGER, **dict.fromkeys(texts, STRING), "chosen": Image(), "rejected": Image()}
-    return {"data/train-00000-of-00001.parquet": parquet([row, *more], **types), "README.md": card(train="data/train-*")}
+    return {
+        "data/train-00000-of-00001.parquet": parquet([row, *more], **types),
+        "README.md": card(train="data/train-*"),
+    }
 
 
 def rapidata_700k():

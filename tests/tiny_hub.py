@@ -134,7 +134,9 @@ def flux_dev() -> diffusers.FluxPipeline:
 
 def qwen_image() -> diffusers.QwenImagePipeline:
     vocab, merges = byte_level()
-    specials = "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>".split()
+    specials = (
+        "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>".split()
+    )
     tokenizer = hf.Qwen2Tokenizer(vocab, merges, model_max_length=1024)
     tokenizer.add_special_tokens({"additional_special_tokens": specials[1:]})
     config, _ = tiny_vlms.qwen2_5_vl()

@@ -308,7 +308,10 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                     "of its own: it compares two samples. Train it with `RewardDanceTrainer`, or apply `bradley_terry_loss` to `logits`."
                 )
             outputs = self.vlm.base_model(**inputs)
-            logits = self.score(outputs.last_hidden_state[:, -1]).float()  # (batch_size, 1)
+            last = outputs.last_hidden_state[:, -1].to(
+                self.score.weight.dtype
+            )  # a head that is trained stays in float32
+            logits = self.score(last).float()  # (batch_size, 1)
             logits = logits / self.config.score_temperature
             return RewardDanceOutput(logits=logits, scores=logits[:, 0].sigmoid(), **_passed_through(outputs))
 

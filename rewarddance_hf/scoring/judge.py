@@ -24,6 +24,8 @@ ENGINES = ("auto", "features", "plain")
 class Judge:
     """Model and processor that answer questions; the base of [`RewardDanceScorer`], which documents the arguments."""
 
+    is_probability = True  # the reward, in all paradigms
+
     def __init__(
         self,
         model: RewardDanceForYesScoring,

@@ -1,6 +1,7 @@
 """Arguments that the scripts share."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import ModelConfig, ScriptArguments
 
@@ -16,6 +17,20 @@ class JudgeModelConfig(ModelConfig):
             "aliases": ["--model"],
         },
     )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Type of the weights. Defaults to that in which they were saved under an adapter, and to float32 if all of "
+            "them are trained.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    lora_r: int = field(default=32, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=64, metadata={"help": "Scale of the adapter, which is divided by its rank."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of adapted layers. Defaults to all linear layers of the language model."},
+    )
 
 
 @dataclass
@@ -26,6 +41,20 @@ class PipelineModelConfig(ModelConfig):
         default=None,
         metadata={"help": "Diffusers pipeline to tune: repository ID or folder.", "aliases": ["--pipeline"]},
     )
+    dtype: str | None = field(
+        default="auto",
+        metadata={
+            "help": "Type of the weights. 'auto' is float32 on the CPU and bfloat16 elsewhere; what is trained is float32.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    lora_r: int = field(default=32, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter, which is divided by its rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of adapted layers. Defaults to the attention of the denoiser."},
+    )
 
 
 @dataclass
@@ -35,3 +64,11 @@ class DataArguments(ScriptArguments):
     dataset_name: str | None = field(
         default=None, metadata={"help": "Dataset: repository ID or folder.", "aliases": ["--data"]}
     )
+
+
+def required(arguments: Any, name: str, example: str) -> str:
+    """Value of an argument; an error if it was not given."""
+    value = getattr(arguments, name)
+    if value is None:
+        raise ValueError(f"`{name}` is None, but is needed. Pass it, e.g. `--{name} {example}`.")
+    return value

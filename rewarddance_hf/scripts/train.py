@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl import TrlParser, get_peft_config, get_quantization_config
+from trl import get_peft_config, get_quantization_config
 
 from ..trainer.training_args import RewardDanceTrainingArguments
-from .arguments import DataArguments, JudgeModelConfig
+from .arguments import DataArguments, JudgeModelConfig, required
+from .parser import RecipeParser
 
 
 # Datasets that are made when they are asked for, and how the names of their splits begin.
@@ -91,6 +92,8 @@ def main(
         model_name = model_name or str(BASE_VLM)
         processor = judge_processor(model_name, **processor_kwargs)
     else:
+        model_name = required(model_args, "model_name_or_path", "OpenGVLab/InternVL3_5-2B-HF")
+        required(script_args, "dataset_name", "me/my-pairs")
         processor = RewardDanceProcessor.from_pretrained(
             model_name, revision=model_args.model_revision, **processor_kwargs
         )
@@ -120,5 +123,5 @@ def main(
     trainer.end()
 
 
-def make_parser(**kwargs: Any) -> TrlParser:
-    return TrlParser((RewardDanceScriptArguments, RewardDanceTrainingArguments, JudgeModelConfig), **kwargs)
+def make_parser(**kwargs: Any) -> RecipeParser:
+    return RecipeParser((RewardDanceScriptArguments, RewardDanceTrainingArguments, JudgeModelConfig), **kwargs)

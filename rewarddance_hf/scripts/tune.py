@@ -1,16 +1,20 @@
 """Tuning of a generator by a judge, told by flags or a YAML file: the body of `rewarddance tune` and `examples/train_refl.py`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl import TrlParser, get_peft_config
+from trl import get_peft_config
 
 from ..alignment.refl.arguments import ReFLTrainingArguments
-from .arguments import DataArguments, PipelineModelConfig
+from .arguments import DataArguments, PipelineModelConfig, required
+from .parser import RecipeParser
 
 
 SHAPES = "shapes"
+# What a generator, a reward or the trainer may take of a row
+COLUMNS = ("prompt", "references", "task", "criteria", "condition")
 
 
 @dataclass
@@ -66,13 +70,9 @@ def load_pipeline(model_args: PipelineModelConfig, device: Any) -> Any:
     )
 
 
-def load_judge(name: str | None, script_args: ReFLScriptArguments, device: Any) -> Any:
+def load_judge(name: str, script_args: ReFLScriptArguments, device: Any) -> Any:
     from ..scoring.scorer import RewardDanceScorer
 
-    if name is None:
-        raise ValueError(
-            "`judge` is None, but a reward is needed. Pass the path of a judge, e.g. `--judge org/my-judge`."
-        )
     settings = {}
     if script_args.judge_load_in_8bit:
         from transformers import BitsAndBytesConfig
@@ -81,7 +81,10 @@ def load_judge(name: str | None, script_args: ReFLScriptArguments, device: Any) 
     return RewardDanceScorer.from_pretrained(name, device_map=script_args.judge_device or str(device), **settings)
 
 
-def load_prompts(script_args: ReFLScriptArguments, split: str, count: int | None, seed: int = 0) -> Any:
+def load_prompts(
+    script_args: ReFLScriptArguments, split: str, count: int | None, seed: int = 0, without: Sequence[str] = ()
+) -> Any:
+    """Rows with each prompt once, as pairs of preferences often share one, and none of those `without`."""
     from datasets import Dataset, load_dataset
 
     if script_args.dataset_name == SHAPES:
@@ -92,7 +95,18 @@ def load_prompts(script_args: ReFLScriptArguments, split: str, count: int | None
     rows = load_dataset(script_args.dataset_name, script_args.dataset_config, split=split)
     if script_args.prompt_column != "prompt":
         rows = rows.rename_column(script_args.prompt_column, "prompt")
-    return rows if count is None else rows.select(range(min(count, len(rows))))
+    rows = rows.select_columns([name for name in COLUMNS if name in rows.column_names])
+    if "condition" in rows.column_names:  # a prompt may come again with another image
+        return rows.select(range(len(rows))[:count])
+    first = {prompt: index for index, prompt in reversed(list(enumerate(rows["prompt"])))}
+    others = set(without)
+    kept = sorted(index for prompt, index in first.items() if prompt not in others)
+    if not kept:
+        raise ValueError(
+            f"The split {split!r} of {script_args.dataset_name!r} has no prompt that is not in the training split too. Choose "
+            "another `--dataset_test_split`."
+        )
+    return rows.select(kept[:count])
 
 
 def add_references(
@@ -122,7 +136,9 @@ def add_references(
     )
 
 
-def make_monitor(pipeline: Any, script_args: ReFLScriptArguments, args: ReFLTrainingArguments) -> Any:
+def make_monitor(
+    pipeline: Any, script_args: ReFLScriptArguments, args: ReFLTrainingArguments, trained: Sequence[str] = ()
+) -> Any:
     """Callback that sees reward hacking, and undoes it at the end of the run."""
     from ..alignment.monitor.callback import RewardDynamicsCallback
 
@@ -132,7 +148,7 @@ def make_monitor(pipeline: Any, script_args: ReFLScriptArguments, args: ReFLTrai
             f"the prompts of {SHAPES!r}. Pass another judge."
         )
     # Where prompts are drawn, these are others than those of `eval_dataset` and of the oracle's figures.
-    rows = load_prompts(script_args, script_args.dataset_test_split, script_args.held_out_prompts, seed=1)
+    rows = load_prompts(script_args, script_args.dataset_test_split, script_args.held_out_prompts, 1, trained)
     if script_args.held_out_judge == "oracle":
         from ..shapes.alignment_demo import oracle_reward as held_out
     else:
@@ -146,15 +162,22 @@ def main(
 ) -> dict[str, float]:
     from ..alignment.refl.trainer import ReFLTrainer
 
+    required(model_args, "model_name_or_path", "stabilityai/stable-diffusion-3.5-medium")
+    required(script_args, "judge", "org/my-judge")
+    required(script_args, "dataset_name", "me/my-prompts")
     pipeline = load_pipeline(model_args, training_args.device)
     judge = load_judge(script_args.judge, script_args, training_args.device)
     train_dataset = load_prompts(script_args, script_args.dataset_train_split, script_args.num_prompts)
     train_dataset = add_references(train_dataset, pipeline, judge, script_args, training_args, "train")
-    eval_dataset = None
+    eval_dataset, trained = None, train_dataset["prompt"]
     if training_args.eval_strategy != "no":
-        eval_dataset = load_prompts(script_args, script_args.dataset_test_split, script_args.num_eval_prompts)
+        eval_dataset = load_prompts(
+            script_args, script_args.dataset_test_split, script_args.num_eval_prompts, without=trained
+        )
         eval_dataset = add_references(eval_dataset, pipeline, judge, script_args, training_args, "eval")
-    monitors = [] if script_args.held_out_judge is None else [make_monitor(pipeline, script_args, training_args)]
+    monitors = []
+    if script_args.held_out_judge is not None:
+        monitors = [make_monitor(pipeline, script_args, training_args, trained)]
     trainer = ReFLTrainer(
         pipeline=pipeline,
         reward={"judge": judge},
@@ -164,12 +187,9 @@ def main(
         callbacks=monitors,
         peft_config=get_peft_config(model_args),
     )
-    resume = {"true": True, "false": False}.get(
-        str(training_args.resume_from_checkpoint).lower(), training_args.resume_from_checkpoint
-    )
     has_oracle = script_args.dataset_name == SHAPES
     before = oracle_share(trainer, script_args.num_eval_prompts) if has_oracle else None
-    metrics = trainer.train(resume_from_checkpoint=resume).metrics
+    metrics = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
     if has_oracle:
         metrics |= {"oracle_before": before, "oracle_after": oracle_share(trainer, script_args.num_eval_prompts)}
     trainer.accelerator.print(metrics)
@@ -192,5 +212,5 @@ def oracle_share(trainer: Any, num_prompts: int) -> float:
     return float(alignment_holds(trainer.sample(prompts, output_type="pt"), prompts).mean())
 
 
-def make_parser(**kwargs: Any) -> TrlParser:
-    return TrlParser((ReFLScriptArguments, ReFLTrainingArguments, PipelineModelConfig), **kwargs)
+def make_parser(**kwargs: Any) -> RecipeParser:
+    return RecipeParser((ReFLScriptArguments, ReFLTrainingArguments, PipelineModelConfig), **kwargs)

@@ -34,6 +34,9 @@ class CommonTrainingArguments(TrainingArguments):
     Arguments whose defaults both trainers change.
 
     Parameters:
+        learning_rate (`float`, *optional*):
+            Initial learning rate for AdamW. Defaults to one for an adapter, and a lower one if all weights are trained; see
+            the class of the trainer's arguments.
         gradient_checkpointing (`bool`, *optional*, defaults to `True`):
             Whether to compute activations again in the backward pass to save memory.
         bf16 (`bool`, *optional*):
@@ -43,6 +46,7 @@ class CommonTrainingArguments(TrainingArguments):
             Leave it at `False`: the trainer picks the columns that it needs.
     """
 
+    learning_rate: float | None = None
     gradient_checkpointing: bool | None = None
     bf16: bool | None = None
     remove_unused_columns: bool = False
@@ -62,7 +66,12 @@ class CommonTrainingArguments(TrainingArguments):
 class CommonTrainer(Trainer):
     """Base of both trainers; see [`~transformers.Trainer`]."""
 
+    # Default learning rates of an adapter, and of all weights
+    learning_rates: tuple[float, float]
+
     def __init__(self, model: Any, args: TrainingArguments, eval_dataset: Any = None, **kwargs: Any) -> None:
+        if args.learning_rate is None:
+            args.learning_rate = self.learning_rates[0 if getattr(model, "peft_config", None) else 1]
         # A dispatched batch is sliced along the first dimension, which is not that of rows.
         args.accelerator_config.dispatch_batches = False
         if isinstance(eval_dataset, dict):
@@ -85,8 +94,11 @@ class CommonTrainer(Trainer):
         """
         Train. See [`~transformers.Trainer.train`].
 
-        `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
+        `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end; so does "true", as a command
+        line says it.
         """
+        if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint.lower() in ("true", "false"):
+            resume_from_checkpoint = resume_from_checkpoint.lower() == "true"
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_checkpoint(Path(self.args.output_dir)))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)

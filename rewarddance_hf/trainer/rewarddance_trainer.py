@@ -1,8 +1,10 @@
 """Trainer of judges: `transformers.Trainer` with the names and habits of TRL."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -39,7 +41,9 @@ class RewardDanceTrainer(CommonTrainer):
 
     Args:
         model (`str` or [`RewardDanceForYesScoring`]):
-            Judge or plain vision-language model to start from: repository ID, folder, or a loaded judge.
+            Judge or plain vision-language model to start from: repository ID, folder, or a loaded judge. Without a `dtype`
+            in `args.model_init_kwargs`, weights are loaded in float32 if all of them are trained, and as they were saved
+            under an adapter.
         args ([`RewardDanceTrainingArguments`], *optional*):
             Arguments of the run. Defaults to those with `output_dir="rewarddance_output"`.
         train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or `torch.utils.data.Dataset`, *optional*):
@@ -62,7 +66,8 @@ class RewardDanceTrainer(CommonTrainer):
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             Optimizer and scheduler.
         peft_config (`peft.PeftConfig`, *optional*):
-            Adapter to train in place of the whole model. Its `task_type` must be None.
+            Adapter to train in place of the whole model. Without `target_modules`, all linear layers of the language model
+            get it; the vision tower stays as it is. Its `task_type` is not used.
 
     Raises:
         `ValueError`: If a dataset is empty or lacks a column, or model, processor and arguments do not fit together.
@@ -71,18 +76,21 @@ class RewardDanceTrainer(CommonTrainer):
 
     ```python
     from datasets import load_dataset
+    from peft import LoraConfig
     from rewarddance_hf import RewardDanceTrainer, RewardDanceTrainingArguments
 
     trainer = RewardDanceTrainer(
         model="OpenGVLab/InternVL3_5-2B-HF",
         args=RewardDanceTrainingArguments(output_dir="my-judge"),
         train_dataset=load_dataset("data-is-better-together/open-image-preferences-v1-binarized", split="train"),
+        peft_config=LoraConfig(r=32, lora_alpha=64),  # leave it out to train all weights
     )
     trainer.train()
     ```
     """
 
     _tag_names = ["rewarddance", "reward-model", "visual-preference"]
+    learning_rates = (1e-4, 1e-5)
 
     def __init__(
         self,
@@ -108,6 +116,9 @@ class RewardDanceTrainer(CommonTrainer):
         source: dict[str, Any] = {}
         if isinstance(model, str):
             init_kwargs = dict(args.model_init_kwargs or {})
+            if init_kwargs.get("dtype") is None:
+                keeps_type = peft_config is not None or init_kwargs.get("quantization_config") is not None
+                init_kwargs["dtype"] = "auto" if keeps_type else torch.float32
             model = RewardDanceForYesScoring.from_pretrained(model, paradigm=args.paradigm, **init_kwargs)
             source = {name: value for name, value in init_kwargs.items() if name in SOURCE_ARGUMENTS}
         elif args.model_init_kwargs is not None:
@@ -136,6 +147,8 @@ class RewardDanceTrainer(CommonTrainer):
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
         _freeze_unused_parameters(model)
+        if peft_config is None:
+            _warn_of_low_precision(model)
         model.add_model_tags(self._tag_names)
         self.judge_config = model.config
         if peft_config is not None:
@@ -301,17 +314,39 @@ def _add_adapter(model: RewardDanceForYesScoring, peft_config: Any, args: Reward
     require_extra("train", "peft")
     from peft import get_peft_model
 
-    if peft_config.task_type is not None:
-        raise ValueError(
-            f"`peft_config.task_type` is {peft_config.task_type!r}, but must be None: a judge is no language model to PEFT. "
-            "Leave it out (in YAML: `lora_task_type: null`)."
-        )
+    # A judge is no language model to PEFT, whatever the flags of other trainers say by default.
+    peft_config = copy(peft_config)
+    peft_config.task_type = None
+    if getattr(peft_config, "target_modules", "other") is None and not getattr(peft_config, "target_parameters", None):
+        peft_config.target_modules = _language_layers(model)
     if model.config.has_scalar_head and "score" not in (peft_config.modules_to_save or []):
         peft_config.modules_to_save = [*(peft_config.modules_to_save or []), "score"]  # the head is new
     model = get_peft_model(model, peft_config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     if args.gradient_checkpointing:
         model.enable_input_require_grads()
     return model
+
+
+def _language_layers(model: RewardDanceForYesScoring) -> str:
+    """Expression for the names of all linear layers of the language model, without its head."""
+    decoder = model.vlm.get_decoder()
+    name = next((name for name, module in model.named_modules() if module is decoder), None)
+    if not name or name == model.base_model_prefix:
+        return "all-linear"
+    kinds = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    return rf"{re.escape(name)}\..*\.({'|'.join(sorted(kinds))})"
+
+
+def _warn_of_low_precision(model: RewardDanceForYesScoring) -> None:
+    low = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}
+    if low:
+        logger.warning(
+            f"All weights are trained, and they are {', '.join(map(str, low))}, in which small updates are rounded away. Load "
+            "the model with `dtype=torch.float32` (`bf16=True` still computes in bfloat16), or pass a `peft_config`."
+        )
 
 
 def _freeze_unused_parameters(model: RewardDanceForYesScoring) -> None:

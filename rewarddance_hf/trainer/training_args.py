@@ -44,8 +44,8 @@ class RewardDanceTrainingArguments(CommonTrainingArguments):
 
         > Parameters with other defaults than in [`~transformers.TrainingArguments`]; see also [`CommonTrainingArguments`]
 
-        learning_rate (`float`, *optional*, defaults to `1e-5`):
-            Initial learning rate for AdamW.
+        learning_rate (`float`, *optional*):
+            Initial learning rate for AdamW. Defaults to `1e-4` for an adapter, and to `1e-5` if all weights are trained.
         logging_steps (`float`, *optional*, defaults to `10`):
             Number of updates between two logs; below 1, a ratio of all updates.
     """
@@ -58,7 +58,6 @@ class RewardDanceTrainingArguments(CommonTrainingArguments):
     rationale: str | None = field(default=None, metadata={"choices": list(RATIONALE_FORMATS)})
     rationale_weight: float = 1.0
     answer_weight: float = 0.1
-    learning_rate: float = 1e-5
     logging_steps: float = 10
 
     def __post_init__(self) -> None:

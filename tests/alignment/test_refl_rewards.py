@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 from PIL import Image
-from tiny_refl import PROMPTS, make_trainer, tiny_wan, trained_weights
+from tiny_refl import PROMPTS, make_trainer, pixel_reward, tiny_wan, trained_weights
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceScorer, RewardDynamicsCallback
 from rewarddance_hf.rewards import as_reward
@@ -59,6 +60,24 @@ def test_a_pairwise_judge_tunes_a_generator(judges, tmp_path):
     assert all(not torch.equal(value, weights[name]) for name, value in trained_weights(trainer).items())
     for name, value in judges["pairwise"].model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_what_is_maximised_by_default(judges, tmp_path):
+    """The logarithm of one judge's reward, which was found to hack it later; any other reward as it is."""
+    for reward, wanted in ((judges["pointwise"], "log"), (pixel_reward, "none"), ([judges["pointwise"]] * 2, "none")):
+        assert make_trainer(tmp_path, reward=reward).args.reward_transform == wanted
+    args = {"reward_weights": [0.0, 1.0]}
+    assert make_trainer(tmp_path, reward=[pixel_reward, judges["pointwise"]], **args).args.reward_transform == "log"
+
+
+def test_adapter_by_default(judges, tmp_path):
+    """An adapter that names no layers gets those of the attention, and the learning rate of adapters."""
+    trainer = make_trainer(tmp_path, peft_config=LoraConfig(r=2), learning_rate=None)
+    layers = {
+        name.split(".lora_A")[0].split("attn.")[-1] for name, _ in trainer.model.named_parameters() if "lora_A" in name
+    }
+    assert layers == {"to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
+    assert trainer.args.learning_rate == 5e-5
 
 
 def test_a_pairwise_function_tunes_a_generator(tmp_path):

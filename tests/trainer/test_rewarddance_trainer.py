@@ -1,6 +1,7 @@
 """Trainer on real tiny models: what moves, what resumes, what is logged, what is refused."""
 
 import json
+import logging
 import math
 import shutil
 
@@ -333,6 +334,63 @@ def test_regressive_adapter_trains_its_new_head(vlm_folder, dataset, tmp_path):
     assert all("lora_" in name or "score" in name for name in trained)
 
 
+def test_adapter_by_default(family, vlm_folder, dataset, tmp_path):
+    """
+    An adapter that names no layers gets all linear ones of the language model: none of the vision tower, nor the head. TRL's
+    default task type, which PEFT has no use for here, is passed over; it used to be refused. The caller's object stays.
+    """
+    config = LoraConfig(r=2, task_type="CAUSAL_LM")
+    trainer = make_trainer(
+        vlm_folder(family),
+        tmp_path,
+        dataset,
+        config,
+        learning_rate=None,
+        model_init_kwargs={"dtype": torch.bfloat16},
+        gradient_checkpointing=True,
+    )
+    model = trainer.model.get_base_model()
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_modules() if name.endswith("lora_A")}
+    decoder = model.vlm.get_decoder()
+    inside = {id(module) for module in decoder.modules()}
+    assert {id(model.get_submodule(name)) for name in adapted} <= inside
+    kinds = {name.rpartition(".")[2] for name in adapted}
+    assert kinds >= {"q_proj", "v_proj", "o_proj", "down_proj"}
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in trainer.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert config.target_modules is None
+    trainer.train()
+    assert trainer.args.learning_rate == 1e-4
+    trainer.save_model()
+    loaded = RewardDanceForYesScoring.from_pretrained(tmp_path)
+    assert sum("lora_A" in name for name, _ in loaded.named_parameters()) == len(adapted)
+
+
+def test_all_weights_are_trained_in_float32(vlm_folder, dataset, tmp_path, caplog):
+    """
+    Judges that are loaded to be trained as a whole come in float32, whatever they were saved in; others are warned of. In
+    bfloat16, which used to be kept, most updates of 1e-5 are rounded away.
+    """
+    judge = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"), dtype=torch.bfloat16)
+    judge.save_pretrained(tmp_path / "judge")
+    RewardDanceProcessor.from_pretrained(vlm_folder("internvl")).save_pretrained(tmp_path / "judge")
+    trainer = make_trainer(tmp_path / "judge", tmp_path / "a", dataset, learning_rate=None)
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert trainer.args.learning_rate == 1e-5
+    with caplog.at_level("WARNING", logger="transformers"):
+        logging.getLogger("transformers").propagate = True
+        make_trainer(judge, tmp_path / "b", dataset)
+    assert "All weights are trained, and they are torch.bfloat16" in caplog.text
+
+
+def test_resume_as_a_command_line_says_it(vlm_folder, dataset, tmp_path):
+    """ "true" is no folder: it used to be looked for as one."""
+    trainer = make_trainer(vlm_folder("internvl"), tmp_path, dataset)
+    with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
+        trainer.train(resume_from_checkpoint="true")
+    trainer.train(resume_from_checkpoint="false")
+
+
 def test_streamed_rows_train_like_stored_ones(vlm_folder, dataset, tmp_path):
     """An iterable dataset gives the same weights as the same rows in a map-style one, read in order."""
     stored = make_trainer(
@@ -467,8 +525,6 @@ def test_unusable_inputs_are_refused_before_training(vlm_folder, dataset, tmp_pa
     judge = RewardDanceForYesScoring.from_pretrained(folder, paradigm="pointwise")
     with pytest.raises(ValueError, match="`args.paradigm` is 'pairwise', but the model's is 'pointwise'"):
         make_trainer(judge, tmp_path, dataset)
-    with pytest.raises(ValueError, match="`peft_config.task_type` is .*must be None"):
-        make_trainer(folder, tmp_path, dataset, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     with pytest.raises(TypeError, match="`model` is a `Linear`"):
         make_trainer(torch.nn.Linear(1, 1), tmp_path, dataset)
     with pytest.raises(ValueError, match="`rationale` is 'reasons_last'"):

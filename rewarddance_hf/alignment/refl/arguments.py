@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from ...trainer.common import CommonTrainingArguments, with_help
 
 
-REWARD_TRANSFORMS = ("none", "log", "log_odds")
+REWARD_TRANSFORMS = ("auto", "none", "log", "log_odds")
 
 
 @with_help
@@ -42,9 +42,10 @@ class ReFLTrainingArguments(CommonTrainingArguments):
             The same as ratios of the number of steps. Defaults to the last quarter if neither is given.
         num_gradient_steps (`int`, *optional*, defaults to `1`):
             Number of steps with gradient of `"draft"`.
-        vae_checkpointing (`bool`, *optional*, defaults to `False`):
-            Whether to compute the VAE's activations again in the backward pass.
-        vae_slicing (`bool`, *optional*, defaults to `False`):
+        vae_checkpointing (`bool`, *optional*, defaults to `True`):
+            Whether to compute the VAE's activations again in the backward pass, so that they are not kept beside those of
+            the reward.
+        vae_slicing (`bool`, *optional*, defaults to `True`):
             Whether to decode images one by one.
         vae_scale (`float`, *optional*, defaults to `1.0`):
             Factor by which width and height of the latents shrink before they are decoded.
@@ -54,10 +55,11 @@ class ReFLTrainingArguments(CommonTrainingArguments):
         reward_weights (`list[float]`, *optional*):
             Weight of each reward. Defaults to `1.0` for all. A reward of weight 0 is computed for the logs only and
             needs no gradient.
-        reward_transform (`str`, *optional*, defaults to `"none"`):
+        reward_transform (`str`, *optional*, defaults to `"auto"`):
             What is maximised: the reward itself (`"none"`, Eq. 2), its logarithm (`"log"`) or its log-odds
             (`"log_odds"`). The last two keep a gradient where a probability is close to 0. At a probability close to 1 the
-            log-odds still push: on shapes this led to reward hacking sooner.
+            log-odds still push: on shapes this led to reward hacking sooner. `"auto"` is `"log"` for one judge
+            ([`RewardDanceScorer`]) of weight 1, else `"none"`.
         reward_clip (`float`, *optional*):
             Reward above which a sample gives no gradient any more.
         saturation (`float`, *optional*, defaults to `0.01`):
@@ -82,8 +84,8 @@ class ReFLTrainingArguments(CommonTrainingArguments):
         > Parameters with other defaults than in [`~transformers.TrainingArguments`]; see also
         > [`~rewarddance_hf.trainer.common.CommonTrainingArguments`]
 
-        learning_rate (`float`, *optional*, defaults to `1e-4`):
-            Initial learning rate for AdamW.
+        learning_rate (`float`, *optional*):
+            Initial learning rate for AdamW. Defaults to `5e-5` for an adapter, and to `1e-5` for the whole denoiser.
         logging_steps (`float`, *optional*, defaults to `1`):
             Number of updates between two logs; below 1, a ratio of all updates.
     """
@@ -97,11 +99,11 @@ class ReFLTrainingArguments(CommonTrainingArguments):
     step_index_range: list[int] | None = None
     step_ratio_range: list[float] | None = None
     num_gradient_steps: int = 1
-    vae_checkpointing: bool = False
-    vae_slicing: bool = False
+    vae_checkpointing: bool = True
+    vae_slicing: bool = True
     vae_scale: float = 1.0
     reward_weights: list[float] | None = None
-    reward_transform: str = field(default="none", metadata={"choices": list(REWARD_TRANSFORMS)})
+    reward_transform: str = field(default="auto", metadata={"choices": list(REWARD_TRANSFORMS)})
     reward_clip: float | None = None
     saturation: float = 0.01
     beta: float = 0.0
@@ -109,7 +111,6 @@ class ReFLTrainingArguments(CommonTrainingArguments):
     ema_decay: float = 0.99
     sample_steps: int = 0
     sample_prompts: list[str] | None = None
-    learning_rate: float = 1e-4
     logging_steps: float = 1
 
     def __post_init__(self) -> None:

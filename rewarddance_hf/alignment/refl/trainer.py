@@ -25,14 +25,12 @@ from .base_trainer import DenoiserTrainer  # noqa: E402
 from .callbacks import TellCallbacks  # noqa: E402
 from .card import tuned_generator_card  # noqa: E402
 from .drawing import check_conditions, check_range, draw  # noqa: E402
+from .objective import choose_transform, objective  # noqa: E402
 from .regularizer import BaseDistance  # noqa: E402
 from .rows import DrawSampler, PromptRows, collate_rows, context_of, seed_of  # noqa: E402
 from .samples import SampleGridCallback  # noqa: E402
 from .summary import record_rewards, summarize_rewards  # noqa: E402
 from .weights import denoiser_name  # noqa: E402
-
-
-EPS = 1e-6  # probabilities are kept this far from 0 and 1 before logarithms
 
 
 class ReFLTrainer(DenoiserTrainer):
@@ -76,7 +74,7 @@ class ReFLTrainer(DenoiserTrainer):
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             Optimizer and scheduler.
         peft_config (`peft.LoraConfig`, *optional*):
-            Adapter to train in place of the whole denoiser.
+            Adapter to train in place of the whole denoiser. Without `target_modules`, the attention of the denoiser gets it.
 
     Attributes:
         last_rewards (`torch.Tensor` of shape `(samples,)`):
@@ -101,10 +99,17 @@ class ReFLTrainer(DenoiserTrainer):
 
     trainer = ReFLTrainer(
         pipeline=DiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-3.5-medium", torch_dtype=torch.bfloat16),
-        reward=RewardDanceScorer.from_pretrained("org/my-judge", device_map="cuda:0"),
-        args=ReFLTrainingArguments("my-generator", num_inference_steps=20, max_steps=200),
+        reward=RewardDanceScorer.from_pretrained("org/my-judge"),
+        args=ReFLTrainingArguments(
+            "my-generator",
+            num_inference_steps=20,
+            pipeline_kwargs={"height": 512, "width": 512},
+            max_steps=200,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=8,
+        ),
         train_dataset=references,  # rows with `prompt` and `references`
-        peft_config=LoraConfig(r=16, lora_alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"]),
+        peft_config=LoraConfig(r=32, lora_alpha=32),
     )
     trainer.train()
     trainer.save_model()
@@ -112,6 +117,7 @@ class ReFLTrainer(DenoiserTrainer):
     """
 
     _tag_names = ["rewarddance", "refl", "reward-fine-tuning"]
+    learning_rates = (5e-5, 1e-5)
 
     def __init__(
         self,
@@ -132,6 +138,7 @@ class ReFLTrainer(DenoiserTrainer):
                 "adapter on one GPU or with plain data parallelism, e.g. `accelerate launch --multi_gpu`."
             )
         self.rewards = as_reward(reward, args.reward_weights)
+        args.reward_transform = choose_transform(args.reward_transform, self.rewards)
         self.pipeline = pipeline
         self._settings = dict(args.pipeline_kwargs or {})
         for name in ("num_inference_steps", "guidance_scale"):
@@ -313,7 +320,7 @@ class ReFLTrainer(DenoiserTrainer):
         with self.gradient_callback.attach(self.pipeline), distance:
             images = self._generate(prompts, seeds, columns.get("condition"), "pt")
         values = self.rewards.by_name(images.float(), prompts, **context_of(columns))
-        loss = -_objective(values["reward"], self.args).mean()
+        loss = -objective(values["reward"], self.args).mean()
         record = record_rewards(prompts, values)
         if self.base_distance is not None:
             base_distance = self.base_distance.mean()
@@ -415,22 +422,6 @@ class ReFLTrainer(DenoiserTrainer):
                 f"`sample_steps` is {self.args.sample_steps}, but there is no prompt to sample. Pass `sample_prompts`."
             )
         return SampleGridCallback(prompts, conditions)
-
-
-def _objective(rewards: torch.Tensor, args: ReFLTrainingArguments) -> torch.Tensor:
-    """What is maximised."""
-    if args.reward_clip is not None:
-        rewards = rewards.clamp(max=args.reward_clip)
-    if args.reward_transform == "none":
-        return rewards
-    if rewards.min() < 0.0 or rewards.max() > 1.0:
-        raise ValueError(
-            f"`reward_transform` is {args.reward_transform!r}, but rewards reach from {rewards.min().item():.3g} to "
-            f"{rewards.max().item():.3g}: it requires probabilities. Set it to 'none', or scale `reward_weights`."
-        )
-    if args.reward_transform == "log":
-        return rewards.clamp(min=EPS).log()
-    return torch.logit(rewards, eps=EPS)
 
 
 def _pair(values: Any) -> tuple[Any, Any] | None:

@@ -1,5 +1,6 @@
 """Weights of a tuned denoiser on disk, in the layouts that diffusers loads."""
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ logger = logging.get_logger(__name__)
 
 
 ADAPTER_NAME = "default"
+# Of an adapter that names no layers: the attention of all denoisers of diffusers, and what some add for text
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -74,6 +77,12 @@ def _add_adapter(pipeline: Any, name: str, denoiser: Any, peft_config: Any) -> N
             f"`peft_config` was given, but `{type(pipeline).__name__}` with `{type(denoiser).__name__}` does not support LoRA "
             f"(no `{missing[0]}`). Leave `peft_config` out to train the whole denoiser, or use another pipeline."
         )
+    peft_config = copy(peft_config)
+    peft_config.task_type = None  # that of language models, whatever the flags of other trainers say by default
+    if peft_config.target_modules is None and not peft_config.target_parameters:
+        names = [name for name, _ in denoiser.named_modules()]
+        found = [layer for layer in ATTENTION if any(name.endswith(f".{layer}") for name in names)]
+        peft_config.target_modules = found or "all-linear"
     try:
         denoiser.add_adapter(peft_config, adapter_name=ADAPTER_NAME)
     except ValueError as error:  # no module of that name, or not of a kind that LoRA knows
