@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-space test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench shapes-base shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-all test-space test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -92,9 +92,18 @@ test-pipelines: $(VENV)/.installed  ## run the sweep over diffusers' pipelines (
 pipelines-table: $(VENV)/.installed  ## write the table of pipelines from outputs/pipelines/ into rewarddance_hf/alignment/README.md
 	$(BIN)/python tests/sweeps/pipelines_table.py
 
-bench: $(VENV)/.installed  ## measure side by side (writes outputs/bench.json)
+# Single measurements: `make bench ONLY=scoring/13m`. What changed since an earlier run: `make bench COMPARE=before.json`.
+BENCH = OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(if $(COMPARE),--compare $(COMPARE))
+
+$(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/pip install -q --no-compile --disable-pip-version-check sentence-transformers
-	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/run.py
+	@touch $@
+
+bench: $(VENV)/.bench  ## measure side by side with peers (writes tests/benchmarks/results/ and the tables of its README.md)
+	$(BENCH) --tables
+
+bench-full: $(VENV)/.bench  ## the same with all pairs of the larger round robins, which takes hours
+	$(BENCH) --tables --full
 
 shapes-base: $(VENV)/.installed  ## train the tiny vision-language model that the demo starts from
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.base

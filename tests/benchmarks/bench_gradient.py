@@ -1,12 +1,10 @@
-"""Memory and time of one ReFL step, and of DRaFT-K, against back-propagation through the whole sampler."""
+"""Memory and time of one ReFL step, and of DRaFT-K, against back-propagation through the whole sampler, on tiny pipelines."""
 
-import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
+from timing import interleaved
 
 
 STEPS = 10
@@ -15,7 +13,7 @@ ROUNDS = 5
 PIPELINES = {"sd": ("StableDiffusion", 64), "sd3": ("StableDiffusion3", 16), "flux": ("Flux", 32)}
 
 
-def _saved_bytes(forward: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> int:
+def saved_bytes(forward: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> int:
     """Size of what autograd keeps for the backward pass, each storage once, weights left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     sizes: dict[int, int] = {}
@@ -33,62 +31,42 @@ def _saved_bytes(forward: Callable[[], torch.Tensor], parameters: list[torch.Ten
     return total
 
 
-def run() -> dict[str, float]:
-    """
-    Measure each way of getting gradient on three tiny pipelines, side by side in this process.
-
-    Returns:
-        `dict[str, float]`: Flat keys with the mebibytes and seconds of whole-sampler back-propagation, and ratios.
-    """
+def pipeline(name: str, size: int) -> dict[str, float]:
+    """Mebibytes and seconds of whole-sampler back-propagation, and the ratios of the other ways to it."""
     from tiny_pipelines import TinyPipeline
 
     from rewarddance_hf.alignment.gradient import RewardGradientCallback
 
-    results = {}
-    for key, (name, size) in PIPELINES.items():
-        model = TinyPipeline(name)
-        weights = [weight for part in (model.denoiser, model.pipeline.vae) for weight in part.parameters()]
-        # The earliest step of the last quarter: the mean cost of a random one is a little more.
-        step = int(STEPS * 0.75)
-        ways = {
-            "full_backprop": RewardGradientCallback(method="draft", num_gradient_steps=STEPS),
-            "draft_3": RewardGradientCallback(method="draft", num_gradient_steps=3),
-            "refl_step": RewardGradientCallback(step_index_range=(step, step + 1)),
-            "refl_step_checkpointed_vae": RewardGradientCallback(
-                step_index_range=(step, step + 1), vae_checkpointing=True
-            ),
-        }
+    model = TinyPipeline(name)
+    weights = [weight for part in (model.denoiser, model.pipeline.vae) for weight in part.parameters()]
+    # The earliest step of the last quarter: the mean cost of a random one is a little more.
+    step = int(STEPS * 0.75)
+    steps = {"step_index_range": (step, step + 1)}
+    ways = {
+        "full_backprop": RewardGradientCallback(method="draft", num_gradient_steps=STEPS),
+        "draft_3": RewardGradientCallback(method="draft", num_gradient_steps=3),
+        "refl_step": RewardGradientCallback(**steps),
+        "refl_step_checkpointed_vae": RewardGradientCallback(**steps, vae_checkpointing=True),
+    }
 
-        def images(callback, model=model, size=size) -> torch.Tensor:
-            with callback.attach(model.pipeline):
-                return model(num_inference_steps=STEPS, height=size, width=size)
+    def images(callback: Any) -> torch.Tensor:
+        with callback.attach(model.pipeline):
+            return model(num_inference_steps=STEPS, height=size, width=size)
 
-        memory, seconds = {}, {way: [] for way in ways}
-        for way, callback in ways.items():
-            memory[way] = _saved_bytes(lambda callback=callback: images(callback), weights)
-        for _ in range(ROUNDS):
-            for way, callback in ways.items():
-                start = time.perf_counter()
-                images(callback).sum().backward()
-                seconds[way].append(time.perf_counter() - start)
-        medians = {way: statistics.median(values) for way, values in seconds.items()}
-        results[f"full_backprop/{key}/memory_mib"] = memory.pop("full_backprop") / 2**20
-        results[f"full_backprop/{key}/seconds"] = full_seconds = medians.pop("full_backprop")
-        for way in memory:
-            full_memory = results[f"full_backprop/{key}/memory_mib"] * 2**20
-            results[f"{way}/{key}/memory_over_full_backprop"] = memory[way] / full_memory
-            results[f"{way}/{key}/time_over_full_backprop"] = medians[way] / full_seconds
+    memory = {way: saved_bytes(lambda callback=callback: images(callback), weights) for way, callback in ways.items()}
+    _, seconds = interleaved(
+        {way: (lambda callback=callback: images(callback).sum().backward()) for way, callback in ways.items()}, ROUNDS
+    )
+    results = {
+        "full_backprop_memory_mib": memory["full_backprop"] / 2**20,
+        "full_backprop_seconds": seconds["full_backprop"],
+    }
+    for way in list(ways)[1:]:
+        results[f"{way}_memory_over_full_backprop"] = memory[way] / memory["full_backprop"]
+        results[f"{way}_time_over_full_backprop"] = seconds[way] / seconds["full_backprop"]
     return results
 
 
-def main() -> None:
-    sys.path.insert(0, str(Path(__file__).parent.parent))  # the tiny models of the tests
-    torch.set_num_threads(1)
-    results = run()
-    width = max(map(len, results))
-    for key, value in results.items():
-        sys.stdout.write(f"{key:{width}}  {value:10.3f}\n")
-
-
-if __name__ == "__main__":
-    main()
+def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
+    """One measurement for each pipeline."""
+    return {key: (lambda arguments=arguments: pipeline(*arguments)) for key, arguments in PIPELINES.items()}

@@ -11,7 +11,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -297,20 +298,20 @@ def count(name: str, *arguments: str) -> dict[str, float]:
     return results
 
 
-def run() -> dict[str, float]:
-    """
-    Count all configurations, each in a process of its own.
+def count_apart(name: str, *arguments: str) -> dict[str, float]:
+    """The same in a process of its own: the device that counts stays with its process."""
+    command = [sys.executable, __file__, name, *arguments]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {f"{part}_gib": value for part, value in json.loads(output.splitlines()[-1]).items()}
 
-    Returns:
-        `dict[str, float]`: Gibibytes by flat keys.
-    """
-    results = {}
-    for name in CONFIGS:
-        for key, arguments in {name: [], f"{name}/judge_elsewhere": ["--judge", "elsewhere"]}.items():
-            command = [sys.executable, __file__, name, *arguments]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            results |= {f"{key}/{part}_gib": value for part, value in json.loads(output.splitlines()[-1]).items()}
-    return results
+
+def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
+    """All configurations, with the judge beside the generator and on another device."""
+    return {
+        f"{name}{suffix}": partial(count_apart, name, *arguments)
+        for name in CONFIGS
+        for suffix, arguments in (("", []), ("/judge_elsewhere", ["--judge", "elsewhere"]))
+    }
 
 
 if __name__ == "__main__":

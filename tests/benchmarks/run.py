@@ -1,30 +1,116 @@
-"""Run all benchmarks, print a table and write `outputs/bench.json`. Ratios are measured side by side in one run."""
+"""
+Run all benchmarks, print what is measured, and write `results/<machine>.json`.
 
+    python tests/benchmarks/run.py [--full] [--only PART] [--compare FILE] [--output FILE] [--tables]
+
+Measured ratios that are worse than `thresholds.py` allows end the run with status 1, and so does a measurement that fails: the
+others are made all the same. `--only` takes the measurements whose names contain some text, and adds them to the file.
+"""
+
+import argparse
 import importlib
 import json
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 
 FOLDER = Path(__file__).parent
-OUTPUT = Path("outputs/bench.json")
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]  # also the tiny models of the tests
+
+import machine  # noqa: E402
+import results_table  # noqa: E402
+import thresholds  # noqa: E402
+
+
+MODULES = ("bench_scoring", "bench_gradient", "bench_training_memory", "bench_refl_memory")
+COMPARED = 0.1  # changes by less are not printed
+
+
+def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
+    """All measurements by name, each of which returns numbers by name."""
+    found = {}
+    for name in MODULES:
+        prefix = name.removeprefix("bench_")
+        for key, measure in importlib.import_module(name).measurements(is_full).items():
+            found[f"{prefix}/{key}"] = measure
+    return found
+
+
+def run(chosen: dict[str, Callable[[], dict[str, float]]], output: Path, is_new: bool) -> list[str]:
+    """Measure, print and write results after each measurement. Returns names of those that failed."""
+    known = {} if is_new or not output.exists() else json.loads(output.read_text(encoding="utf-8"))
+    kept, commits = known.get("results", {}), known.get("commits", {})
+    failed = []
+    for name, measure in chosen.items():
+        start = time.perf_counter()
+        try:
+            results = measure()
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+            continue
+        kept = {key: value for key, value in kept.items() if key.rpartition("/")[0] != name}
+        kept |= {f"{name}/{key}": value for key, value in results.items()}
+        about = machine.describe()
+        commits[name] = about["commit"]  # of measurements that are older than the rest of the file, too
+        sys.stdout.write(f"{name} ({time.perf_counter() - start:.0f} s)\n")
+        for key, value in results.items():
+            sys.stdout.write(f"    {key:32} {value:12.4g}\n")
+        sys.stdout.flush()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        content = about | {"commits": commits, "results": kept}
+        output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return failed
+
+
+def compare(old: dict[str, float], new: dict[str, float]) -> list[str]:
+    """Lines about what changed by more than a tenth, what is gone, and what is new."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        if key not in new or key not in old:
+            state = "gone" if key not in new else "new"
+            lines.append(f"{key}: {state} ({old.get(key, new.get(key)):.4g})")
+        elif abs(new[key] - old[key]) > COMPARED * abs(old[key]):
+            change = f"{new[key] / old[key]:.2f}x" if old[key] else "was 0"
+            lines.append(f"{key}: {old[key]:.4g} -> {new[key]:.4g} ({change})")
+    return lines
 
 
 def main() -> None:
-    sys.path.insert(0, str(FOLDER.parent))  # the tiny models of the tests
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="time all pairs of the larger round robins")
+    parser.add_argument("--only", default="", help="measure what has this in its name")
+    parser.add_argument("--compare", type=Path, help="file with earlier results, to print what changed")
+    parser.add_argument("--output", type=Path, help="file to write, in place of results/<machine>.json")
+    parser.add_argument("--tables", action="store_true", help="write the tables of README.md in this folder")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[str, float] = {}
-    for path in sorted(FOLDER.glob("bench_*.py")):
-        results |= importlib.import_module(path.stem).run()
-        OUTPUT.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    width = max(map(len, results))
-    for key, value in results.items():
-        sys.stdout.write(f"{key:{width}}  {value:10.3f}\n")
+    output = arguments.output or FOLDER / "results" / f"{machine.name()}.json"
+    # Read before it may be written to
+    earlier = json.loads(arguments.compare.read_text(encoding="utf-8")) if arguments.compare else None
+    chosen = {name: measure for name, measure in measurements(arguments.full).items() if arguments.only in name}
+    if not chosen:
+        parser.error(f"no measurement has {arguments.only!r} in its name, only {list(measurements())}")
+    failed = run(chosen, output, is_new=not arguments.only)
+    if arguments.tables:
+        results_table.main(output)
+    results = json.loads(output.read_text(encoding="utf-8"))["results"] if output.exists() else {}
+    results = {key: value for key, value in results.items() if key.rpartition("/")[0] in chosen}
+    if earlier is not None:
+        old = {key: value for key, value in earlier["results"].items() if key.rpartition("/")[0] in chosen}
+        sys.stdout.write(f"Against {arguments.compare} of commit {earlier['commit']}:\n")
+        sys.stdout.write(
+            "".join(f"    {line}\n" for line in compare(old, results) or ["nothing changed by more than 10 %"])
+        )
+    problems = [f"{name} failed" for name in failed] + thresholds.violations(results)
+    sys.stdout.write("".join(f"{problem}\n" for problem in problems))
+    sys.exit(1 if problems else 0)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(FOLDER))
     main()

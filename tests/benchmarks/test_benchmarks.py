@@ -1,6 +1,6 @@
 """Every benchmark still runs, at its smallest size, and what it compares is the same."""
 
-import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -8,53 +8,146 @@ import pytest
 import torch
 
 
-def load_benchmark(name: str):
-    path = Path(__file__).parent / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+FOLDER = Path(__file__).parent
 
 
-def test_scoring():
-    """A round robin of three images, and the gradient of a step, by the engine and without it."""
-    bench = load_benchmark("bench_scoring")
-    results = bench.round_robin(3, 4, "text_first", "2b", repeats=1)
+@pytest.fixture(scope="module")
+def bench():
+    """Function that imports a module of this folder, as the benchmarks import each other."""
+    import importlib
+
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.mark.parametrize("references", [None, 1])
+def test_scoring(bench, references, monkeypatch):
+    """A round robin of three images, timed on all pairs or some, against all peers that are installed."""
+    scoring = bench("bench_scoring")
+    monkeypatch.setattr(bench("peers"), "NEW_TOKENS", 2)
+    case = scoring.RoundRobin(3, 4, "text_first", "3m", references=references, peer_pairs=2, with_generation=True)
+    results = scoring.round_robin(case)
     assert results["largest_difference"] < 1e-4
-    assert results["theoretical_speedup"] > 1
     assert results["encodings_per_image"] == 1
-    gradients = [bench.reward_step(*bench._judge_for_steps("images_first", engine)) for engine in ("auto", "plain")]
+    assert all(
+        results[f"speedup_vs_{name}"] > 0 for name in ("batched", "batched_forward", "one_by_one", "generation")
+    )
+    if references is None:
+        assert results["theoretical_speedup"] > 1
+
+
+def test_distinct_pairs(bench):
+    """Pairs that share nothing get the scores of a plain batch."""
+    assert bench("bench_scoring").distinct_pairs(3, 4, "3m", repeats=1)["largest_difference"] < 1e-4
+
+
+def test_reward_steps_and_tournaments(bench):
+    """The gradient of a step is that of the full graph; a tournament asks less."""
+    scoring = bench("bench_scoring")
+    gradients = [scoring.reward_step(*scoring.judge_for_steps("images_first", engine)) for engine in ("auto", "plain")]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
-    assert bench.tournaments()["swiss_over_round_robin"] < 1
+    assert scoring.tournaments()["swiss_over_round_robin"] < 1
 
 
-def test_gradient(monkeypatch):
+def test_gradient(bench, monkeypatch):
     """Memory of a ReFL step is below that of the whole sampler."""
-    bench = load_benchmark("bench_gradient")
-    monkeypatch.setattr(bench, "PIPELINES", {"sd3": ("StableDiffusion3", 4)})
-    monkeypatch.setattr(bench, "STEPS", 4)
-    monkeypatch.setattr(bench, "ROUNDS", 1)
-    assert bench.run()["refl_step/sd3/memory_over_full_backprop"] < 1
+    gradient = bench("bench_gradient")
+    monkeypatch.setattr(gradient, "STEPS", 4)
+    monkeypatch.setattr(gradient, "ROUNDS", 1)
+    assert gradient.pipeline("StableDiffusion3", 4)["refl_step_memory_over_full_backprop"] < 1
+
+
+def test_training_memory(bench, monkeypatch):
+    """A step with labelled positions only has the loss of one with all, up to how it is averaged."""
+    training = bench("bench_training_memory")
+    monkeypatch.setattr(training, "VOCABULARY", 2000)
+    batch, model = training.batch_and_model()
+    losses = [training.step(full_logits, batch, model) for full_logits in (False, True)]
+    assert all(torch.isfinite(loss) for loss in losses)
+    assert training.step(True, batch, model) == losses[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peaks of memory from /proc")
-def test_training_memory(monkeypatch):
-    """A step with labelled positions only, and one with all."""
-    bench = load_benchmark("bench_training_memory")
-    monkeypatch.setattr(bench, "VOCABULARY", 2000)
-    lengths = []
+def test_peak_of_memory(bench):
+    """The peak of a step is measured above what there was before it (in a fresh process, when benchmarks run)."""
+    before, peaks = torch.ones(60_000_000, dtype=torch.uint8), []
 
     class Connection:
-        def send(self, result):
-            lengths.append(result[1])
+        send = peaks.append
 
-    for full_logits in (False, True):
-        bench._peak_of_step(full_logits, Connection())
-    assert len(set(lengths)) == 1
+    def allocate(measure, count):
+        measure(lambda: torch.ones(count, dtype=torch.uint8).max())
+
+    bench("timing")._send_peak(allocate, (30_000_000,), Connection)
+    assert 29.9e6 <= peaks[0] <= 40e6
+    del before
 
 
-def test_memory_of_configurations():
+def test_memory_of_configurations(bench):
     """All configurations of large generators are counted (models of full size take minutes)."""
-    bench = load_benchmark("bench_refl_memory")
-    configs = {path.stem for path in (bench.ROOT / "examples" / "configs").glob("refl_*.yaml")}
-    assert set(bench.PIPELINES) == set(bench.CONFIGS) == configs - {"refl_shapes"}
+    refl = bench("bench_refl_memory")
+    configs = {path.stem for path in (refl.ROOT / "examples" / "configs").glob("refl_*.yaml")}
+    assert set(refl.PIPELINES) == set(refl.CONFIGS) == configs - {"refl_shapes"}
+
+
+def test_results_are_kept_and_compared(bench, tmp_path, monkeypatch, capsys):
+    """Results are written with commit and versions; what got worse, failed or changed is said, and ends with status 1."""
+    run, thresholds = bench("run"), bench("thresholds")
+    values = {"part": {"ratio": 2.0, "other": 1.0}}
+
+    def broken():
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(
+        run, "measurements", lambda is_full=False: {"a/part": lambda: values["part"], "b/broken": broken}
+    )
+    monkeypatch.setattr(thresholds, "AT_LEAST", {"a/*/ratio": 1.5})
+    output, before = tmp_path / "results" / "here.json", tmp_path / "before.json"
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(output), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            run.main()
+        return end.value.code, capsys.readouterr()
+
+    status, printed = main()
+    assert status == 1
+    assert "b/broken failed" in printed.out
+    assert "no memory" in printed.err
+    written = json.loads(output.read_text())
+    assert written["results"] == {"a/part/ratio": 2.0, "a/part/other": 1.0}
+    assert written["versions"]["torch"] == torch.__version__
+    assert {"date", "cpu", "cores", "python"} <= set(written)
+    assert written["commits"] == {"a/part": written["commit"]}
+    output.rename(before)
+    values["part"] = {"ratio": 1.0, "other": 1.01}
+    status, printed = main("--only", "a/", "--compare", before)
+    assert status == 1
+    assert "a/part/ratio: 2 -> 1 (0.50x)" in printed.out
+    assert "a/part/other" not in printed.out.split("Against")[1]
+    assert "a/part/ratio is 1, but must be at least 1.5" in printed.out
+    values["part"]["ratio"] = float("nan")
+    assert main("--only", "a/")[0] == 1
+    values["part"]["ratio"] = 1.6
+    assert main("--only", "a/")[0] == 0
+
+
+def test_thresholds_name_what_is_measured(bench):
+    """Each limit is about something that is measured, or it would never be broken."""
+    from fnmatch import fnmatch
+
+    names = list(bench("run").measurements())
+    thresholds = bench("thresholds")
+    for pattern in [*thresholds.AT_LEAST, *thresholds.AT_MOST]:
+        assert any(fnmatch(name, pattern.rpartition("/")[0]) for name in names), pattern
+
+
+def test_tables_are_those_of_the_results(bench):
+    """The tables of README.md are made from a file of results, and not by hand."""
+    table = bench("results_table")
+    text = table.README.read_text(encoding="utf-8")
+    assert any(
+        table.write(json.loads(path.read_text(encoding="utf-8")), text) == text
+        for path in (FOLDER / "results").iterdir()
+    )

@@ -1,0 +1,132 @@
+"""
+Write the tables of README.md in this folder from a file of results: `python tests/benchmarks/results_table.py FILE`.
+
+Each goes between `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+README = Path(__file__).parent / "README.md"
+Results = dict[str, float]
+
+
+def groups(results: Results, prefix: str) -> dict[str, Results]:
+    """Numbers by what was measured, of those measurements whose names begin with `prefix`."""
+    found: dict[str, Results] = {}
+    for key, value in results.items():
+        name, _, what = key.rpartition("/")
+        if name.startswith(prefix):
+            found.setdefault(name.removeprefix(prefix), {})[what] = value
+    return found
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def ratio(values: Results, name: str) -> str:
+    return f"{values[name]:.1f}x" if name in values else "-"
+
+
+def where(written: dict[str, Any], part: str) -> list[str]:
+    """A line about where and with what a table was measured."""
+    versions = ", ".join(f"{name} {version}" for name, version in written["versions"].items())
+    device = written["gpu"] or f"one core of {written['cpu']}" if written["threads"] == 1 else written["cpu"]
+    commits = sorted({commit for name, commit in written["commits"].items() if name.startswith(f"{part}/")})
+    return [f"Commit {' and '.join(commits)}, {written['date']}, {device}, Python {written['python']}, {versions}."]
+
+
+def scoring(results: Results) -> list[str]:
+    peers = ("batched", "batched_forward", "cross_encoder", "one_by_one", "generation")
+    header = [
+        "judge",
+        "images",
+        "tokens each",
+        "layout",
+        "a batch",
+        "its forward alone",
+        "`CrossEncoder`",
+        "one pair at a time",
+    ]
+    header += ["a generated verdict", "in theory", "pairs/s"]
+    rows = []
+    for name, values in groups(results, "scoring/").items():
+        if "tokens_over_minimum" not in values:
+            continue
+        judge, size, layout = name.split("/")
+        cells = [judge, *size.split("x"), f"`{layout}`", *(ratio(values, f"speedup_vs_{peer}") for peer in peers)]
+        rows.append([*cells, ratio(values, "theoretical_speedup"), f"{values['questions_per_second']:.1f}"])
+    lines = table(header, rows)
+    rows = [
+        [name, ratio(values, "speedup_vs_batched"), f"{values['questions_per_second']:.1f}"]
+        for name, values in groups(results, "scoring/distinct_pairs/").items()
+    ]
+    lines += ["", *table(["distinct pairs, judge", "a batch", "pairs/s"], rows)]
+    rows = [
+        [f"`{name}`", ratio(values, "speedup_vs_full_graph"), f"{values['memory_over_full_graph']:.2f}"]
+        for name, values in groups(results, "scoring/reward_step/").items()
+    ]
+    return [*lines, "", *table(["reward step, layout", "speed over full graph", "memory over full graph"], rows)]
+
+
+def gradient(results: Results) -> list[str]:
+    rows = [
+        [
+            name,
+            *(f"{values[f'{way}_{what}_over_full_backprop']:.2f}" for way in WAYS for what in ("memory", "time")),
+        ]
+        for name, values in groups(results, "gradient/").items()
+    ]
+    return table(["pipeline", *(f"{way}, {what}" for way in WAYS for what in ("memory", "time"))], rows)
+
+
+WAYS = ("refl_step", "refl_step_checkpointed_vae", "draft_3")
+
+
+def training_memory(results: Results) -> list[str]:
+    rows = [
+        [name, f"{values['labelled_positions_gb']:.2f}", f"{values['full_logits_gb']:.2f}"]
+        for name, values in groups(results, "training_memory/").items()
+    ]
+    return table(["rows with", "GB where there are labels only", "GB with all logits"], rows)
+
+
+def refl_memory(results: Results) -> list[str]:
+    found = groups(results, "refl_memory/")
+    rows = []
+    for name, values in found.items():
+        if name.endswith("/judge_elsewhere"):
+            continue
+        weights = values["generator_weights_gib"] + values["judge_weights_gib"]
+        peaks = [weights, values["references_peak_gib"], values["update_peak_gib"]]
+        elsewhere = found.get(f"{name}/judge_elsewhere", {}).get("update_peak_gib", float("nan"))
+        rows.append([f"`{name}.yaml`", *(f"{value:.1f}" for value in [*peaks, elsewhere])])
+    return table(["configuration", "weights", "making references", "an update", "an update, judge elsewhere"], rows)
+
+
+TABLES = {"scoring": scoring, "gradient": gradient, "training_memory": training_memory, "refl_memory": refl_memory}
+
+
+def write(written: dict[str, Any], text: str) -> str:
+    """The text with all of its tables made anew."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if begin in text:
+            before, rest = text.split(begin)
+            lines = ["", *where(written, name), "", *make(written["results"]), ""]
+            text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+    return text
+
+
+def main(path: Path) -> None:
+    """Make the tables of README.md from a file of results."""
+    written = json.loads(path.read_text(encoding="utf-8"))
+    README.write_text(write(written, README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
