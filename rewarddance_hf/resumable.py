@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -55,7 +56,7 @@ def describe_weights(module: torch.nn.Module) -> str:
 
 
 def digest_of(*values: Any) -> str:
-    """Digest that tells values from others: images by their pixels, tensors by their numbers, all else by its text."""
+    """Digest that tells values from others: images by their pixels, tensors and arrays by their numbers, all else by its text."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -69,11 +70,36 @@ def digest_of(*values: Any) -> str:
                 add(part)
         elif isinstance(value, torch.Tensor):
             digest.update(f"tensor {value.dtype} {tuple(value.shape)} {value.tolist()!r} ".encode())
+        elif isinstance(value, np.ndarray):  # the text of a large one leaves numbers out
+            digest.update(f"array {value.dtype} {value.shape} ".encode() + value.tobytes())
+        elif isinstance(value, bytes):
+            digest.update(f"bytes {len(value)} ".encode() + value)
         else:
             digest.update(f"{type(value).__name__} {value!r} ".encode())
 
     add(values)
     return digest.hexdigest()[:16]
+
+
+def content_of(media: Any) -> Any:
+    """What stands for an image or a clip in a digest, wherever it is: of a file its content, and not its name."""
+    if isinstance(media, Mapping):
+        media = media.get("bytes") or media.get("path")
+    if isinstance(media, (list, tuple)):
+        return [content_of(part) for part in media]
+    if isinstance(media, (str, os.PathLike)):
+        return _readable(lambda: Path(media).read_bytes())
+    if isinstance(media, Image.Image):
+        return _readable(lambda: (media.load(), media)[1])
+    return media
+
+
+def _readable(read: Callable[[], Any]) -> Any:
+    """What is read, or None: whoever uses it will say what is wrong with it."""
+    try:
+        return read()
+    except (OSError, SyntaxError, ValueError):
+        return None
 
 
 def check_fingerprint(file: str | os.PathLike, fingerprint: Mapping[str, Any], name: str) -> None:

@@ -188,6 +188,10 @@ def test_evaluate_saved_dataset(capsys, judge, rows, tmp_path):
     assert document["metrics"] == pytest.approx(want, rel=1e-4)
     assert document["judge_fingerprint"] == RewardDanceScorer.from_pretrained(judge).fingerprint()
     assert json.loads(output.read_text()) == document
+    evaluator = RewardDanceEvaluator(datasets.load_from_disk(tmp_path / "rows").select(range(3)))
+    evaluator(lambda images, prompts: [0.0] * len(images))
+    assert document["rows_fingerprint"] == evaluator.results.rows_fingerprint
+    assert document["is_local"] is True
     code, out, _ = run(capsys, "evaluate", "--model", judge, "--dataset", tmp_path / "rows")
     assert dict(line.split() for line in out.splitlines())["num_rows"] == "4"
 
@@ -212,7 +216,8 @@ def test_evaluate_files(capsys, judge, rows, tmp_path):
         capsys, "evaluate", "--model", judge, "--dataset", "parquet", "--data-files", tmp_path / "rows.parquet", "--split",
         "train[:2]", "--json",
     )  # fmt: skip
-    assert (code, json.loads(out)["metrics"]["num_rows"]) == (0, 2)
+    document = json.loads(out)
+    assert (code, document["metrics"]["num_rows"], document["split"]) == (0, 2, "train[:2]")
 
 
 def test_evaluate_shapes(capsys, judge):

@@ -86,6 +86,12 @@ def _evaluate_rows(args: argparse.Namespace) -> None:
     document = {name: getattr(args, name) for name in ("model", "dataset", "config", "split", "limit")}
     if args.data_files:
         document["data_files"] = [os.path.basename(file) for file in args.data_files]
+    if args.dataset.startswith(SHAPES_PREFIX):
+        document["seed"] = args.seed
+    if document["split"] is None and getattr(dataset, "split", None):
+        document["split"] = str(dataset.split)  # the only one
+    document["is_local"] = bool(args.data_files) or os.path.exists(args.dataset)
+    document["rows_fingerprint"] = evaluator.results.rows_fingerprint if evaluator.results else None
     width = max(map(len, metrics))
     lines = (f"{name:{width}}  {value:.6g}" for name, value in metrics.items())
     _report(args, {**document, "judge_fingerprint": fingerprint, "metrics": metrics}, lines)

@@ -97,6 +97,8 @@ class BenchmarkRun:
     Attributes:
         results (`dict[str, dict[str, float]]`):
             Metrics of each judge: those of [`RewardDanceEvaluator`], and `accuracy_with_ties_best` where there are ties.
+        rows_fingerprint (`str`):
+            Digest of the rows, known when a judge was measured.
 
     Raises:
         `ValueError`: If there is no such benchmark, or its rows cannot be loaded.
@@ -137,6 +139,7 @@ class BenchmarkRun:
         rows = keep_images_encoded(load_source(self.source, repository, self.split, limit is not None, **options))
         self.rows = rows if limit is None else list(rows.take(limit))
         self.results: dict[str, dict[str, float]] = {}
+        self.rows_fingerprint = ""
         self._settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "show_progress": show_progress}
 
     def __call__(self, judge_name: str, judge: Any) -> dict[str, float]:
@@ -144,9 +147,11 @@ class BenchmarkRun:
         evaluator = RewardDanceEvaluator(self.rows, **self._settings)
         metrics = evaluator(judge)
         answers = evaluator.results
-        if isinstance(answers, EvaluationResults) and answers.ties.any():
-            averaged = answers.probabilities.mean(axis=1)
-            metrics["accuracy_with_ties_best"] = best_accuracy_with_ties(averaged, answers.ties)
+        if isinstance(answers, EvaluationResults):
+            self.rows_fingerprint = answers.rows_fingerprint
+            if answers.ties.any():
+                averaged = answers.probabilities.mean(axis=1)
+                metrics["accuracy_with_ties_best"] = best_accuracy_with_ties(averaged, answers.ties)
         self.results[judge_name] = metrics
         return metrics
 
@@ -197,6 +202,7 @@ class BenchmarkRun:
             "split": self.split,
             "revision": self.revision,
             "limit": self.limit,
+            "rows_fingerprint": self.rows_fingerprint,
             "ties": TIES_LEFT_OUT,
             "results": self.results,
             "published": [vars(figure) for figure in self.published],
@@ -209,6 +215,7 @@ class BenchmarkRun:
             "pairs": int(metrics["num_rows"]),
             "ties": int(metrics["num_ties"]),
             "limit": self.limit,
+            "rows": self.rows_fingerprint,
         }
         # A dimension is no configuration of the dataset: the results of several stand under one.
         dimension = self.benchmark.options.get("dimension")

@@ -15,6 +15,7 @@ from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.media_rewarddance import load_frames, load_image, open_clip
 from ..models.question_rewarddance import Question, infer_task
 from ..parallel import run_split
+from ..resumable import content_of, digest_of
 from ..rewards import NonFiniteScoreError, as_reward
 from ..scoring.judge import Judge, non_finite_error
 from ..scoring.loading import is_sharded
@@ -42,6 +43,8 @@ class EvaluationResults:
             Whether neither image is preferred in truth.
         categories (`list`):
             Category of each row, or None.
+        rows_fingerprint (`str`):
+            Digest that tells these rows from others, by all that a judge is shown of them.
     """
 
     logits: np.ndarray
@@ -49,6 +52,7 @@ class EvaluationResults:
     log_odds: np.ndarray
     ties: np.ndarray
     categories: list[str | None]
+    rows_fingerprint: str = ""
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -263,11 +267,11 @@ class RewardDanceEvaluator:
         answers: dict[int, _Answer] = {}
 
         def work(indices: Sequence[int]) -> list[_Answer]:
-            facts: dict[int, tuple[bool, str | None]] = {}
+            facts: dict[int, tuple[bool, str | None, str]] = {}
 
             def questions() -> Iterator[Question]:
                 for index, row in self._rows(indices):
-                    facts[index] = bool(row.get("tie")), row.get("category")
+                    facts[index] = bool(row.get("tie")), row.get("category"), _digest_of_row(row)
                     yield from _questions_about(row, index, is_pairwise or not isinstance(model, Judge))
 
             bar = {"desc": "Evaluating", "unit": "question", "disable": not self.show_progress}
@@ -315,6 +319,7 @@ class _Answer(NamedTuple):
     scores: tuple[float, float]
     tie: bool
     category: str | None
+    row: str  # digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,6 +332,11 @@ class _RowQuestion(Question):
     def names(self) -> tuple[str, str, str]:
         sample, reference = self.columns
         return f"{sample} of row {self.row}", f"{reference} of row {self.row}", f"condition of row {self.row}"
+
+
+def _digest_of_row(row: Mapping[str, Any]) -> str:
+    texts = [row["prompt"], row.get("task") or None, row.get("criteria"), bool(row.get("tie"))]
+    return digest_of(*texts, *(content_of(row.get(name)) for name in ("chosen", "rejected", "condition")))
 
 
 def _questions_about(row: Mapping[str, Any], index: int, with_reference: bool) -> list[Question]:
@@ -393,7 +403,8 @@ def _make_results(answers: list[_Answer], is_pairwise: bool) -> EvaluationResult
     # A pairwise judge that is asked about the rejected image should say "no".
     log_odds = logits * [1.0, -1.0] if is_pairwise else np.repeat(logits[:, :1] - logits[:, 1:], 2, axis=1)
     ties = np.array([answer.tie for answer in answers], dtype=bool)
-    return EvaluationResults(logits, scores, log_odds, ties, [answer.category for answer in answers])
+    categories, rows = [answer.category for answer in answers], digest_of([answer.row for answer in answers])
+    return EvaluationResults(logits, scores, log_odds, ties, categories, rows)
 
 
 def _yes_log_odds(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.sources import terms_of
 from ..data.sources.repository import canonical_name
+from ..trainer.model_card import LOCAL_FILES
 
 
 NON_COMMERCIAL = re.compile(r"(^|-)(nc|noncommercial|non-commercial)(-|$)", re.IGNORECASE)
@@ -49,13 +50,16 @@ def check_training_data(
             "of it: `--training-data NAME=LICENSE ...`, or `none=none` for an untrained model."
         )
     by_name = {canonical_name(data.name): data for data in declared}
-    undeclared = [data["name"] for data in recorded if canonical_name(data["name"]) not in by_name]
+    named = [data for data in recorded if data["name"] != LOCAL_FILES]
+    undeclared = [data["name"] for data in named if canonical_name(data["name"]) not in by_name]
+    if len(named) < len(recorded) and by_name.keys() <= {canonical_name(data["name"]) for data in named}:
+        undeclared.append(LOCAL_FILES)  # under a name that only their owner knows
     if undeclared:
         raise ValueError(
             f"`training_data` lacks {undeclared}, which the trainer recorded in the checkpoint's card. Declare them with their "
             "licenses."
         )
-    for entry in recorded:
+    for entry in named:
         found = by_name[canonical_name(entry["name"])]
         if NON_COMMERCIAL.search(entry.get("license") or "") and not found.is_non_commercial:
             raise ValueError(

@@ -16,7 +16,10 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Measurement:
-    """Metrics of [`~rewarddance_hf.RewardDanceEvaluator`] on one split; `judge` is the fingerprint of the judge, if known."""
+    """
+    Metrics of [`~rewarddance_hf.RewardDanceEvaluator`] on one split; `judge` and `rows` are the fingerprints of the judge and of
+    the rows, if known.
+    """
 
     dataset: str
     split: str
@@ -24,6 +27,7 @@ class Measurement:
     config: str | None = None
     dimension: str | None = None
     judge: Mapping[str, Any] | None = None
+    rows: str | None = None
 
     def __post_init__(self) -> None:
         missing = {"accuracy", "accuracy_low", "accuracy_high", "accuracy_with_ties", "num_rows", "num_ties"} - set(
@@ -35,9 +39,14 @@ class Measurement:
                 "number is published without. Write it with `rewarddance evaluate --split ... --output results.json`."
             )
 
+    @property
+    def name(self) -> str:
+        """Dataset and split, for messages."""
+        return f"{self.dataset!r}, split {self.split!r}"
+
     def check_judge(self, fingerprint: Mapping[str, Any]) -> None:
         """Raise a `ValueError` if another judge was measured. Results without a fingerprint cannot be checked."""
-        name = f"{self.dataset!r}, split {self.split!r}"
+        name = self.name
         if self.judge is None:
             logger.warning(
                 f"The results on {name} do not tell which judge was measured: make sure that it is this one."
@@ -64,20 +73,42 @@ def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
             ) from error
         if dataset.startswith("shapes:"):
             dataset, split = "shapes", split or dataset.removeprefix("shapes:")
+            split += f", seed {document['seed']}" if document.get("seed") else ""
         else:
-            dataset = _public_name(dataset, document.get("data_files"))
+            dataset = _public_name(dataset, document)
             if split and document.get("limit"):
                 split = f"{split}[:{document['limit']}]"
-        details = (document.get(name) for name in ("config", "dimension", "judge_fingerprint"))
+        details = (document.get(name) for name in ("config", "dimension", "judge_fingerprint", "rows_fingerprint"))
         measurements.append(Measurement(dataset, split or "", metrics, *details))
+    _check_each_once(measurements)
     return measurements
 
 
-def _public_name(dataset: str, data_files: list[str] | None) -> str:
+def _check_each_once(measurements: list[Measurement]) -> None:
+    """Figures of one name would be taken for figures of the same rows."""
+    known: dict[tuple[str | None, ...], Measurement] = {}
+    for measurement in measurements:
+        name = measurement.name
+        if measurement.rows is None:
+            logger.warning(
+                f"The results on {name} do not tell which rows were measured: make sure that they are what they are called."
+            )
+        key = (measurement.dataset, measurement.config, measurement.dimension, measurement.split)
+        other = known.setdefault(key, measurement)
+        if other is not measurement:
+            rows = "the same rows" if other.rows == measurement.rows else "different rows"
+            raise ValueError(
+                f"Two results are on {name}, measured on {rows}, but a card names each once. Leave one out, or name them apart "
+                "with `--split` or `--config`."
+            )
+
+
+def _public_name(dataset: str, document: Mapping[str, Any]) -> str:
     """Files of this machine by their names: where they lie means nothing to others."""
-    if data_files:
-        return f"{', '.join(Path(file).name for file in data_files)} (not public)"
-    return f"{Path(dataset).name} (not public)" if os.path.isabs(dataset) or Path(dataset).exists() else dataset
+    if document.get("data_files"):
+        return f"{', '.join(Path(file).name for file in document['data_files'])} (not public)"
+    is_local = document.get("is_local", os.path.isabs(dataset) or Path(dataset).exists())
+    return f"{Path(dataset).name} (not public)" if is_local else dataset
 
 
 def model_index(measurement: Measurement) -> list[EvalResult]:
@@ -101,6 +132,7 @@ def model_index(measurement: Measurement) -> list[EvalResult]:
             metric_type=key.removesuffix("_with_ties"),
             metric_name=f"{measurement.dimension}: {name}" if measurement.dimension else name,
             metric_value=round(measurement.metrics[key], 4),
+            metric_args={"rows": measurement.rows} if measurement.rows else None,
         )
         for key, name in names.items()
         if key in measurement.metrics
@@ -123,7 +155,8 @@ def table_rows(measurement: Measurement) -> list[dict[str, str]]:
             "order_consistency": shown("order_consistency", ".1f", 100),
             "ece": shown("ece", ".3f"),
             "brier": shown("brier", ".3f"),
-            "pairs": f"{int(metrics['num_rows'])}",
+            "pairs": f"{int(metrics['num_rows']) - num_ties}",
+            "rows": measurement.rows or "unknown",
         }
     ]
     if num_ties:
@@ -132,7 +165,8 @@ def table_rows(measurement: Measurement) -> list[dict[str, str]]:
                 "ties": "counted",
                 "accuracy": shown("accuracy_with_ties", ".1f", 100),
                 **dict.fromkeys(("interval", "order_consistency", "ece", "brier"), "-"),
-                "pairs": f"{int(metrics['num_rows']) + num_ties}",
+                "pairs": f"{int(metrics['num_rows'])}",
+                "rows": measurement.rows or "unknown",
             }
         )
     details = [detail for detail in (measurement.config, measurement.dimension) if detail]

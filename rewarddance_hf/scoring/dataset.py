@@ -6,18 +6,18 @@ from functools import cache
 from typing import Any
 
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..models.question_rewarddance import Example, Question
-from ..resumable import RowFile, digest_of
+from ..resumable import RowFile, content_of, digest_of
 from ..rewards import NonFiniteScoreError
 from .judge import Judge, non_finite_error
 from .loading import is_sharded
 from .questions import Examples
 
 
-COLUMNS = ("image", "prompt", "reference", "condition", "task", "criteria")
+MEDIA = ("image", "reference", "condition")
+COLUMNS = (*MEDIA, "prompt", "task", "criteria")
 
 
 def score_into_file(
@@ -104,29 +104,34 @@ class RowScoring:
 
 def _describe_rows(rows: Any) -> str:
     """Digest of the texts and paths of all rows, and of the images of 16 of them."""
-    described = {len(rows) * i // 16 for i in range(16)}
+    count = min(16, len(rows))
+    looked_at = [len(rows) * i // count for i in range(count)]
     parts: list[str] = [str(len(rows))]
     if hasattr(rows, "select_columns"):  # a dataset, of which not all images are to be decoded
         texts = [name for name in COLUMNS if getattr(rows.features.get(name), "dtype", None) == "string"]
         parts += [digest_of(row) for row in (rows.select_columns(texts) if texts else ())]
-        rows = [rows[i] for i in sorted(described)]
-    for i, row in enumerate(rows):
-        parts.append(digest_of({name: _describe(row.get(name), i in described) for name in COLUMNS}))
+        parts += [_digest_of_media(rows[i]) for i in looked_at]
+    else:
+        for i, row in enumerate(rows):
+            parts.append(digest_of({name: _describe(row.get(name)) for name in COLUMNS}))
+            if i in looked_at:
+                parts.append(_digest_of_media(row))
     return digest_of(*parts)
 
 
-def _describe(value: Any, by_pixels: bool) -> Any:
-    """What stands for a value in a digest: the same in every process."""
+def _digest_of_media(row: Mapping[str, Any]) -> str:
+    return digest_of([content_of(row.get(name)) for name in MEDIA])
+
+
+def _describe(value: Any) -> Any:
+    """What stands for a value in a digest, but for its pixels: the same in every process."""
     if isinstance(value, (list, tuple)):
-        return [_describe(part, by_pixels) for part in value]
+        return [_describe(part) for part in value]
     if isinstance(value, Mapping):
-        return {name: _describe(part, by_pixels) for name, part in value.items()}
+        return {name: _describe(part) for name, part in value.items()}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    has_pixels = isinstance(value, (Image.Image, torch.Tensor, bytes))
-    if (has_pixels and by_pixels) or value is None or isinstance(value, (str, int, float)):
-        return value
-    return type(value).__name__
+    return value if value is None or isinstance(value, (str, int, float)) else type(value).__name__
 
 
 def _digest_of_example(example: Example) -> str:

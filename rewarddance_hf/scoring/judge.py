@@ -77,13 +77,15 @@ class Judge:
         Tell this judge from others, for files that hold its scores.
 
         Returns:
-            `dict[str, Any]`: Digests of weights and of the processor's settings, paradigm, normalization and temperature.
+            `dict[str, Any]`: Digests of weights and of the processor's settings (criteria and layout among them), paradigm, normalization,
+            temperature and type of the weights.
         """
         config = self.model.config
         settings = {name: getattr(config, name) for name in ("paradigm", "score_normalization", "score_temperature")}
         return {
             "class": "RewardDanceScorer",
             **settings,
+            "dtype": str(self.model.dtype),
             "weights": describe_weights(self.model),
             "processor": digest_of(self.processor.to_dict(), self.processor.chat_template),
         }

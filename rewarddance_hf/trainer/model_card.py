@@ -16,6 +16,9 @@ from .training_args import RewardDanceTrainingArguments
 
 # Key of the card's metadata under which a release finds what the trainer knows.
 FACTS_KEY = "rewarddance_training"
+# What a dataset is called that was made of files: by their format.
+FORMATS = ("arrow", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset")
+LOCAL_FILES = "local files"
 DATASET_URL = "https://huggingface.co/datasets/"
 
 
@@ -65,7 +68,7 @@ def training_card(
 
 
 def recorded_data(dataset: Any) -> list[dict[str, str]]:
-    """Read where training rows are from, as far as they know it themselves."""
+    """Read where training rows are from, as far as they know it themselves. Files do not know their names."""
     if isinstance(dataset, ConcatDataset):
         return [source for part in dataset.datasets for source in recorded_data(part)]
     if isinstance(dataset, PreferenceRows | Subset):
@@ -74,6 +77,7 @@ def recorded_data(dataset: Any) -> list[dict[str, str]]:
     homepage = getattr(info, "homepage", None) or ""
     name = homepage.removeprefix(DATASET_URL).strip("/") if homepage.startswith(DATASET_URL) else ""
     name = name or getattr(info, "dataset_name", None) or ""
+    name = LOCAL_FILES if name in FORMATS else name
     return [{"name": name, "license": getattr(info, "license", None) or "unknown"}] if name else []
 
 

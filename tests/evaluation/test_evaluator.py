@@ -122,6 +122,34 @@ def test_results_of_rows_stay(scorers):
     assert results.categories == ["even" if i % 2 == 0 else "odd" for i in range(NUM_ROWS)]
 
 
+def test_rows_are_told_from_others(tmp_path):
+    """The fingerprint of rows is that of what is shown, wherever it lies: other texts, images, orders and ties have others."""
+
+    def fingerprint(rows):
+        evaluator = RewardDanceEvaluator(rows)
+        evaluator(lambda images, prompts: range(len(images)))
+        return evaluator.results.rows_fingerprint
+
+    rows = make_rows()[:3]
+    for i, row in enumerate(rows):
+        for name in ("chosen", "rejected"):
+            row[name].save(tmp_path / f"{i}-{name}.png")
+            row[name] = str(tmp_path / f"{i}-{name}.png")
+    want = fingerprint(rows)
+    encoded = [{**row, "chosen": {"bytes": Path(row["chosen"]).read_bytes(), "path": "elsewhere.png"}} for row in rows]
+    assert fingerprint([{**row, "category": "another", "number": 1} for row in encoded]) == want
+    other = [
+        rows[::-1],
+        rows[:2],
+        [{**rows[0], "chosen": rows[0]["rejected"]}, *rows[1:]],
+        [{**rows[0], "condition": rows[0]["chosen"]}, *rows[1:]],
+        [*rows[:2], {**rows[2], "tie": not rows[2].get("tie")}],
+        *([*rows[:2], {**rows[2], name: "another"}] for name in ("prompt", "criteria")),
+        [*rows[:2], {**rows[2], "task": "image-to-video"}],
+    ]
+    assert len({want, *map(fingerprint, other)}) == len(other) + 1
+
+
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_exchanged_labels_mirror_the_accuracy(scorers, paradigm):
     """With chosen and rejected exchanged the accuracy is one minus it: no order is favored."""

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
@@ -15,6 +16,7 @@ from rewarddance_hf.hub import cards
 from rewarddance_hf.hub.licenses import TrainingData, check_training_data, model_license
 from rewarddance_hf.hub.measurements import Measurement, model_index, read_measurements
 from rewarddance_hf.hub.spaces import build_metric
+from rewarddance_hf.trainer.model_card import recorded_data
 
 
 METRICS = Path(cards.__file__).parents[1] / "evaluation" / "metrics"
@@ -38,7 +40,7 @@ FACTS = cards.ModelFacts(
     license="apache-2.0",
     base_model="OpenGVLab/InternVL3_5-1B-HF",
     training_data=[TrainingData("ymhao/HPDv2", "apache-2.0")],
-    measurements=[Measurement("org/pairs", "test", NUMBERS, "image")],
+    measurements=[Measurement("org/pairs", "test", NUMBERS, "image", rows="0a1b")],
     training={
         "steps": 700,
         "batch_size": 48,
@@ -57,10 +59,13 @@ def test_every_number_has_its_split_and_tie_rule():
     assert results["accuracy, ties left out, both orders"].metric_value == 0.7123
     assert results["accuracy, ties counted (within 0.05 of one half)"].metric_value == 0.65
     for result in results.values():
+        assert result.metric_args == {"rows": "0a1b"}
         assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("org/pairs", "image", "test")
         assert "ties" in result.metric_name
-    assert "| org/pairs (image) | test | left out | 71.2 | 69.0 to 73.0 | 90.0 | 0.050 | 0.200 | 100 |" in card.text
-    assert "| org/pairs (image) | test | counted | 65.0 | - | - | - | - | 120 |" in card.text
+    assert (
+        "| org/pairs (image) | test | left out | 71.2 | 69.0 to 73.0 | 90.0 | 0.050 | 0.200 | 80 | 0a1b |" in card.text
+    )
+    assert "| org/pairs (image) | test | counted | 65.0 | - | - | - | - | 100 | 0a1b |" in card.text
 
 
 def test_a_card_says_what_is_known():
@@ -168,6 +173,18 @@ def test_results_files(tmp_path):
     for document in (local, {"dataset": "/home/me/pairs.parquet", "split": "train", "metrics": NUMBERS}):
         good.write_text(json.dumps(document))
         assert read_measurements([good])[0].dataset == "pairs.parquet (not public)"
+    # Where it was measured it was a folder, and not a repository of that name.
+    good.write_text(json.dumps({"dataset": "data/pairs", "is_local": True, "split": "train", "metrics": NUMBERS}))
+    assert read_measurements([good])[0].dataset == "pairs (not public)"
+    drawn = {"dataset": "shapes:ood", "split": None, "seed": 3, "rows_fingerprint": "0a1b", "metrics": NUMBERS}
+    good.write_text(json.dumps(drawn))
+    (measurement,) = read_measurements([good])
+    assert (measurement.split, measurement.rows) == ("ood, seed 3", "0a1b")
+    bad.write_text(json.dumps({**drawn, "rows_fingerprint": "ffff"}))
+    with pytest.raises(
+        ValueError, match="Two results are on 'shapes', split 'ood, seed 3', measured on different rows"
+    ):
+        read_measurements([good, bad])
     bad.write_text(json.dumps({"dataset": "a/b", "split": None, "metrics": NUMBERS}))
     with pytest.raises(ValueError, match="lacks dataset or split, but no number is published without"):
         read_measurements([bad])
@@ -214,6 +231,17 @@ class TestLicenses:
             check_training_data([TrainingData("shapes", "apache-2.0")], recorded)
         with pytest.raises(ValueError, match="declared as 'mit', but the trainer recorded 'cc-by-nc-2.0'"):
             check_training_data([TrainingData("me/x", "mit")], [{"name": "me/x", "license": "cc-by-nc-2.0"}])
+
+    def test_local_files_are_declared_by_a_name_of_their_own(self, tmp_path):
+        """`load_dataset("json", data_files=...)` calls its rows "json": they are recorded as local files, and declared as what they are."""
+        (tmp_path / "pairs.jsonl").write_text('{"prompt": "a"}\n')
+        rows = datasets.load_dataset("json", data_files=str(tmp_path / "pairs.jsonl"), split="train")
+        recorded = [*recorded_data(rows), {"name": "ymhao/HPDv2", "license": "apache-2.0"}]
+        assert recorded[0]["name"] == "local files"
+        public = TrainingData("ymhao/HPDv2", "apache-2.0")
+        with pytest.raises(ValueError, match=r"lacks \['local files'\], which the trainer recorded"):
+            check_training_data([public], recorded)
+        assert check_training_data([public, TrainingData("drawings of mine", "mit")], recorded) == []
 
     def test_nothing_may_be_left_unsaid(self):
         """No declaration, an unknown license and a malformed one are refused."""

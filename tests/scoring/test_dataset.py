@@ -3,6 +3,7 @@
 import json
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from tiny_vlms import random_image
@@ -184,6 +185,31 @@ def test_file_of_another_judge_or_other_rows_is_refused(scorer, vlm_folder, tmp_
     with pytest.raises(ValueError, match=r"\['weights'\] were others"):
         again.score_dataset(ROWS[:3], path, show_progress=False, examples=EXAMPLES)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("form", ["dataset", "arrays", "files"])
+def test_another_image_in_the_same_place_is_refused(scorer, tmp_path, form):
+    """Of more than 16 rows not all images are looked at, but 16 of them in whatever form they are."""
+
+    def rows(changed):
+        images = [random_image(i + changed * (i == 5), 28, 28) for i in range(20)]
+        if form == "files":
+            for i, image in enumerate(images):
+                image.save(tmp_path / f"{i}.png")
+            images = [str(tmp_path / f"{i}.png") for i in range(20)]
+        if form == "arrays":
+            images = [np.asarray(image) for image in images]
+        if form == "dataset":
+            features = datasets.Features({"image": datasets.Image(), "reference": datasets.Image()})
+            columns = {"image": images, "reference": images}
+            return datasets.Dataset.from_dict(columns, features).add_column("prompt", ["a"] * 20)
+        return [{"image": image, "prompt": "a", "reference": image} for image in images]
+
+    path = tmp_path / "scores.jsonl"
+    assert scorer.score_dataset(rows(changed=0), path, show_progress=False) == 20
+    assert scorer.score_dataset(rows(changed=0), path, show_progress=False) == 0
+    with pytest.raises(ValueError, match=r"\['rows'\] were others"):
+        scorer.score_dataset(rows(changed=1), path, show_progress=False)
 
 
 def test_rows_of_a_dataset(scorer, scores, tmp_path):
