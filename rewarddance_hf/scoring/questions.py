@@ -26,10 +26,28 @@ def make_questions(
     reasons_first: bool = False,
 ) -> list[Question]:
     """One question for each sample. Arguments and errors are those of [`RewardDanceScorer.score`]."""
+    columns = make_columns(judge.model.config.paradigm, images, prompts, references, conditions, task, criteria)
+    shown = judge.processor.read_examples(examples, columns["task"], judge.is_pairwise)
+    return [
+        Question(sample, prompt, reference, condition, kind, text, shown, reasons_first, i)
+        for i, (sample, prompt, reference, condition, kind, text) in enumerate(zip(*columns.values(), strict=True))
+    ]
+
+
+def make_columns(
+    paradigm: str,
+    images: Any,
+    prompts: str | Sequence[str],
+    references: Any,
+    conditions: Sequence[Any] | None,
+    task: str | Sequence[str | None] | None,
+    criteria: str | Sequence[str | None] | None,
+) -> dict[str, list[Any]]:
+    """The same arguments with an entry for each sample, by name; those that a judge of this paradigm cannot use are refused."""
     samples = as_list(images, "images")
     if not samples:
         raise ValueError("`images` is empty, but must hold at least one sample.")
-    is_pairwise = judge.is_pairwise
+    is_pairwise = paradigm == "pairwise"
     if is_pairwise and references is None:
         raise ValueError(
             "`references` is None, but the judge is pairwise: its reward is relative to another sample of the same "
@@ -37,7 +55,7 @@ def make_questions(
         )
     if not is_pairwise and references is not None:
         raise ValueError(
-            f"`references` was given, but the judge is {judge.model.config.paradigm} and looks at one sample only. Leave "
+            f"`references` was given, but the judge is {paradigm} and looks at one sample only. Leave "
             "`references` out, or load a pairwise judge."
         )
     given: dict[str, Any] = {
@@ -53,12 +71,7 @@ def make_questions(
         raise ValueError(
             f"`references[{missing[0]}]` is None, but a pairwise judge needs a reference for every image."
         )
-    shown = judge.processor.read_examples(examples, columns["task"], is_pairwise)
-    rows = enumerate(zip(samples, *columns.values(), strict=True))
-    return [
-        Question(sample, prompt, reference, condition, kind, text, shown, reasons_first, i)
-        for i, (sample, prompt, reference, condition, kind, text) in rows
-    ]
+    return {"images": samples, **columns}
 
 
 def by_dimension(processor: RewardDanceProcessor, question: Question, dimensions: Sequence[str]) -> list[Question]:

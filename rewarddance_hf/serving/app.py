@@ -1,0 +1,302 @@
+"""The web application around a judge: who may ask, what is taken in, and how each request ends."""
+
+import asyncio
+import hmac
+import math
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
+
+from .. import __version__
+from ..resumable import digest_of
+from ..scoring.scorer import RewardDanceScorer
+from . import flow_factory
+from .answers import write_answer, write_json
+from .batching import Batcher, Job
+from .errors import Refusal, describe_error
+from .limits import Memory, ServerLimits
+from .observing import Metrics, log, log_failure
+from .protocol import (
+    JSON,
+    JUDGE_HEADER,
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    SAFETENSORS,
+    check_version,
+    unpack,
+    unpack_json,
+)
+from .requests import Asked, RequestReader
+
+
+CLIENT_IS_GONE = 499  # a status that nobody receives, for logs and metrics
+DISCARD_SECONDS = 5.0  # in which the body of a refused request may arrive, so that its client reads why
+
+
+class JudgeApp:
+    """
+    A judge behind HTTP.
+
+    Args:
+        scorer ([`RewardDanceScorer`]):
+            Judge. It belongs to the server from now on.
+        name (`str`):
+            Name of the judge, for clients.
+        token (`str`, *optional*):
+            Token that requests must bear. Without it everyone may ask.
+        limits ([`ServerLimits`], *optional*):
+            Bounds.
+        merge_requests (`bool`, *optional*, defaults to `True`):
+            Whether requests that wait are answered together.
+        log_prompts (`bool`, *optional*, defaults to `False`):
+            Whether logs may hold prompts.
+        num_workers (`int`, *optional*, defaults to `4`):
+            Threads that read and decode requests.
+    """
+
+    def __init__(
+        self,
+        scorer: RewardDanceScorer,
+        name: str,
+        token: str | None = None,
+        limits: ServerLimits | None = None,
+        merge_requests: bool = True,
+        log_prompts: bool = False,
+        num_workers: int = 4,
+    ) -> None:
+        self.scorer = scorer
+        self.name = name
+        self.token = token
+        self.limits = limits or ServerLimits()
+        self.log_prompts = log_prompts
+        self.metrics = Metrics()
+        self.memory = Memory(self.limits.max_memory_bytes)
+        self.metrics.memory.set_function(lambda: self.memory.used)
+        self.fingerprint = scorer.fingerprint()
+        self.digest = digest_of(self.fingerprint)
+        self.reader = RequestReader(scorer, self.limits)
+        self.batcher = Batcher(
+            scorer, max_waiting=self.limits.max_waiting, merge=merge_requests, on_batch=self.metrics.on_batch
+        )
+        self.metrics.waiting.set_function(lambda: self.batcher.waiting)
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="rewarddance-reader")
+
+    def describe(self) -> dict[str, Any]:
+        """What clients are told of the judge."""
+        config, processor = self.scorer.model.config, self.scorer.processor
+        return {
+            "model": self.name,
+            "revision": getattr(config, "_commit_hash", None),
+            "version": __version__,
+            "fingerprint": self.fingerprint,
+            "judge": self.digest,
+            "paradigm": config.paradigm,
+            "score_normalization": config.score_normalization,
+            "score_temperature": config.score_temperature,
+            "criteria": processor.criteria,
+            "dimensions": processor.dimensions,
+            "limits": asdict(self.limits),
+        }
+
+    def make(self) -> FastAPI:
+        """The application."""
+
+        @asynccontextmanager
+        async def lifespan(app: FastAPI) -> Any:
+            yield
+            await asyncio.get_running_loop().run_in_executor(None, self.batcher.close)
+            self._threads.shutdown()
+
+        app = FastAPI(title="rewarddance", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+
+        async def health(request: Request) -> Response:
+            return Response(write_json({"status": "ok"}), media_type=JSON)
+
+        async def model(request: Request) -> Response:
+            return Response(write_json(self.describe()), media_type=JSON)
+
+        async def metrics(request: Request) -> Response:
+            return Response(self.metrics.write(), media_type="text/plain; version=0.0.4")
+
+        app.add_api_route("/health", health)
+        app.add_api_route("/v1/model", self._guarded("model", model))
+        app.add_api_route("/metrics", self._guarded("metrics", metrics))
+        for path in ("score", "gradient", "compare", "rank"):
+            app.add_api_route(f"/{path}", self._guarded(path, self._answering(path)), methods=["POST"])
+        app.add_api_route("/compute", self._guarded("compute", self._compute), methods=["POST"])
+        return app
+
+    def _guarded(self, path: str, handle: Callable[[Request], Awaitable[Response]]) -> Callable:
+        """A handler that only those reach who may, and whose errors are answers."""
+
+        async def guarded(request: Request) -> Response:
+            start = time.monotonic()
+            facts = request.state.facts = {"path": f"/{path}", "client": request.client.host if request.client else None}
+            try:
+                self._check_token(request)
+                response = await handle(request)
+            except ClientDisconnect:
+                response = Response(status_code=CLIENT_IS_GONE)
+            except Exception as error:
+                response = self._refuse(error, facts)
+                if isinstance(error, Refusal):
+                    await self._discard_body(request)
+            seconds = time.monotonic() - start
+            self.metrics.requests.labels(path, response.status_code).inc()
+            self.metrics.seconds.labels(path).observe(seconds)
+            if request.method == "POST" or response.status_code != 200:
+                log("request", status=response.status_code, seconds=round(seconds, 4), **facts)
+            response.headers[PROTOCOL_HEADER] = str(PROTOCOL)
+            response.headers[JUDGE_HEADER] = self.digest
+            return response
+
+        return guarded
+
+    def _check_token(self, request: Request) -> None:
+        given = request.headers.get("authorization", "").encode()
+        if self.token is not None and not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+            raise Refusal(401, "TokenError", "The token is missing or wrong. Send `Authorization: Bearer TOKEN`.")
+
+    def _refuse(self, error: Exception, facts: dict[str, Any]) -> Response:
+        status, description = describe_error(error)
+        facts["error"] = description["type"]
+        if status == 500:
+            log_failure(error, path=facts["path"])
+        headers = {}
+        if isinstance(error, Refusal) and error.retry_after is not None:
+            headers["Retry-After"] = str(math.ceil(error.retry_after))
+            description["retry_after"] = error.retry_after
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return Response(write_json({"error": description}), status, headers, JSON)
+
+    async def _discard_body(self, request: Request) -> None:
+        """Let the body of a refused request arrive without keeping it: who is cut off while sending reads no answer."""
+
+        async def discard() -> None:
+            count = 0
+            async for chunk in request.stream():
+                count += len(chunk)
+                if count > self.limits.max_body_bytes:
+                    return
+
+        try:
+            await asyncio.wait_for(discard(), DISCARD_SECONDS)
+        except (asyncio.TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: it has been read already
+            pass
+
+    def _answering(self, path: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answering(request: Request) -> Response:
+            wanted = request.headers.get(JUDGE_HEADER)
+            if wanted not in (None, self.digest):
+                raise Refusal(
+                    409,
+                    "JudgeChangedError",
+                    f"The judge here is {self.name!r} with the fingerprint {self.digest}, but {wanted} was expected. It was "
+                    "exchanged: start anew with this judge, or ask where the former one is.",
+                )
+            content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if content_type not in (JSON, SAFETENSORS) or (path == "gradient" and content_type == JSON):
+                raise Refusal(
+                    415, "ProtocolError", f"The body of `/{path}` is {content_type!r}, but must be {SAFETENSORS}"
+                    f"{'' if path == 'gradient' else f' or {JSON}'}."
+                )
+
+            def read(body: bytes) -> Asked:
+                header, tensors = unpack(body) if content_type == SAFETENSORS else (unpack_json(body), {})
+                check_version(header)
+                return self.reader.read(path, header, tensors)
+
+            def write(answer: Any) -> bytes:
+                return write_answer(answer, content_type)
+
+            return Response(await self._answer(request, read, write), media_type=content_type)
+
+        return answering
+
+    async def _compute(self, request: Request) -> Response:
+        """What Flow-Factory's reward servers answer."""
+
+        def read(body: bytes) -> Asked:
+            return self.reader.read("score", flow_factory.read_request(unpack_json(body)), {})
+
+        return Response(await self._answer(request, read, flow_factory.write_rewards), media_type=JSON)
+
+    async def _answer(
+        self, request: Request, read: Callable[[bytes], Asked], write: Callable[[Any], bytes]
+    ) -> bytes:
+        """Read a request, let it wait for the judge, and write the answer, while its memory is accounted for."""
+        loop, facts, taken = asyncio.get_running_loop(), request.state.facts, 0
+        length = self._length(request)
+
+        def take(count: int) -> None:
+            nonlocal taken
+            self.memory.take(count, self.batcher.retry_after)
+            taken += count
+
+        try:
+            take(2 * length)  # the body, and the tensors in it
+            body = await self._read_body(request, length)
+            asked = await loop.run_in_executor(self._threads, read, body)
+            del body
+            facts |= {"samples": asked.num_samples, "bytes": length}
+            if self.log_prompts:
+                facts["prompts"] = asked.prompts
+            take(asked.num_bytes)
+            job: Job = await loop.run_in_executor(self._threads, asked.make_job)
+            self.batcher.submit(job)
+            answer = await self._wait(job, request)
+            self.metrics.wait_seconds.observe(job.waited)
+            self.metrics.samples.inc(asked.num_samples)
+            facts["waited"] = round(job.waited, 4)
+            return await loop.run_in_executor(self._threads, write, answer)
+        finally:
+            self.memory.give_back(taken)
+
+    def _length(self, request: Request) -> int:
+        """Bytes of the body as its client tells them."""
+        text, limit = request.headers.get("content-length", ""), self.limits.max_body_bytes
+        if not text.isdecimal():
+            raise Refusal(411, "LengthError", "The length of the body is not given. Send `Content-Length`.")
+        if len(text) > 20 or int(text) > limit:
+            raise Refusal(
+                413, "TooLargeError", f"The body has {text[:20]} bytes, but this server takes {limit} at most. Send less."
+            )
+        return int(text)
+
+    async def _read_body(self, request: Request, length: int) -> bytes:
+        body = bytearray()
+
+        async def collect() -> None:
+            async for chunk in request.stream():
+                body.extend(chunk)
+
+        try:
+            await asyncio.wait_for(collect(), self.limits.body_timeout)
+        except asyncio.TimeoutError as error:
+            raise Refusal(
+                408,
+                "SlowClientError",
+                f"{len(body)} of {length} bytes arrived in {self.limits.body_timeout:g} s. Send less at a time.",
+            ) from error
+        return bytes(body)
+
+    @staticmethod
+    async def _wait(job: Job, request: Request) -> Any:
+        """The answer to a job. It is withdrawn if its client is gone before the judge begins."""
+        answer = asyncio.wrap_future(job.future)
+        gone = asyncio.ensure_future(request.receive())  # after the body nothing comes but the end of the connection
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientDisconnect
+            return answer.result()
+        finally:
+            gone.cancel()
+            answer.cancel()

@@ -1,0 +1,118 @@
+"""Running a judge's web application: until it is told to stop, or beside other work in this process."""
+
+import ipaddress
+import threading
+from typing import Any
+
+import uvicorn
+
+from ..scoring.scorer import RewardDanceScorer
+from .app import JudgeApp
+from .observing import log
+
+
+SHUTDOWN_SECONDS = 300  # after which requests that were accepted are given up
+
+
+class JudgeServer:
+    """
+    Server of a judge.
+
+    Args:
+        scorer ([`RewardDanceScorer`]):
+            Judge. It belongs to the server from now on.
+        name (`str`, *optional*, defaults to `"judge"`):
+            Name of the judge, for clients.
+        host (`str`, *optional*, defaults to `"127.0.0.1"`):
+            Address to listen on. One that other machines reach needs a token.
+        port (`int`, *optional*, defaults to `0`):
+            Port. 0 takes a free one, which `url` then tells.
+        token, kwargs:
+            As in [`~rewarddance_hf.serving.app.JudgeApp`].
+
+    Raises:
+        `ValueError`: If there is no token and `host` is not the loopback interface.
+
+    Example:
+
+    ```python
+    with JudgeServer(scorer) as server:
+        RemoteReward(server.url).score(images, prompts)
+    ```
+    """
+
+    def __init__(
+        self,
+        scorer: RewardDanceScorer,
+        name: str = "judge",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not token and not _is_loopback(host):
+            raise ValueError(
+                f"`host` is {host!r}, which other machines may reach, but there is no token. Set the variable "
+                "`REWARDDANCE_TOKEN`, or listen on 127.0.0.1."
+            )
+        self.judge = JudgeApp(scorer, name, token or None, **kwargs)
+        self.host = host
+        config = uvicorn.Config(
+            self.judge.make(),
+            host,
+            port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            h11_max_incomplete_event_size=64 << 10,
+        )
+        self._server = uvicorn.Server(config)
+        self._socket = config.bind_socket()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """`str`: Address that clients use."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self._socket.getsockname()[1]}"
+
+    def run(self) -> None:
+        """Serve until the process is told to end (SIGTERM or SIGINT). What has been accepted is answered first."""
+        judge = self.judge
+        log("start", url=self.url, model=judge.name, judge=judge.digest, token=judge.token is not None)
+        self._server.run(sockets=[self._socket])
+        log("end")
+
+    def start(self) -> "JudgeServer":
+        """Serve in a thread."""
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise RuntimeError(f"The server at {self.url} did not start. Its log says why.")
+            threading.Event().wait(0.01)
+        return self
+
+    def stop(self) -> None:
+        """End the thread, after what has been accepted is answered."""
+        self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+        self._socket.close()
+
+    def __enter__(self) -> "JudgeServer":
+        return self.start()
+
+    def __exit__(self, *error: Any) -> None:
+        self.stop()
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
