@@ -33,6 +33,9 @@ _PUBLIC_NAMES = {
     "scoring.results": ["Comparison", "Ranking"],
     "scoring.scorer": ["RewardDanceScorer"],
     "scoring.shards": ["merge_shards", "score_shards"],
+    "serving.errors": ["JudgeChangedError", "RemoteRewardError"],
+    "serving.remote": ["RemoteReward"],
+    "serving.server": ["JudgeServer"],
     "trainer.rewarddance_trainer": ["RewardDanceTrainer"],
     "trainer.training_args": ["RewardDanceTrainingArguments"],
 }
@@ -63,6 +66,9 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .scoring.results import Comparison, Ranking
     from .scoring.scorer import RewardDanceScorer
     from .scoring.shards import merge_shards, score_shards
+    from .serving.errors import JudgeChangedError, RemoteRewardError
+    from .serving.remote import RemoteReward
+    from .serving.server import JudgeServer
     from .trainer.rewarddance_trainer import RewardDanceTrainer
     from .trainer.training_args import RewardDanceTrainingArguments
 
@@ -73,6 +79,8 @@ __all__ = [
     "DataCollatorForRewardDance",
     "EvaluationResults",
     "Example",
+    "JudgeChangedError",
+    "JudgeServer",
     "NoAnswerError",
     "NonFiniteScoreError",
     "ParquetRows",
@@ -82,6 +90,8 @@ __all__ = [
     "ReFLTrainer",
     "ReFLTrainingArguments",
     "ReasonedScores",
+    "RemoteReward",
+    "RemoteRewardError",
     "Reward",
     "RewardDanceConfig",
     "RewardDanceEvaluator",

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import demo, evaluate, generate, merge, rank, release, score, train, tune
+from . import demo, evaluate, generate, merge, rank, release, score, serve, train, tune
 
 
-COMMANDS = (score, merge, rank, evaluate, train, tune, generate, demo, release)
+COMMANDS = (score, merge, rank, evaluate, train, tune, generate, serve, demo, release)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

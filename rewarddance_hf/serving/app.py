@@ -137,7 +137,10 @@ class JudgeApp:
 
         async def guarded(request: Request) -> Response:
             start = time.monotonic()
-            facts = request.state.facts = {"path": f"/{path}", "client": request.client.host if request.client else None}
+            facts = request.state.facts = {
+                "path": f"/{path}",
+                "client": request.client.host if request.client else None,
+            }
             try:
                 self._check_token(request)
                 response = await handle(request)
@@ -145,7 +148,7 @@ class JudgeApp:
                 response = Response(status_code=CLIENT_IS_GONE)
             except Exception as error:
                 response = self._refuse(error, facts)
-                if isinstance(error, Refusal):
+                if isinstance(error, Refusal) and error.status != 408:
                     await self._discard_body(request)
             seconds = time.monotonic() - start
             self.metrics.requests.labels(path, response.status_code).inc()
@@ -204,8 +207,10 @@ class JudgeApp:
             content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if content_type not in (JSON, SAFETENSORS) or (path == "gradient" and content_type == JSON):
                 raise Refusal(
-                    415, "ProtocolError", f"The body of `/{path}` is {content_type!r}, but must be {SAFETENSORS}"
-                    f"{'' if path == 'gradient' else f' or {JSON}'}."
+                    415,
+                    "ProtocolError",
+                    f"The body of `/{path}` is {content_type!r}, but must be {SAFETENSORS}"
+                    f"{'' if path == 'gradient' else f' or {JSON}'}.",
                 )
 
             def read(body: bytes) -> Asked:
@@ -228,9 +233,7 @@ class JudgeApp:
 
         return Response(await self._answer(request, read, flow_factory.write_rewards), media_type=JSON)
 
-    async def _answer(
-        self, request: Request, read: Callable[[bytes], Asked], write: Callable[[Any], bytes]
-    ) -> bytes:
+    async def _answer(self, request: Request, read: Callable[[bytes], Asked], write: Callable[[Any], bytes]) -> bytes:
         """Read a request, let it wait for the judge, and write the answer, while its memory is accounted for."""
         loop, facts, taken = asyncio.get_running_loop(), request.state.facts, 0
         length = self._length(request)
@@ -266,7 +269,9 @@ class JudgeApp:
             raise Refusal(411, "LengthError", "The length of the body is not given. Send `Content-Length`.")
         if len(text) > 20 or int(text) > limit:
             raise Refusal(
-                413, "TooLargeError", f"The body has {text[:20]} bytes, but this server takes {limit} at most. Send less."
+                413,
+                "TooLargeError",
+                f"The body has {text[:20]} bytes, but this server takes {limit} at most. Send less.",
             )
         return int(text)
 

@@ -185,7 +185,7 @@ class Batcher:
         """Scores and gradients. A score depends on its own sample only, so that the sum of all gives the gradient of each."""
         width = jobs[0].width
         rows = [(job, row) for job in jobs for row in range(len(job.questions) // width)]
-        logits, scores = [], []
+        logits, scores = list[torch.Tensor](), list[torch.Tensor]()
         gradients: dict[Job, dict[str, torch.Tensor]] = {job: {} for job in jobs}
         for start in range(0, len(rows), self.gradient_batch):
             part = rows[start : start + self.gradient_batch]

@@ -51,7 +51,7 @@ class Refusal(Exception):
 
 
 # Errors about what was asked, which a local judge would raise too. Their class travels by name.
-OF_QUESTIONS = {error.__name__: error for error in (ValueError, TypeError, NotImplementedError, NonFiniteScoreError)}
+OF_QUESTIONS = {error.__name__: error for error in (ValueError, TypeError, NotImplementedError)}
 
 
 def describe_error(error: BaseException) -> tuple[int, dict[str, Any]]:
@@ -61,7 +61,13 @@ def describe_error(error: BaseException) -> tuple[int, dict[str, Any]]:
     if isinstance(error, NonFiniteScoreError):
         scores = [value if math.isfinite(value) else None for value in error.scores.double().flatten().tolist()]
         shape = list(error.scores.shape)
-        return 422, {"type": "NonFiniteScoreError", "message": str(error), "rows": error.rows, "scores": scores, "shape": shape}
+        return 422, {
+            "type": "NonFiniteScoreError",
+            "message": str(error),
+            "rows": error.rows,
+            "scores": scores,
+            "shape": shape,
+        }
     for name, kind in OF_QUESTIONS.items():
         if isinstance(error, kind):
             return 422, {"type": name, "message": str(error)}

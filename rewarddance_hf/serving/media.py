@@ -28,7 +28,7 @@ class MediaWriter:
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self.leaves: list[tuple[int, str, torch.Tensor]] = []  # row, name and tensor of what is to get a gradient
-        self._written: dict[int, tuple[Any, Description]] = {}  # with the objects, whose `id` names them
+        self._written: dict[int, tuple[Any, Description | None]] = {}  # with the objects, whose `id` names them
 
     @property
     def num_bytes(self) -> int:
@@ -58,7 +58,7 @@ class MediaWriter:
             self._written[id(media)] = (media, self._describe(media, name, row))
         return self._written[id(media)][1]
 
-    def _describe(self, media: Any, name: str, row: int) -> Description:
+    def _describe(self, media: Any, name: str, row: int) -> Description | None:
         if getattr(media, "is_image", False):
             return self.write(media[0], name, row)
         if isinstance(media, ClipReader):
@@ -169,7 +169,7 @@ class MediaReader:
         if kind == "file" and tensor.dtype == torch.uint8 and tensor.ndim == 1:
             return self._open(tensor.numpy().tobytes(), name)
         if kind == "image" and tensor.dtype == torch.uint8 and tensor.ndim == 3:
-            self.num_bytes += self.limits.check_size(*tensor.shape[1::-1], name)
+            self.num_bytes += self.limits.check_size(tensor.shape[1], tensor.shape[0], name)
             return tensor.numpy()
         if kind == "tensor" and tensor.ndim in (3, 4):
             if tensor.ndim == 4:

@@ -28,10 +28,15 @@ JUDGE_HEADER = "RewardDance-Judge"  # digest of the fingerprint: wanted by a req
 
 def pack(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> bytes:
     """Body with a header and tensors."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    for name, tensor in plain.items():
-        if tensor.untyped_storage().nbytes() != tensor.nbytes:  # part of a batch
-            plain[name] = tensor.clone()
+    plain: dict[str, torch.Tensor] = {}
+    storages = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in storages:  # part of a batch, or sent twice
+            tensor = tensor.clone()
+        storages.add(storage.data_ptr())
+        plain[name] = tensor
     text = json.dumps({"protocol": PROTOCOL, **header})
     return safetensors.torch.save(plain, metadata={KEY: text})
 
@@ -40,14 +45,18 @@ def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Header and tensors of a body."""
     length = int.from_bytes(body[:8], "little")
     if len(body) < 8 or length > min(len(body) - 8, MAX_HEADER_BYTES):
-        raise Refusal(400, "ProtocolError", "The body is no safetensors file: it is cut off, or its header is too long.")
+        raise Refusal(
+            400, "ProtocolError", "The body is no safetensors file: it is cut off, or its header is too long."
+        )
     try:
         text = json.loads(body[8 : 8 + length])["__metadata__"][KEY]
         header = json.loads(text)
         tensors = safetensors.torch.load(body)
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise Refusal(
-            400, "ProtocolError", f"The body is no safetensors file with a header under {KEY!r} ({type(error).__name__})."
+            400,
+            "ProtocolError",
+            f"The body is no safetensors file with a header under {KEY!r} ({type(error).__name__}).",
         ) from error
     if not isinstance(header, dict):
         raise Refusal(400, "ProtocolError", f"The header is a `{type(header).__name__}`, but must be an object.")

@@ -1,8 +1,8 @@
 """A judge on another machine, as a reward."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -66,7 +66,9 @@ class RemoteReward:
     ) -> None:
         urls = [url] if isinstance(url, str) else list(url)
         if not urls or not all(is_address(each) for each in urls):
-            raise ValueError(f"`url` is {url!r}, but must be an address, e.g. 'http://judge:8000', or a list of those.")
+            raise ValueError(
+                f"`url` is {url!r}, but must be an address, e.g. 'http://judge:8000', or a list of those."
+            )
         self._transport = Transport(urls, token or os.environ.get(TOKEN_VARIABLE), timeout, max_wait)
         self.description: dict[str, Any] = self._transport.get("/v1/model")
         if self.description.get("protocol") != PROTOCOL:
@@ -76,7 +78,10 @@ class RemoteReward:
             )
         self._transport.judge = self.description["judge"]
         limits = self.description["limits"]
-        self._max_questions, self._max_bytes = int(limits["max_questions"]), int(limits["max_body_bytes"] * HEADER_SHARE)
+        self._max_questions, self._max_bytes = (
+            int(limits["max_questions"]),
+            int(limits["max_body_bytes"] * HEADER_SHARE),
+        )
 
     @property
     def is_pairwise(self) -> bool:
@@ -318,7 +323,9 @@ def _with_gradient(part: _Part, answer: Answer) -> tuple[torch.Tensor, torch.Ten
         return answer.logits, answer.scores
     missing = [name for _, name, leaf in part.leaves if name not in answer.gradients]
     if missing:
-        raise RemoteRewardError(f"Samples {part.rows} have no reward: the answer has no gradient of {missing}.", part.rows)
+        raise RemoteRewardError(
+            f"Samples {part.rows} have no reward: the answer has no gradient of {missing}.", part.rows
+        )
     places, names, leaves = zip(*part.leaves, strict=True)
     gradients = [answer.gradients[name] for name in names]
     return answer.logits, _Score.apply(answer.scores, places, gradients, *leaves)  # type: ignore[no-untyped-call]

@@ -92,7 +92,9 @@ class RequestReader:
         if path in ("compare", "rank"):
             size = self._check_call(path, given, num_samples)
             method = getattr(self.scorer, path)
-            return Asked(num_samples, media.num_bytes, prompts, lambda: Job(call=lambda: method(**given), call_size=size))
+            return Asked(
+                num_samples, media.num_bytes, prompts, lambda: Job(call=lambda: method(**given), call_size=size)
+            )
         width = len(_list(given.get("dimensions", ["?"]), "dimensions"))
         self._check_count(num_samples * width, "questions", self.limits.max_questions)
         if not all(_integer(row, "requires_grad") < num_samples for row in leaves.values()):
@@ -113,7 +115,9 @@ class RequestReader:
             return loaded
         return [new for question in loaded for new in by_dimension(processor, question, given["dimensions"])]
 
-    def _read_fields(self, given: Mapping[str, Any], media: MediaReader, place: str, rows: list[Any]) -> dict[str, Any]:
+    def _read_fields(
+        self, given: Mapping[str, Any], media: MediaReader, place: str, rows: list[Any]
+    ) -> dict[str, Any]:
         """The same fields with images and clips, which texts are short enough for."""
         read: dict[str, Any] = {}
         for name, value in given.items():
@@ -138,14 +142,18 @@ class RequestReader:
         """Number of questions of a comparison or ranking."""
         if path == "compare":
             if _integer(given.get("max_new_tokens", 1), "max_new_tokens") > MAX_NEW_TOKENS:
-                raise ValueError(f"`max_new_tokens` is {given['max_new_tokens']}, but this server allows {MAX_NEW_TOKENS}.")
+                raise ValueError(
+                    f"`max_new_tokens` is {given['max_new_tokens']}, but this server allows {MAX_NEW_TOKENS}."
+                )
             return 2 + 2 * len(_list(given.get("dimensions", []), "dimensions"))
         self._check_count(count, "samples to rank", self.limits.max_ranked)
         return count * (count - 1) if self.scorer.is_pairwise else count
 
     def _check_count(self, count: int, name: str, limit: int) -> None:
         if count > limit:
-            raise ValueError(f"The request has {count} {name}, but this server takes {limit} at most. Send several requests.")
+            raise ValueError(
+                f"The request has {count} {name}, but this server takes {limit} at most. Send several requests."
+            )
 
 
 def _list(value: Any, name: str) -> list[Any]:

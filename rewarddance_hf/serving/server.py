@@ -70,13 +70,14 @@ class JudgeServer:
         )
         self._server = uvicorn.Server(config)
         self._socket = config.bind_socket()
+        self._port = self._socket.getsockname()[1]
         self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
         """`str`: Address that clients use."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self._socket.getsockname()[1]}"
+        return f"http://{host}:{self._port}"
 
     def run(self) -> None:
         """Serve until the process is told to end (SIGTERM or SIGINT). What has been accepted is answered first."""

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ..import_utils import require_extra
 from .errors import JudgeChangedError, RemoteRewardError, error_of
-from .protocol import JSON, JUDGE_HEADER, PROTOCOL, PROTOCOL_HEADER, SAFETENSORS, unpack
+from .protocol import JUDGE_HEADER, PROTOCOL, PROTOCOL_HEADER, SAFETENSORS, unpack
 
 
 require_extra("serve", "httpx2")
@@ -64,7 +64,8 @@ class Transport:
         url, response = self._try("POST", path, body, rows)
         if response.headers.get(JUDGE_HEADER) != self.judge:
             raise JudgeChangedError(
-                f"{url} was answered by the judge {response.headers.get(JUDGE_HEADER)}, but {self.judge} was expected.", rows
+                f"{url} was answered by the judge {response.headers.get(JUDGE_HEADER)}, but {self.judge} was expected.",
+                rows,
             )
         return unpack(response.content)
 

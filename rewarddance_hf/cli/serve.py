@@ -1,0 +1,72 @@
+"""`rewarddance serve`: a judge behind HTTP."""
+
+import argparse
+import os
+from dataclasses import fields
+
+from ..import_utils import require_extra
+from .shared import JUDGE_OPTIONS, Commands, load_scorer, positive_integer
+
+
+# Bounds that have an option, with their help; sizes in bytes are given in MiB.
+LIMITS = {
+    "max_body_bytes": "largest body of a request, in MiB",
+    "max_memory_bytes": "bodies and decoded images of all requests, in MiB",
+    "max_questions": "questions of a request",
+    "max_ranked": "samples of a ranking",
+    "max_pixels": "pixels of an image",
+    "max_frames": "frames of a clip",
+    "max_characters": "characters of a prompt or criteria",
+    "max_waiting": "questions that wait",
+    "body_timeout": "seconds in which a body must arrive",
+}
+MIB = 1 << 20
+
+
+def add_to(commands: Commands) -> None:
+    help = "answer other machines: a judge behind HTTP (token in REWARDDANCE_TOKEN)"
+    parser = commands.add_parser("serve", parents=[JUDGE_OPTIONS], help=help)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port, 0 for a free one (default: 8000)")
+    parser.add_argument("--token-file", metavar="FILE", help="file with the token, in place of REWARDDANCE_TOKEN")
+    help = "answer requests that wait together; without it no rounding depends on what others ask (default: do)"
+    parser.add_argument("--merge-requests", action=argparse.BooleanOptionalAction, default=True, help=help)
+    help = "write prompts to the log (default: neither texts nor images of users)"
+    parser.add_argument("--log-prompts", action="store_true", help=help)
+    for name, help in LIMITS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=positive_integer, metavar="N", help=f"most {help}")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
+    from ..serving.limits import ServerLimits
+    from ..serving.observing import log_to_stderr
+    from ..serving.server import JudgeServer
+
+    given = {field.name: getattr(args, field.name) for field in fields(ServerLimits)}
+    limits = {
+        name: value * (MIB if name.endswith("_bytes") else 1) for name, value in given.items() if value is not None
+    }
+    log_to_stderr()
+    server = JudgeServer(
+        load_scorer(args),
+        args.model,
+        args.host,
+        args.port,
+        _read_token(args.token_file),
+        limits=ServerLimits(**limits),
+        merge_requests=args.merge_requests,
+        log_prompts=args.log_prompts,
+    )
+    server.run()
+
+
+def _read_token(file: str | None) -> str | None:
+    if file is None:
+        return os.environ.get("REWARDDANCE_TOKEN")
+    with open(file, encoding="utf-8") as stream:
+        token = stream.read().strip()
+    if not token:
+        raise ValueError(f"`--token-file` is {file!r}, which is empty. Write a token into it.")
+    return token
