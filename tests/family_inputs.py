@@ -15,8 +15,10 @@ PER_TOKEN = (
     "moe_mm_token_type_ids",
     "token_type_ids",
     "cross_attention_mask",
+    "image_attention_mask",
+    "image_embeds_position_mask",
 )
-IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_patch_id")
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_patch_id", "video_token_index")
 
 
 class NoInputsError(Exception):
@@ -54,9 +56,11 @@ def _row(model, row: int, seed: int) -> dict[str, torch.Tensor]:
     input_ids = torch.tensor([ids])
     is_image = (input_ids == image_token).long() if count else torch.zeros_like(input_ids)
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **images}
-    for name in ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"):
+    for name in ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids", "image_embeds_position_mask"):
         if name in accepted:
             inputs[name] = is_image
+    if "image_attention_mask" in accepted:  # all words see the image
+        inputs["image_attention_mask"] = torch.ones(1, len(ids), 1, dtype=torch.long)
     if "cross_attention_mask" in accepted:  # one image of one tile of four
         inputs["cross_attention_mask"] = torch.tensor([1, 0, 0, 0]).expand(1, len(ids), 1, 4)
     return inputs
@@ -64,14 +68,17 @@ def _row(model, row: int, seed: int) -> dict[str, torch.Tensor]:
 
 def image_inputs(model, seed: int) -> tuple[dict[str, torch.Tensor], int]:
     """Tensors of one image in the first form that the model can encode, and the number of its tokens."""
-    encode = getattr(model, "get_image_features", None) or getattr(model.base_model, "get_image_features", None)
+    names = ("get_video_features",) if model.config.model_type == "instructblipvideo" else ("get_image_features",)
+    encode = next(
+        (getattr(part, name) for name in names for part in (model, model.base_model) if hasattr(part, name)), None
+    )
     accepted = inspect.signature(model.forward).parameters
     errors = []
     for images in _forms(model, torch.Generator().manual_seed(seed)):
         if not set(images) <= set(accepted):
             continue
         if encode is None:  # seen through cross-attention, or put before the text
-            return images, 0
+            return images, getattr(model.config, "latent_query_num", 0)
         try:
             with torch.no_grad():
                 features = encode(**images)
@@ -149,6 +156,20 @@ def _forms(model, generator: torch.Generator) -> Iterator[dict[str, torch.Tensor
         "pixel_values": square[None, None] * torch.tensor([1, 0, 0, 0]).view(1, 1, 4, 1, 1, 1),
         "aspect_ratio_ids": torch.ones(1, 1, dtype=torch.long),
         "aspect_ratio_mask": torch.tensor([[[1, 0, 0, 0]]]),
+    }
+    yield {"pixel_values": square[None], "pixel_attention_mask": torch.ones(1, 1, dtype=torch.bool)}
+    yield {"pixel_values": square[None], "image_attention_mask": torch.ones(1, 1, 1, dtype=torch.long)}
+    yield {
+        "pixel_values": tokens,
+        "image_token_pooling": torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]),
+        "image_grids": torch.tensor([[2, 2, 0, 0]]),
+        "image_num_crops": torch.tensor([1]),
+    }
+    flattened = noise(1, 16, getattr(vision, "patch_embed_hidden_size", 1))
+    yield {
+        "flattened_patches": torch.cat([cells.flip(-1) + 1, flattened], -1),
+        "width": torch.tensor([4]),
+        "height": torch.tensor([4]),
     }
     yield {"pixel_values": square[None], "pixel_attention_mask": torch.ones(1, 1, side, side, dtype=torch.long)}
     yield {"pixel_values": square, "high_res_pixel_values": noise(1, 3, side, side)}

@@ -1,5 +1,6 @@
 """RewardDance model: a vision-language model whose probability of answering "yes" is the reward."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +30,9 @@ logger = logging.get_logger(__name__)
 
 # Transformers 5.24 renamed `past_key_values`, in outputs and inputs.
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+PIXEL_ARGUMENTS = ("pixel_values", "flattened_patches")
 # Where images may be: a wrapped model that gets none of these reads the placeholders as text and answers all the same.
-IMAGE_ARGUMENTS = ("pixel_values", "mm_encoder_outputs", "inputs_embeds", "past_key_values", "cache")
+IMAGE_ARGUMENTS = (*PIXEL_ARGUMENTS, "mm_encoder_outputs", "inputs_embeds", "past_key_values", "cache")
 
 
 @dataclass
@@ -94,7 +96,8 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             Configuration with that of wrapped model in `vlm_config`.
 
     Raises:
-        `ValueError`: If `config.vlm_config` is missing or not that of a decoder-only image-text-to-text model.
+        `ValueError`: If `config.vlm_config` is missing or not that of a decoder-only image-text-to-text model, or that
+            model takes no images.
 
     Example:
 
@@ -123,6 +126,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 "`OpenGVLab/InternVL3_5-2B-HF`."
             )
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        _check_can_judge(self.vlm)
         if config.has_scalar_head:
             self.score = nn.Linear(config.get_text_config().hidden_size, 1, bias=False)
         self.post_init()
@@ -395,6 +399,20 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 f"`{type(self).__name__}` reads the position before the answer and requires left padding. Set "
                 '`processor.tokenizer.padding_side = "left"`.'
             )
+
+
+def _check_can_judge(vlm: nn.Module) -> None:
+    """Refuse what is registered as an image-text-to-text model, but takes no images, or more than images and text."""
+    parameters = inspect.signature(vlm.forward).parameters
+    given = ("input_ids", "qformer_input_ids", *PIXEL_ARGUMENTS)
+    wanted = [name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    further = [name for name in wanted if name not in given]
+    if further or not parameters.keys() & set(PIXEL_ARGUMENTS):
+        fault = f"needs {further} beside images and text" if further else "takes no images"
+        raise ValueError(
+            f"`config.vlm_config` is of model type {vlm.config.model_type!r}, and `{type(vlm).__name__}` {fault}, so that it "
+            "cannot be a judge. Start from a model that answers questions about images, e.g. `OpenGVLab/InternVL3_5-2B-HF`."
+        )
 
 
 def _passed_through(outputs: Any) -> "dict[str, Any]":

@@ -224,11 +224,11 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
         """Processor of the wrapped model, without video and audio parts."""
         processor_class = image_only_processor(getattr(transformers, self.vlm_processor_class))
         accepted = inspect.signature(processor_class.__init__).parameters
+        settings = {"chat_template": self.chat_template, **self.vlm_processor_kwargs}
         return processor_class(
             image_processor=self.image_processor,
             tokenizer=self.tokenizer,
-            chat_template=self.chat_template,
-            **{k: v for k, v in self.vlm_processor_kwargs.items() if k in accepted},
+            **{k: v for k, v in settings.items() if k in accepted},
         )
 
     def __getstate__(self) -> "dict[str, Any]":

@@ -1,5 +1,6 @@
 """A judge that answers questions: with the engine where scores stay the same, else plainly."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.question_rewarddance import Question
@@ -18,6 +20,10 @@ from .engine.engine import ScoringEngine
 from .engine.session import EngineSession, ScoringStatistics
 
 
+logger = logging.get_logger(__name__)
+
+# How far log-odds of a padded question may be from those of the same one alone, in low precision and in float32
+PADDING_TOLERANCE = (0.1, 2e-4)
 ENGINES = ("auto", "features", "plain")
 
 
@@ -56,6 +62,7 @@ class Judge:
         self.statistics: ScoringStatistics | None = None
         self._engine: ScoringEngine | None = None
         self._kept: EngineSession | None = None  # by `reuse`
+        self._needs_one_by_one: bool | None = None  # not known before the first padded batch
         reason = None if engine == "plain" else ScoringEngine.unsupported_reason(model)
         if engine == "features" and reason is not None:
             raise ValueError(
@@ -143,9 +150,43 @@ class Judge:
         self, questions: Iterator[Question], on_progress: Callable[[int], Any]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while batch := list(islice(questions, self.batch_size)):
-            output = self.model(**self.processor.encode(batch).to(self.model.device))
+            batch = [self.processor.load(question, keep_gradient=True) for question in batch]
+            if self._needs_one_by_one is not True:
+                logits, scores, num_padded = self._answer_together(batch)
+                if self._needs_one_by_one is None and num_padded.any():
+                    self._needs_one_by_one = self._depends_on_padding(
+                        batch[num_padded.argmax()], logits[num_padded.argmax()]
+                    )
+            if self._needs_one_by_one:
+                logits, scores = map(
+                    torch.cat, zip(*(self._answer_together([question])[:2] for question in batch), strict=True)
+                )
             on_progress(len(batch))
-            yield output.logits[:, 0].float(), output.scores.float()
+            yield logits, scores
+
+    def _answer_together(self, batch: list[Question]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-odds and scores of a batch of loaded questions, and the number of padding tokens of each."""
+        inputs = self.processor.encode(batch).to(self.model.device)
+        output = self.model(**inputs)
+        return output.logits[:, 0].float(), output.scores.float(), (inputs["attention_mask"] == 0).sum(-1)
+
+    @torch.no_grad()
+    def _depends_on_padding(self, question: Question, padded: torch.Tensor) -> bool:
+        """
+        Whether a padded question has other log-odds than it has alone. In some families plain transformers counts padding as if
+        it were text (convolutions, states, positions), which only such a comparison tells.
+        """
+        alone = self._answer_together([question])[0][0]
+        gap = (alone - padded.detach()).abs().item()
+        tolerance = PADDING_TOLERANCE[self.model.dtype == torch.float32] * max(1.0, abs(alone.item()))
+        if gap <= tolerance or not math.isfinite(gap):  # what is not finite is told by who reads the scores
+            return False
+        logger.warning(
+            f"Log-odds of {self.model.config.vlm_config.model_type!r} models depend on padding, here by {gap:.1g}: questions are "
+            "asked one by one from now on, so that scores do not depend on what is beside them. Pass `batch_size=1` to silence "
+            "this."
+        )
+        return True
 
     @contextmanager
     def reuse(self) -> Iterator[None]:

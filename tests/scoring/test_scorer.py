@@ -4,12 +4,14 @@ import itertools
 
 import pytest
 import torch
+import transformers
 from PIL import Image
-from tiny_vlms import random_image
+from tiny_vlms import CHATML, TEXT, VISION, random_image, tiny_tokenizer
 
-from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
+from rewarddance_hf import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.models.question_rewarddance import Question
 from rewarddance_hf.rewards import NonFiniteScoreError
+from rewarddance_hf.scoring import judge
 
 
 PROMPTS = ["a red circle", "two green triangles left of a blue square", "yes", "a blue square", "no"]
@@ -478,3 +480,52 @@ def test_wrong_arguments_of_rank(scorers):
         scorers["pairwise"].rank(SAMPLES[:1], "yes")
     with pytest.raises(ValueError, match="`top_k` is 3, but must be between 1 and the number of images, 2"):
         scorers["pairwise"].rank(SAMPLES[:2], "yes", top_k=3)
+
+
+def git_scorer(batch_size):
+    """Tiny judge of a family that counts padding as text, whose processor knows no chat template either."""
+    tokenizer = tiny_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], pad="<|endoftext|>", eos="<|im_end|>")
+    sizes = {"size": {"height": 28, "width": 28}, "crop_size": {"height": 28, "width": 28}}
+    processor = RewardDanceProcessor(
+        transformers.CLIPImageProcessorPil(**sizes),
+        tokenizer,
+        chat_template=CHATML.replace("PLACEHOLDER", ""),
+        vlm_processor_class="GitProcessor",
+    )
+    config = transformers.GitConfig(
+        vision_config={**VISION, "image_size": 28, "patch_size": 7},
+        **{
+            name: TEXT[name]
+            for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        },
+        vocab_size=len(tokenizer),
+        max_position_embeddings=1024,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    model = RewardDanceForYesScoring(RewardDanceConfig(vlm_config=config, paradigm="pointwise"))
+    return RewardDanceScorer(model, processor, batch_size=batch_size)
+
+
+def test_a_family_that_counts_padding_is_asked_one_by_one(caplog):
+    """What is beside a question does not change its score: that such a family is asked one by one is found out and said once."""
+    judge.logger.parent.propagate = True
+    alone, together = (git_scorer(batch_size).score(SAMPLES, PROMPTS) for batch_size in (1, 3))
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-7)
+    assert caplog.text.count("Log-odds of 'git' models depend on padding") == 1
+    scorer = git_scorer(batch_size=5)
+    with torch.no_grad():
+        assert (scorer.model(**scorer.processor(SAMPLES, PROMPTS)).scores - alone).abs().max() > 1e-5
+
+
+def test_one_question_more_is_asked_of_other_families(vlm_folder, caplog):
+    """The comparison takes one question, once in the life of a scorer; others keep their batches."""
+    judge.logger.parent.propagate = True
+    scorer, sizes = make_scorer(vlm_folder("internvl"), batch_size=3, engine="plain"), []
+    handle = scorer.model.register_forward_hook(lambda *args: sizes.append(len(args[-1].logits)))
+    for _ in range(2):
+        scorer.score(SAMPLES, PROMPTS, REFERENCES)
+    handle.remove()
+    assert sizes == [3, 1, 2, 3, 2]
+    assert "depend on padding" not in caplog.text

@@ -184,7 +184,7 @@ def test_gradient(check):
             lambda **batch: family.judge(**batch).scores,
         ):
             batch = family.question([0])
-            pixels = batch["pixel_values"].requires_grad_()
+            pixels = batch["pixel_values" if "pixel_values" in batch else "flattened_patches"].requires_grad_()
             value = score(**batch).sum()
             if not value.requires_grad:
                 raise NotApplicable("plain transformers: no gradient to pixels")
