@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers as hf
+from tiny_architectures import architectures, tiny_config
 from tiny_vlms import CHATML, random_image, tiny_tokenizer
 
 from rewarddance_hf.models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceProcessor
@@ -103,3 +104,19 @@ def test_all_inputs_per_token_are_extended(tmp_path):
     torch.testing.assert_close(batch["cross_attention_mask"][:, :length], before, **EXACT)
     for position in range(length, batch["input_ids"].shape[1]):
         torch.testing.assert_close(batch["cross_attention_mask"][:, position], before[:, -1], **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("family", "fault"),
+    [
+        ("mistral4", "takes no images"),
+        ("diffusion_gemma", "takes no images"),
+        ("pi0", r"needs \['state'\] beside images"),
+    ],
+)
+def test_what_is_shown_no_image_is_refused(family, fault):
+    """Transformers lists them as image-text-to-text models, and a judge of them would fail at its first question."""
+    if family not in architectures():
+        pytest.skip(f"no {family!r} in this version of transformers")
+    with torch.device("meta"), pytest.raises(ValueError, match=f"of model type '{family}', and .* {fault}"):
+        RewardDanceForYesScoring(RewardDanceConfig(vlm_config=tiny_config(family)))
