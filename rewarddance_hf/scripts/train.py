@@ -63,19 +63,16 @@ def load_generated_rows(
     script_args: RewardDanceScriptArguments, training_args: RewardDanceTrainingArguments, evaluation: Any
 ) -> Any:
     """Drawings, and as many pairs of the tiny generator's own samples. Held-out ones become an evaluation set."""
-    from datasets import load_from_disk
+    from ..shapes.demo import GENERATED_PROMPTS
+    from ..shapes.sampled_pairs import mixed_rows, sample_pairs
 
-    from ..shapes.demo import GENERATED_PROMPTS, mixed_rows, sample_pairs
-
-    folders = {}
-    for split, num_prompts in {"train": script_args.shapes_prompts, "id": GENERATED_PROMPTS["id"]}.items():
-        folders[split] = Path(training_args.output_dir) / f"pairs_{split}_{num_prompts}"
-        with training_args.main_process_first(desc=f"{split} pairs of the generator's samples"):
-            if not (folders[split] / "state.json").exists():  # written last
-                sample_pairs(split, str(folders[split]), num_prompts)
+    pairs = {
+        split: sample_pairs(split, Path(training_args.output_dir) / f"pairs_{split}_{num_prompts}", num_prompts)
+        for split, num_prompts in {"train": script_args.shapes_prompts, "id": GENERATED_PROMPTS["id"]}.items()
+    }
     if evaluation is not None:
-        evaluation["generated"] = load_from_disk(folders["id"])
-    return mixed_rows(script_args.shapes_rows, str(folders["train"]))
+        evaluation["generated"] = pairs["id"]
+    return mixed_rows(script_args.shapes_rows, pairs["train"])
 
 
 def main(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from peft import LoraConfig
@@ -17,17 +18,20 @@ from ..alignment.monitor.dynamics import RewardDynamics
 from ..alignment.refl.arguments import ReFLTrainingArguments
 from ..alignment.refl.references import best_of_n_references
 from ..alignment.refl.trainer import ReFLTrainer
+from ..alignment.refl.weights import LORA_FILE
 from ..evaluation.statistics import bootstrap_interval
 from ..scoring.scorer import RewardDanceScorer
 from .captions import parse_caption
 from .generated import ShapesPrompts, alignment_holds, sample_images
 from .generator import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, NUM_INFERENCE_STEPS, SAMPLING, load_generator
+from .judges_demo import ReportSteps
 from .scenes import COLORS
+from .stages import Report
 
 
 GENERATORS = ("tuned", "hacked")
 SHARES_FILE = "right.json"
-TUNING_STEPS = 220
+METRICS_FILE, TUNING_FILE = "metrics.json", "tuning.json"
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
 # The later half of the steps: earlier previews are too blurred for the judge, which leads the generator astray by them.
@@ -35,10 +39,8 @@ STEP_INDEX_RANGE = [NUM_INFERENCE_STEPS // 2, NUM_INFERENCE_STEPS]
 NUM_REFERENCE_PROMPTS, NUM_CANDIDATES, NUM_REFERENCES = 240, 8, 1
 # The monitor's held-out prompts are others than those that the report's figures come from.
 MONITOR_PROMPTS, MONITOR_SEED = 160, 1
-# A weak reward is hacked within a few updates: half of them are enough, if the monitor looks more often.
-STEPS_SHARE = {"tuned": 1.0, "hacked": 0.5}
-NUM_EVALUATIONS = {"tuned": 6, "hacked": 28}
-EVALUATION_PROMPTS, SAMPLES_PER_PROMPT = 500, 2
+NUM_EVALUATIONS = {"tuned": 6, "hacked": 14}
+SAMPLES_PER_PROMPT = 2
 EVALUATION_SEED = 2
 LORA_TARGETS = [
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -71,19 +73,28 @@ def oracle_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     return torch.from_numpy(alignment_holds(images, prompts)).float()
 
 
-def evaluate_generator(
-    name: str, pipeline: Any, num_prompts: int = EVALUATION_PROMPTS
-) -> tuple[dict[str, float], list[float]]:
-    """
-    Measure how often a generator draws what held-out prompts say, always from the same noise.
+def load_tuned(folder: str | Path) -> Any:
+    """The base generator with the adapter that [`tune`] has saved."""
+    pipeline: Any = load_generator()
+    # `pipeline.load_lora_weights` would warn that there are no weights for the text encoders.
+    pipeline.transformer.load_lora_adapter(str(folder), prefix="transformer", weight_name=LORA_FILE)
+    return pipeline
 
-    Gives `generator/{name}/alignment` with the 95 % bootstrap interval over prompts (`_low`, `_high`), and
+
+def measure(name: str, output_dir: str, num_prompts: int, *, report: Report) -> None:
+    """
+    Measure how often a generator, `"base"` or one that [`tune`] has saved in the folder, draws what held-out prompts say, always
+    from the same noise.
+
+    Writes `generator/{name}/alignment` with the 95 % bootstrap interval over prompts (`_low`, `_high`), and
     `generator/{name}/kind/{kind}/alignment`; and the share of right samples of each prompt.
     """
+    folder = Path(output_dir)
+    pipeline = load_generator() if name == "base" else load_tuned(folder)
     dataset = ShapesPrompts(num_prompts, "id", EVALUATION_SEED)
     rows = [dataset[i] for i in range(num_prompts)]
     prompts = [row["prompt"] for row in rows for _ in range(SAMPLES_PER_PROMPT)]
-    images = sample_images(pipeline, prompts, EVALUATION_SEED)
+    images = sample_images(pipeline, prompts, EVALUATION_SEED, on_progress=lambda count: report(count, len(prompts)))
     right = alignment_holds(images, prompts).reshape(num_prompts, SAMPLES_PER_PROMPT).mean(1)
     key = f"generator/{name}"
     low, high = bootstrap_interval(right)
@@ -92,17 +103,19 @@ def evaluate_generator(
     metrics |= {
         f"{key}/kind/{kind}/alignment": float(right[kinds == kind].mean()) for kind in dict.fromkeys(kinds.tolist())
     }
-    return metrics, right.tolist()
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / SHARES_FILE, right.tolist())
+    _write(folder / METRICS_FILE, metrics)
 
 
 def gains(folder: Path) -> dict[str, float]:
     """
-    Compare what [`tune`] has written with the base, prompt by prompt: `generator/{name}/gain`, the difference in the share of
+    Compare what [`measure`] has written with the base, prompt by prompt: `generator/{name}/gain`, the difference in the share of
     samples drawn right, with the 95 % bootstrap interval over prompts (`_low`, `_high`).
     """
-    shares: dict[str, Any] = {}
-    for name in GENERATORS:
-        shares |= json.loads((folder / name / SHARES_FILE).read_text(encoding="utf-8"))
+    shares = {
+        name: json.loads((folder / name / SHARES_FILE).read_text(encoding="utf-8")) for name in ("base", *GENERATORS)
+    }
     metrics: dict[str, float] = {}
     for name in GENERATORS:
         differences = np.subtract(shares[name], shares["base"])
@@ -112,52 +125,68 @@ def gains(folder: Path) -> dict[str, float]:
     return metrics
 
 
+def tuning_prompts(steps_share: float) -> list[str]:
+    """Prompts that generators are tuned on."""
+    return [row["prompt"] for row in ShapesPrompts(max(8, round(steps_share * NUM_REFERENCE_PROMPTS)))]
+
+
+def choose_references(
+    output_dir: str, judge_dir: str, steps_share: float, part: int, num_parts: int, *, report: Report
+) -> None:
+    """Let the judge choose Best-of-N references for one of several parts of the prompts, and save them."""
+    prompts = tuning_prompts(steps_share)[part::num_parts]
+    sampling: dict[str, Any] = SAMPLING
+    judge = RewardDanceScorer.from_pretrained(judge_dir, batch_size=BATCH_SIZE * NUM_REFERENCES)
+    rows = best_of_n_references(
+        load_generator(),
+        judge,
+        prompts,
+        num_candidates=NUM_CANDIDATES,
+        top_k=NUM_REFERENCES,
+        batch_size=64,
+        show_progress=False,
+        **sampling,
+    )
+    rows.save_to_disk(output_dir)
+
+
+def _read_references(folders: Sequence[str]) -> list[dict[str, Any]]:
+    """References of all parts in the order of prompts."""
+    parts = [datasets.load_from_disk(folder) for folder in folders]
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
 def tune(
     name: str,
     output_dir: str,
-    judge_dir: str | None = None,
-    steps: int = TUNING_STEPS,
-    num_prompts: int = EVALUATION_PROMPTS,
-    show_progress: bool = True,
+    judge_dir: str | None,
+    reference_dirs: Sequence[str],
+    steps: int,
+    steps_share: float,
+    *,
+    report: Report,
 ) -> None:
     """
-    Tune the base generator by ReFL (Section 3.3.1 of the [RewardDance paper](https://huggingface.co/papers/2509.08826)),
-    measure it, and write adapter, plot of the rewards and `metrics.json`.
+    Tune the base generator by ReFL (Section 3.3.1 of the [RewardDance paper](https://huggingface.co/papers/2509.08826)), and
+    write adapter, plot of the rewards and the monitor's verdict.
 
     `"tuned"` is tuned by the judge in `judge_dir` against Best-of-N references, with the monitor's best weights; `"hacked"` by
-    [`color_reward`], in half of the steps.
+    [`color_reward`].
     """
-    pipeline = load_generator()
-    share = min(1.0, steps / TUNING_STEPS)  # short runs are for trying the code
-    steps = max(1, round(steps * STEPS_SHARE[name]))
-    dataset = ShapesPrompts(max(8, round(share * NUM_REFERENCE_PROMPTS)))
-    prompts = [dataset[i]["prompt"] for i in range(len(dataset))]
+    pipeline, folder = load_generator(), Path(output_dir)
     metrics: dict[str, Any] = {}
-    shares: dict[str, list[float]] = {}
-    if name == "hacked":
-        metrics, shares["base"] = evaluate_generator("base", pipeline, num_prompts)
     reward: Any = color_reward
-    rows: Any = [{"prompt": prompt} for prompt in prompts]
-    sampling: dict[str, Any] = SAMPLING
+    rows: Any = [{"prompt": prompt} for prompt in tuning_prompts(steps_share)]
     if name == "tuned":
         reward = RewardDanceScorer.from_pretrained(judge_dir or "", batch_size=BATCH_SIZE * NUM_REFERENCES)
-        rows = best_of_n_references(
-            pipeline,
-            reward,
-            prompts,
-            num_candidates=NUM_CANDIDATES,
-            top_k=NUM_REFERENCES,
-            batch_size=64,
-            show_progress=show_progress,
-            **sampling,
-        )
+        rows = _read_references(reference_dirs)
         kept = [(image, row["prompt"]) for row in rows for image in row["references"]]
         metrics["generator/references/alignment"] = float(alignment_holds(*zip(*kept, strict=True)).mean())
-    held_out = ShapesPrompts(max(8, round(share * MONITOR_PROMPTS)), "id", MONITOR_SEED)
+    held_out = ShapesPrompts(max(8, round(steps_share * MONITOR_PROMPTS)), "id", MONITOR_SEED)
     monitor = RewardDynamicsCallback(
         oracle_reward,
-        [held_out[i]["prompt"] for i in range(len(held_out))],
-        eval_steps=max(steps // NUM_EVALUATIONS[name], 1),
+        [row["prompt"] for row in held_out],
+        eval_steps=max(-(-steps // NUM_EVALUATIONS[name]), 1),
         restore_best=name == "tuned",
         dynamics=RewardDynamics(window=max(steps // 10, 2)),
     )
@@ -174,29 +203,31 @@ def tune(
         max_steps=steps,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant_with_warmup",
-        warmup_steps=min(10, steps // 10),
+        warmup_steps=min(10, steps // 8),
         adam_beta2=0.95,
         gradient_checkpointing=False,
         save_strategy="no",
         report_to="none",
         use_cpu=True,
-        disable_tqdm=not show_progress,
-        log_level="error",
+        disable_tqdm=True,
     )
     trainer = ReFLTrainer(
         pipeline=pipeline,
         reward={"judge" if name == "tuned" else "color": reward},
         args=arguments,
         train_dataset=rows,
-        callbacks=[monitor],
+        callbacks=[monitor, ReportSteps(report)],
         peft_config=LoraConfig(r=16, lora_alpha=16, target_modules=LORA_TARGETS),
     )
     trainer.train()
     trainer.save_model()
-    tuned_metrics, shares[name] = evaluate_generator(name, pipeline, num_prompts)
-    metrics |= tuned_metrics
-    metrics[f"generator/{name}/num_warnings"] = len(monitor.dynamics.warnings)
-    folder = Path(output_dir)
     (folder / "verdict.txt").write_text(monitor.dynamics.verdict + "\n", encoding="utf-8")
-    (folder / SHARES_FILE).write_text(json.dumps(shares) + "\n", encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    warnings = [warning.step for warning in monitor.dynamics.warnings]
+    metrics[f"generator/{name}/num_warnings"] = len(warnings)
+    if warnings:
+        metrics[f"generator/{name}/first_warning"] = warnings[0]
+    _write(folder / TUNING_FILE, metrics)
+
+
+def _write(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

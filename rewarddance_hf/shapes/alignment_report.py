@@ -13,8 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from ..alignment.monitor.callback import PLOT_FILE  # noqa: E402
-from ..alignment.refl.weights import LORA_FILE  # noqa: E402
-from .alignment_demo import EVALUATION_SEED, GENERATORS, SAMPLES_PER_PROMPT  # noqa: E402
+from .alignment_demo import EVALUATION_SEED, GENERATORS, SAMPLES_PER_PROMPT, load_tuned  # noqa: E402
 from .generated import ShapesPrompts, alignment_holds, sample_images  # noqa: E402
 from .generator import load_generator  # noqa: E402
 
@@ -74,14 +73,9 @@ def draw_generators(folder: Path) -> Figure:
     figure, grid = plt.subplots(
         len(NAMES) * 2, SHEET_PROMPTS // 2, figsize=(11, 2.05 * len(NAMES) * 2), layout="constrained"
     )
-    pipeline: Any = load_generator()
     for line, name in enumerate(NAMES):
-        if name != "base":
-            # `pipeline.load_lora_weights` would warn that there are no weights for the text encoders.
-            pipeline.transformer.load_lora_adapter(str(folder / name), prefix="transformer", weight_name=LORA_FILE)
+        pipeline = load_generator() if name == "base" else load_tuned(folder / name)
         images = sample_images(pipeline, repeated, EVALUATION_SEED)[::SAMPLES_PER_PROMPT]
-        if name != "base":
-            pipeline.unload_lora_weights()
         right = alignment_holds(images, prompts)
         for i, image in enumerate(images):
             half, column = divmod(i, SHEET_PROMPTS // 2)

@@ -7,7 +7,7 @@ by the oracle, belong to its training data.
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -39,6 +39,7 @@ GENERATED = "generated"
 # This share of the training texts is kept for the in-domain split.
 HELD_OUT_SHARE = 0.25
 SAMPLING_BATCH_SIZE = 64
+SAMPLES_PER_PROMPT = 6
 # An image whose prompt tells what it shows is compared with the one of so many that misses least.
 NUM_COMPARED = 12
 
@@ -142,18 +143,28 @@ def _count_named_in_place(scene: Scene, shown: Sequence[SceneObject]) -> int:
 
 
 def sample_images(
-    pipeline: Any, prompts: Sequence[str], seed: int = 0, batch_size: int = SAMPLING_BATCH_SIZE, **sampling: Any
+    pipeline: Any,
+    prompts: Sequence[str],
+    seed: int = 0,
+    batch_size: int = SAMPLING_BATCH_SIZE,
+    places: Sequence[int] | None = None,
+    on_progress: Callable[[int], Any] = lambda count: None,
+    **sampling: Any,
 ) -> list[Image.Image]:
     """
     Draw one image for each prompt; `sampling` takes the place of `SAMPLING`. The noise of an image depends on the seed and its
-    place only, not on the batches.
+    place only, by default that in `prompts`, and not on the batches. `on_progress` is told how many there are.
     """
     images: list[Image.Image] = []
+    places = range(len(prompts)) if places is None else places
     for start in range(0, len(prompts), batch_size):
         texts = list(prompts[start : start + batch_size])
-        seeds = [random.Random(f"noise/{seed}/{start + i}").getrandbits(63) for i in range(len(texts))]
+        seeds = [
+            random.Random(f"noise/{seed}/{place}").getrandbits(63) for place in places[start : start + batch_size]
+        ]
         generators = [torch.Generator().manual_seed(value) for value in seeds]
         images += pipeline(texts, generator=generators, **{**SAMPLING, **sampling}).images
+        on_progress(len(images))
     return images
 
 
@@ -162,7 +173,7 @@ def generated_preferences(
     num_prompts: int,
     split: str = "train",
     seed: int = 0,
-    samples_per_prompt: int = 6,
+    samples_per_prompt: int = SAMPLES_PER_PROMPT,
     pairs_per_prompt: int = 3,
     batch_size: int = SAMPLING_BATCH_SIZE,
     with_described: bool = False,
@@ -186,25 +197,41 @@ def generated_preferences(
         if value < least:
             raise ValueError(f"`{name}` is {value}, but must be {least} or more. Pass a larger number.")
     dataset = ShapesPrompts(num_prompts, split, seed)
-    prompts = [dataset[index]["prompt"] for index in range(num_prompts)]
-    repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
-    noise_seed = random.Random(f"{GENERATED}/{split}/{seed}").getrandbits(63)
-    images = sample_images(pipeline, repeated, noise_seed, batch_size)
-    results = check_images(images, repeated)
+    repeated = [row["prompt"] for row in dataset for _ in range(samples_per_prompt)]
+    images = sample_images(pipeline, repeated, sampling_seed(split, seed), batch_size)
+    return pair_samples(dataset, images, check_images(images, repeated), pairs_per_prompt, with_described, with_ties)
+
+
+def sampling_seed(split: str, seed: int = 0) -> int:
+    """Seed of the noise of [`generated_preferences`]."""
+    return random.Random(f"{GENERATED}/{split}/{seed}").getrandbits(63)
+
+
+def pair_samples(
+    dataset: ShapesPrompts,
+    images: Sequence[Image.Image],
+    results: Sequence[OracleResult],
+    pairs_per_prompt: int = 3,
+    with_described: bool = False,
+    with_ties: bool = False,
+) -> list[dict[str, Any]]:
+    """Rows of [`generated_preferences`] out of samples, of which each prompt has as many, and what the oracle sees in them."""
+    prompts = [row["prompt"] for row in dataset]
+    count = len(images) // len(prompts)
+    split, seed = dataset.split, dataset.seed
+    parts = [slice(index * count, (index + 1) * count) for index in range(len(prompts))]
     rows = []
-    for index, prompt in enumerate(prompts):
-        part = slice(index * samples_per_prompt, (index + 1) * samples_per_prompt)
+    for index, (prompt, part) in enumerate(zip(prompts, parts, strict=True)):
         rng = row_rng(GENERATED, seed, split, index)
         rows += _pair_samples(prompt, images[part], results[part], pairs_per_prompt, rng)
     if with_described:
-        for index, prompt in enumerate(repeated):
+        for index in range(len(images)):
             rng = row_rng(f"{GENERATED}/described", seed, split, index)
-            row = _pair_described(index, parse_caption(prompt), images, results, dataset, rng)
+            row = _pair_described(index, parse_caption(prompts[index // count]), images, results, dataset, rng)
             rows += [] if row is None else [row]
     if with_ties:
         rows = [{**row, "tie": False} for row in rows]
-        for index, prompt in enumerate(prompts):
-            part = slice(index * samples_per_prompt, (index + 1) * samples_per_prompt)
+        for index, (prompt, part) in enumerate(zip(prompts, parts, strict=True)):
             rng = row_rng(f"{GENERATED}/ties", seed, split, index)
             rows += _pair_right_samples(prompt, images[part], results[part], rng)
     return rows

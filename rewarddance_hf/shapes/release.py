@@ -21,9 +21,10 @@ from ..hub.licenses import TrainingData
 from ..hub.release import build_model_release
 from ..hub.spaces import build_metric, copy_template, space_card
 from ..hub.verification import verify_release
-from . import demo
 from .clips import ShapesClipPreferences
+from .demo import EVALUATION_ROWS, TRAINING_STEPS
 from .generator import BASE_GENERATOR, SAMPLING
+from .judges_demo import evaluate, train
 from .models import BASE_VLM
 from .preferences import ALIGNMENT_CRITERIA, QUALITY_CRITERIA, ShapesPreferences
 from .rows import SPLITS
@@ -46,7 +47,7 @@ METRICS = Path(statistics.__file__).parent / "metrics"
 LOADING = {"text_encoder_3": None, "tokenizer_3": None}
 # Rows that are read at once when a dataset is streamed.
 ROWS_PER_GROUP = 100
-NUM_ROWS = {"train": 4000, "id": demo.EVALUATION_ROWS, "ood": demo.EVALUATION_ROWS}
+NUM_ROWS = {"train": 4000, "id": EVALUATION_ROWS, "ood": EVALUATION_ROWS}
 LIMITS = (
     "It has seen colored shapes in images of 32 x 32 pixels only, and means nothing about others.",
     "It has not learned which object is left of or above which.",
@@ -78,7 +79,7 @@ def build_artifacts(
     demo_dir: str | Path = "outputs/demo",
     num_rows: dict[str, int] | None = None,
     judges: Sequence[str] = tuple(JUDGES),
-    training_steps: int = demo.TRAINING_STEPS,
+    training_steps: int = TRAINING_STEPS,
 ) -> list[Path]:
     """
     Build the folders in the order in which they should be pushed, and verify each in a process without this package.
@@ -174,11 +175,11 @@ def _build_judge(name: str, output_dir: Path, namespace: str, tag: str, demo_dir
         if not (source / "model.safetensors").is_file():
             source = Path(scratch) / name
             _say(f"  {demo_dir / name} holds no judge: training {training_steps} steps ...")
-            demo.train(name, str(source), training_steps, show_progress=False)
+            train(name, str(source), training_steps)
         metrics_file = source / "metrics.json"
         if not metrics_file.is_file():
             metrics_file = Path(scratch) / "metrics.json"
-            demo.evaluate(name, str(source), str(metrics_file))
+            evaluate(name, str(source), str(metrics_file))
         metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
         results = _write_results(metrics, name, namespace, Path(scratch))
         training_data = [TrainingData(f"{namespace}/{PREFERENCES}", LICENSE)]

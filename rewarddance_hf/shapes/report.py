@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,49 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from ..scoring.scorer import RewardDanceScorer  # noqa: E402
+from .alignment_demo import gains  # noqa: E402
 from .alignment_report import draw_generators, generator_lines  # noqa: E402
 from .captions import canonical_caption
+from .demo import METRICS_FILE, SPLIT_NAMES, metric_files  # noqa: E402
 from .drawing import OUT_OF_DOMAIN, render_scene
+from .judges_demo import read_history  # noqa: E402
 from .preferences import CATEGORIES, ShapesPreferences  # noqa: E402
 from .scenes import Scene, SceneObject
+from .stages import Report
 
 
-SPLIT_NAMES = {"id": "in domain", "ood": "out of domain", "generated": "generator's samples"}
 COLORS = {"untrained": "#8a8a8a", "regressive": "#d1812b", "judge": "#1f6f8b"}
 SHEET_ROWS = 12
+RANKING_FILE = "ranking.txt"
 
 
-def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScorer) -> None:
-    """Write `report.md` and its images from the metrics of all models and the log histories in the folder of the demo."""
-    draw_learning_curve(folder, metrics).savefig(folder / "learning_curve.png", dpi=130)
-    draw_judged_pairs(scorer).savefig(folder / "judged_pairs.png", dpi=110)
+def draw_judge(output_dir: str, *, report: Report) -> None:
+    """Draw what the judge in the folder of the demo says of pairs, and how it ranks images."""
+    folder = Path(output_dir)
+    scorer = RewardDanceScorer.from_pretrained(folder / "judge", batch_size=100)
+    draw_judged_pairs(scorer, report).savefig(folder / "judged_pairs.png", dpi=110)
     figure, ranking = draw_ranking(scorer)
     figure.savefig(folder / "ranking.png", dpi=130)
+    (folder / RANKING_FILE).write_text(ranking + "\n", encoding="utf-8")
+    plt.close("all")
+
+
+def write_report(output_dir: str, has_generators: bool, start_time: float, *, report: Report) -> None:
+    """Write `metrics.json` and `report.md`, with the images that are not drawn yet, from what stages left in the folder of the demo."""
+    folder = Path(output_dir)
+    metrics: dict[str, Any] = {}
+    for file in metric_files(folder, has_generators):
+        metrics |= json.loads(file.read_text(encoding="utf-8"))
+    if has_generators:
+        metrics |= gains(folder)
+    draw_learning_curve(folder, metrics).savefig(folder / "learning_curve.png", dpi=130)
+    ranking = (folder / RANKING_FILE).read_text(encoding="utf-8").strip()
     splits = [split for split in SPLIT_NAMES if f"judge/{split}/accuracy" in metrics]
-    has_generators = "generator/base/alignment" in metrics
     if has_generators:
         draw_generators(folder).savefig(folder / "generators.png", dpi=110)
     plt.close("all")
-    steps = _read_history(folder, "judge")[-1]["step"]
+    metrics["seconds"] = time.time() - start_time
+    steps = read_history(folder / "judge")[-1]["step"]
     samples = ", the last of them with as many pairs of a generator's samples as of drawings" if has_generators else ""
     lines = [
         "# A judge of shapes",
@@ -76,17 +96,14 @@ def write_report(folder: Path, metrics: dict[str, Any], scorer: RewardDanceScore
         *(generator_lines(folder, metrics) if has_generators else []),
     ]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def _read_history(folder: Path, name: str) -> list[dict[str, Any]]:
-    return json.loads((folder / name / "log_history.json").read_text(encoding="utf-8"))
+    (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
 def draw_learning_curve(folder: Path, metrics: dict[str, Any]) -> Figure:
     """Draw held-out accuracy during training."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name in ("judge", "regressive"):
-        history = _read_history(folder, name)
+        history = read_history(folder / name)
         for split, style in (("id", "-"), ("ood", "--")):
             key = f"eval_{split}_accuracy"
             points = [(log["step"], 100 * log[key]) for log in history if key in log]
@@ -99,7 +116,7 @@ def draw_learning_curve(folder: Path, metrics: dict[str, Any]) -> Figure:
     return figure
 
 
-def draw_judged_pairs(scorer: RewardDanceScorer) -> Figure:
+def draw_judged_pairs(scorer: RewardDanceScorer, report: Report) -> Figure:
     """Draw held-out pairs in random order with the judge's verdict and rationale."""
     rng = random.Random(0)
     dataset = ShapesPreferences(400, "ood", seed=2)
@@ -111,6 +128,7 @@ def draw_judged_pairs(scorer: RewardDanceScorer) -> Figure:
     for axes in grid.flat:
         axes.set_axis_off()
     for i, row in enumerate(picked):
+        report(i, len(picked))
         second_is_chosen = rng.random() < 0.5
         pair = (row["rejected"], row["chosen"]) if second_is_chosen else (row["chosen"], row["rejected"])
         verdict = scorer.compare(*pair, row["prompt"], criteria=row["criteria"], explain=True, max_new_tokens=60)

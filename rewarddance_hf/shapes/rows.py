@@ -1,7 +1,7 @@
 """What all rows of the shapes world have in common: each depends on its seed, split and index, and on nothing else."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
@@ -54,6 +54,9 @@ class ShapesRows(Dataset):
 
     def __len__(self) -> int:
         return self.num_rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(self.num_rows))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -self.num_rows <= index < self.num_rows:

@@ -105,12 +105,12 @@ def test_rows_of_a_generator(tmp_path, monkeypatch):
     changes = {"model_name_or_path": str(load_base()), "shapes_prompts": "8", "shapes_rows": "8"}
     flags = [*config, *arguments(tmp_path, **changes)]
     example.main(*example.make_parser().parse_args_and_config(flags))
-    pairs = datasets.load_from_disk(tmp_path / "pairs_train_8")
-    written = (tmp_path / "pairs_train_8" / "state.json").stat().st_mtime_ns
+    pairs = datasets.Dataset.from_file(str(tmp_path / "pairs_train_8" / "pairs.arrow"))
+    written = (tmp_path / "pairs_train_8" / "pairs.arrow").stat().st_mtime_ns
     script_args, training_args, _ = example.make_parser().parse_args_and_config(flags)
     training_args.eval_strategy = "steps"
     rows, evaluation = load_rows(script_args, training_args)
-    assert (tmp_path / "pairs_train_8" / "state.json").stat().st_mtime_ns == written
+    assert (tmp_path / "pairs_train_8" / "pairs.arrow").stat().st_mtime_ns == written
     assert len(rows) == 8
     prompts = {row["prompt"] for row in pairs}
     assert all(rows[index]["prompt"] in prompts for index in range(4, 8))

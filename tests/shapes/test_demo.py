@@ -1,11 +1,16 @@
 """The demo from end to end, with few steps."""
 
+import io
 import json
+import os
+import pty
+import time
 
 import pytest
 from PIL import Image
 
-from rewarddance_hf.shapes.demo import run_demo
+from rewarddance_hf.shapes.demo import REPORT, run_demo
+from rewarddance_hf.shapes.stages import Stage, run_stages
 
 
 def test_demo_writes_its_report(tmp_path):
@@ -46,3 +51,44 @@ def test_unwritable_folder_is_noticed_before_training(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         run_demo(str(tmp_path / "file" / "demo"))
+
+
+def stage(name, *arguments, after=()):
+    return Stage(f"{name} something", f"stage_functions:{name}", arguments, after)
+
+
+def test_output_without_a_terminal_is_plain_lines(tmp_path):
+    """One line for each start and end, in the order of what needs what; noise of libraries is in files."""
+    stages = {"second": stage("count", 3, after=("first",)), "first": stage("count", 2)}
+    stream = io.StringIO()
+    run_stages(stages, tmp_path, [REPORT], stream)
+    lines = stream.getvalue().splitlines()
+    assert [line.split("] ")[1].split(" (")[0] for line in lines] == [
+        "started   count something",
+        "finished  count something",
+    ] * 2
+    assert stream.getvalue().replace("\n", "").isprintable()
+    assert "noise of a library" in (tmp_path / "second.txt").read_text()
+
+
+def test_output_in_a_terminal(tmp_path):
+    """Bars are drawn in place; what stays is a line for each stage."""
+    controller, terminal = pty.openpty()
+    with open(terminal, "w") as stream:
+        run_stages({"first": stage("count", 2)}, tmp_path, [REPORT], stream)
+    written = os.read(controller, 100_000).decode()
+    os.close(controller)
+    assert "\x1b[" in written
+    assert "all stages" in written
+    assert "count something (0:0" in written
+    assert "noise" not in written
+
+
+def test_failed_stage_is_named_and_ends_the_others(tmp_path):
+    """The error shows the end of the log, and nothing runs on."""
+    start = time.monotonic()
+    stages = {"long": stage("sleep", 300), "bad": stage("fail"), "never": stage("count", 1, after=("bad",))}
+    with pytest.raises(RuntimeError, match=r"(?s)'fail something' failed.*bad\.txt.*ValueError: the disk is full"):
+        run_stages(stages, tmp_path, [REPORT], io.StringIO())
+    assert time.monotonic() - start < 200
+    assert not (tmp_path / "never.txt").exists()
