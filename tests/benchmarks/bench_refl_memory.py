@@ -183,8 +183,8 @@ def wan_1_3b() -> Any:
 PIPELINES = dict(zip(CONFIGS, (stable_diffusion_35_medium, flux_dev, qwen_image, wan_1_3b), strict=True))
 
 
-def judge() -> Any:
-    """Judge of the proportions of InternVL3.5-2B, with a tokenizer of few words."""
+def judge(text_config: dict[str, Any] = JUDGE["text_config"]) -> Any:
+    """Judge of the proportions of InternVL3.5-2B, or of another language model, with a tokenizer of few words."""
     import tiny_vlms
     import transformers
 
@@ -192,10 +192,11 @@ def judge() -> Any:
 
     _, tiny = tiny_vlms.internvl()
     vlm_config = transformers.InternVLConfig(
-        text_config={**tiny_vlms._text_ids(tiny.tokenizer), **JUDGE["text_config"]},
+        text_config={**tiny_vlms._text_ids(tiny.tokenizer), **text_config},
         vision_config={"model_type": "internvl_vision", **JUDGE["vision_config"]},
         image_token_id=tiny.tokenizer.context_image_token_id,
         image_seq_length=256,
+        tie_word_embeddings=text_config["tie_word_embeddings"],
     )
     processor = RewardDanceProcessor(
         image_processor=transformers.GotOcr2ImageProcessorPil(
