@@ -39,10 +39,10 @@ SMALL = {
     "org/my-judge": str(BASE_VLM),
     "num_candidates=16": "num_candidates=2, num_inference_steps=2",
     "max_denoiser_evaluations=512": "max_denoiser_evaluations=64, num_inference_steps=4",
-    "num_inference_steps=20": "num_inference_steps=2",
+    '"num_inference_steps": 20': '"num_inference_steps": 2',
+    'output_dir="': 'num_candidates=2, output_dir="',
     "max_steps=200": "max_steps=1",
     "eval_steps=25": "eval_steps=1",
-    "sample_steps=25": "sample_steps=1",
     "num_samples=8": "num_samples=2, max_new_tokens=4",
 }
 
@@ -97,9 +97,8 @@ def test_code_runs(name, block, tmp_path, monkeypatch):
         "prompt": PROMPTS[0],
         "held_out_prompts": PROMPTS[:2],
         "rows": datasets.Dataset.from_list([{"prompt": "a", "image": images[0], "reference": images[1]}]),
-        "scorer": RewardDanceScorer.from_pretrained(BASE_VLM),
+        **dict.fromkeys(("scorer", "judge", "other_judge"), RewardDanceScorer.from_pretrained(BASE_VLM)),
         "pointwise_scorer": lambda images, prompts: images.mean((1, 2, 3)),
-        "other_judge": lambda images, prompts: images.mean((1, 2, 3)),
         "pipeline": pipeline,
     }
     for text, small in SMALL.items():

@@ -24,7 +24,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "14B": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40},
 }
 PAIRS, IMAGES = 8, 16
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def count(size: str) -> dict[str, float]:
@@ -78,7 +77,7 @@ def count(size: str) -> dict[str, float]:
             args=arguments,
             train_dataset=[row] * PAIRS,
             processing_class=processor,
-            peft_config=LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS),
+            peft_config=LoraConfig(r=32, lora_alpha=64),  # all linear layers of the language model
         )
         peak("lora_update", trainer.train)
     return results
