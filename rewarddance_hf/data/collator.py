@@ -35,9 +35,9 @@ class DataCollatorForRewardDance:
         seed (`int`, *optional*, defaults to `0`):
             Seed of the order.
         rationale_format (`str`, *optional*, defaults to `"decision_first"`):
-            `"decision_first"` appends the answer, then its reasons; `"reasons_first"` asks for reasons first, and appends
-            the answer after them; `"mixed"` draws one of both for each row and epoch, in the way of the order. Rows without
-            a rationale are always asked for the decision only. Matters with `with_rationales` only.
+            `"decision_first"` appends the answer, then its reasons; `"reasons_first"` asks for reasons first, and
+            appends the answer after them; `"mixed"` draws one of the two for each row and epoch, as it draws the
+            order. Rows without a rationale are always asked for the decision only. Only used with `with_rationales`.
 
     Inputs:
         Rows as described by [`~rewarddance_hf.data.preference.check_row`].
@@ -76,7 +76,7 @@ class DataCollatorForRewardDance:
 
     def set_epoch(self, epoch: int) -> None:
         """
-        Draw other orders than in the epochs before.
+        Draw new orders for an epoch.
 
         Args:
             epoch (`int`):

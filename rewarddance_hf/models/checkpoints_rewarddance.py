@@ -37,8 +37,9 @@ class AdapterSource:
 
 def find_adapter(name: Any, kwargs: "dict[str, Any]") -> "AdapterSource | None":
     """
-    Adapter with this name, or None: a folder that holds all weights beside one is none, as transformers puts it on these.
-    `kwargs` are those of `from_pretrained`; `AutoModel` passes the adapter in `adapter_kwargs`, and `name` is its base model.
+    Adapter with this name, or None: a folder that also holds all weights does not count as one, because transformers
+    puts it on those weights itself. `kwargs` are those of `from_pretrained`; `AutoModel` passes the adapter in
+    `adapter_kwargs`, and `name` is its base model.
     """
     arguments = {argument: kwargs[argument] for argument in HUB_ARGUMENTS if argument in kwargs}
     base_arguments = {k: v for k, v in arguments.items() if k not in ("revision", "subfolder")}

@@ -1,4 +1,4 @@
-"""Clips: which of their frames a judge sees, and where these were in them."""
+"""Clips: which of their frames a judge sees, and where in the clip these were."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ def sample_frame_indices(
     max_frames: "int | None" = None,
 ) -> "list[int]":
     """
-    Choose frames of a clip, of which none is drawn at random: all, `num_frames` at equal distances (the first and the last one
-    among them), or those that are nearest in time to `fps` for each second, which needs `times` in seconds. Where more than
+    Choose frames of a clip, never at random: all, `num_frames` at equal distances (the first and the last one
+    among them), or those nearest to `fps` frames a second, which needs `times` in seconds. Where more than
     `max_frames` were chosen, they are thinned out at equal distances. Gives their indices, in order.
 
     ```python
@@ -48,7 +48,7 @@ def check_sampling(num_frames: "int | None", fps: "float | None", max_frames: "i
     """Make sure that frames can be chosen by these arguments of [`sample_frame_indices`]."""
     if num_frames is not None and fps is not None:
         raise ValueError(
-            f"`num_frames` is {num_frames} and `fps` is {fps}, but frames are chosen by one. Drop the other."
+            f"`num_frames` is {num_frames} and `fps` is {fps}, but only one of them can choose the frames. Drop the other."
         )
     for name, value in {"num_frames": num_frames, "max_frames": max_frames}.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
@@ -59,9 +59,8 @@ def check_sampling(num_frames: "int | None", fps: "float | None", max_frames: "i
 
 class Clip(list):
     """
-    Frames of a clip, with where they were in it.
-
-    A plain list of frames is a clip too, but has no times: this class tells them to a judge that samples by `fps`.
+    Frames of a clip, and where in the clip they were. A plain list of frames is a clip too, but has no times; a judge
+    that samples by `fps` needs this class.
 
     Args:
         frames (`list`):

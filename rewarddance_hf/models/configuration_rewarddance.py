@@ -35,7 +35,7 @@ class RewardDanceConfig(PretrainedConfig):
             Number of rewards of a sample. Only `1` is supported.
 
     Raises:
-        `ValueError`: If `paradigm`, `score_normalization`, `score_temperature` or `num_labels` is none of the above.
+        `ValueError`: If `paradigm`, `score_normalization`, `score_temperature` or `num_labels` is not one of the above.
     """
 
     model_type = "rewarddance"
@@ -102,8 +102,8 @@ class RewardDanceConfig(PretrainedConfig):
 
     def __getattr__(self, name: str) -> Any:
         """
-        Parts of the wrapped model's configuration by their own names (`vision_config`, ...): conversions of weights look
-        for them where the loader stands, and would else permute weights by a default.
+        Parts of the wrapped model's configuration by their own names (`vision_config`, ...): conversions of weights
+        look for them on this configuration, and would otherwise permute weights by a default.
         """
         vlm_config = vars(self).get("vlm_config")
         if vlm_config is not None and (name in vlm_config.sub_configs or name == "num_attention_heads"):

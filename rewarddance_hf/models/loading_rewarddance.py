@@ -1,4 +1,4 @@
-"""What a judge is shown: media of questions are loaded once, with those frames of clips that it sees."""
+"""What a judge is shown: the media of a question are loaded once, clips with the frames that it sees."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ class LoadingMixin:
         self, question: Question, keep_gradient: bool = False, names: "tuple[str, str, str] | None" = None
     ) -> Question:
         """
-        Load the media of a question: those frames of clips that the judge sees. What is loaded already stays as it is.
+        Load the media of a question, clips with the frames that the judge sees. What is loaded already stays as it is.
 
         Args:
             question ([`~rewarddance_hf.models.question_rewarddance.Question`]):
@@ -74,12 +74,12 @@ class LoadingMixin:
                 Whether a judge sees a reference.
 
         Returns:
-            `tuple[Example, ...]`: What `examples` of a call can be, too.
+            `tuple[Example, ...]`: Loaded examples, which can be passed as `examples` of a call.
 
         Raises:
-            `TypeError`: If an example is no `dict`, or a text no string.
+            `TypeError`: If an example is not a `dict`, or a text is not a string.
             `ValueError`: If an example lacks a key or has one too many, a verdict is neither yes nor no, an image cannot be
-                read, or rows have several tasks and an example none.
+                read, or rows have several tasks and an example has none.
         """
         if examples is None:
             return ()
@@ -157,8 +157,8 @@ class LoadingMixin:
 
         Args:
             media (image or clip):
-                Anything that [`load_image`] or [`~rewarddance_hf.models.media_rewarddance.open_clip`] takes. Frames that
-                this method gave are given back.
+                Anything that [`load_image`] or [`~rewarddance_hf.models.media_rewarddance.open_clip`] takes. Frames
+                that this method has returned are returned as they are.
             name (`str`, *optional*, defaults to `"media"`):
                 Name in error messages.
             task (`str`, *optional*):
@@ -174,7 +174,7 @@ class LoadingMixin:
             `ValueError`: If an image or clip cannot be read, a clip has no frames, frames of different size, or one frame in a
                 task about videos; or `max_clip_tokens` is too small for two frames.
             `ImportError`: If this is a video file and PyAV is not installed.
-            `TypeError`: If it is nothing that can be an image.
+            `TypeError`: If it cannot be an image.
         """
         is_image = getattr(media, "is_image", False)
         found = open_media(media, name, lambda image: Clip([self.load_image(image, name, keep_gradient)]))
@@ -186,7 +186,7 @@ class LoadingMixin:
         return found
 
     def _count_frame_tokens(self, size: "tuple[int, int]") -> int:
-        """Tokens of a frame with what surrounds it, as the wrapped processor makes them of frames in company."""
+        """Tokens that the wrapped processor makes of one frame among others, with what surrounds it."""
         if size not in self._frame_tokens:
             text = "\n".join([str(self.vlm_processor.image_token)] * 2)
             images = [[Image.new("RGB", size)] * 2]

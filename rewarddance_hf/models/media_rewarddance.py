@@ -1,4 +1,4 @@
-"""Images and clips in whatever form become RGB frames, which know where they were in their clip."""
+"""Images and clips of any form become RGB frames, which know their place in the clip."""
 
 import io
 import os
@@ -33,7 +33,7 @@ ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 
 def load_image(image: Any, name: str = "image", keep_gradient: bool = False, background: str = "white") -> Any:
     """
-    Load an image and make sure that it can be read. An RGB image of Pillow that is in memory is given back as it is.
+    Load an image and make sure that it can be read. An RGB image of Pillow in memory is returned as it is.
 
     Args:
         image (`PIL.Image.Image`, `str`, `os.PathLike`, `bytes`, `dict`, `numpy.ndarray` or `torch.Tensor`):
@@ -43,7 +43,7 @@ def load_image(image: Any, name: str = "image", keep_gradient: bool = False, bac
         name (`str`, *optional*, defaults to `"image"`):
             Name of the image in error messages.
         keep_gradient (`bool`, *optional*, defaults to `False`):
-            Whether to give back a tensor that requires a gradient as a tensor, after the same checks. Without it such a
+            Whether to return a tensor that requires a gradient as a tensor, after the same checks. Without it such a
             tensor is refused, as an image has no gradient. Does not matter under `torch.no_grad()`.
         background (`str`, *optional*, defaults to `"white"`):
             Color behind what is transparent: a name or `"#rrggbb"`.
@@ -196,7 +196,7 @@ def _reader(recording: Recording, name: str) -> ClipReader:
 
 def open_clip(media: Any, name: str = "media") -> "ClipReader | None":
     """
-    Clip whose frames are not decoded, or None if this is an image or nothing that can be read. Clips are lists of images,
+    Clip whose frames are not decoded, or None if this is an image or cannot be read. Clips are lists of images,
     tensors `(frames, 3, height, width)` and arrays `(frames, height, width, 3)`; animated images (GIF, WebP, APNG, AVIF) and
     video files as path, bytes or `{"bytes": ..., "path": ...}`. Video files need PyAV.
     """

@@ -88,8 +88,8 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
     Vision-language model that judges a generated image or clip by the probability of the token "yes" (Eq. 2 of the
     [RewardDance paper](https://huggingface.co/papers/2509.08826)).
 
-    `from_pretrained` takes a RewardDance checkpoint or that of any image-text-to-text model of transformers; the
-    latter is a zero-shot judge at once.
+    `from_pretrained` takes a RewardDance checkpoint, or a plain one of a decoder-only image-text-to-text model of
+    transformers, which is then a zero-shot judge.
 
     Args:
         config ([`RewardDanceConfig`]):
@@ -276,7 +276,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
                 Target probabilities of "yes" in `[0, 1]`; 0.5 is a tie. Generative paradigms only.
             rationale_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Token IDs of rationales in place, -100 elsewhere. Logits are computed where they are needed only.
+                Token IDs of rationales in place, -100 elsewhere. Logits are computed only where they are needed.
             answer_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Position that is followed by the answer; required with `rationale_labels`, else the last position.
             kwargs:
@@ -286,8 +286,8 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             [`RewardDanceOutput`], or a tuple with `return_dict=False`.
 
         Raises:
-            `ValueError`: If images are missing, a question ends in padding, the answer tokens are not known, or rationales are
-                given to a model that does not tell its head.
+            `ValueError`: If images are missing, a question ends in padding, the answer tokens are not known, or
+            rationales are given to a model whose language-model head is not known.
         """
         kwargs.pop("num_items_in_batch", None)
         kwargs.setdefault("use_cache", False)
@@ -416,7 +416,7 @@ def _check_can_judge(vlm: nn.Module) -> None:
 
 
 def _passed_through(outputs: Any) -> "dict[str, Any]":
-    """What the wrapped model gives beside its logits."""
+    """Outputs of the wrapped model other than its logits."""
     names = {"cache": CACHE_NAME, "hidden_states": "hidden_states", "attentions": "attentions"}
     return {name: outputs.get(theirs) for name, theirs in names.items()}
 

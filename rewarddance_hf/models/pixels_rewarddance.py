@@ -2,11 +2,11 @@
 Differentiable pixels: the gradient of a judge reaches the images that it judges, without torchvision.
 
 The forward pass is that of the image processor of transformers on the image rounded to 8 bits, bit by bit: the reward
-that is tuned is the reward that is reported. The backward pass is that of the same processing without roundings
-(straight-through). To find it, the image processor is run a second time, on pixel numbers in place of colors, while its
-linear operations (resize, rescale, normalize) are written down on a tape; where the numbers end up shows how it cuts,
-pads and orders pixels. So there is no second implementation of any model's preprocessing here, and the tape is played
-forward and compared with the image processor's own result at each call.
+that is tuned is the reward that is reported. The backward pass is that of the same processing without rounding
+(straight-through). To find it, the image processor is run a second time, on pixel numbers in place of colors, while
+its linear operations (resize, rescale, normalize) are written down on a tape; where the numbers end up shows how it
+cuts, pads and orders pixels. So there is no second implementation of any model's preprocessing here, and the tape is
+played forward and compared with the image processor's own result at each call.
 """
 
 import copy
@@ -38,10 +38,10 @@ def preprocess_with_gradient(
     """
     Run a processor of transformers on images of which some require a gradient.
 
-    `images` are PIL images or tensors `(3, height, width)` in `[0, 1]`, for each row of the batch. The `pixel_values` of the
-    batch have a gradient; they are on the device of the first tensor that requires one, as float64 if a tensor is. Without
-    `exact` they are those of the smooth function whose gradient is passed back, without roundings: for finite differences.
-    An image processor of a kind whose gradient cannot be found raises `NotImplementedError`.
+    `images` are PIL images or tensors `(3, height, width)` in `[0, 1]`, for each row of the batch. The `pixel_values`
+    of the batch have a gradient; they are on the device of the first tensor that requires one, as float64 if a tensor
+    is. Without `exact` they are those of the smooth function whose gradient is passed back, without rounding: for
+    finite differences. An image processor whose gradient cannot be found raises `NotImplementedError`.
     """
     image_processor = vlm_processor.image_processor
     flat = [image for row in images for image in row]

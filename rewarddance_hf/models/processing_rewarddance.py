@@ -25,15 +25,14 @@ logger = logging.get_logger(__name__)
 
 
 class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
-    r"""
-    Turn images, prompts and criteria into inputs of [`RewardDanceForYesScoring`], with the processor of any
+    r"""Turn images, prompts and criteria into inputs of [`RewardDanceForYesScoring`], with the processor of a
     vision-language model inside.
 
     Tensors that require a gradient get one: `pixel_values` are equal to those of the same image rounded to 8 bits, and
     the gradient passes through as if nothing were rounded.
 
-    `from_pretrained` takes a RewardDance checkpoint or that of any image-text-to-text model of transformers. No part of
-    it needs torchvision as long as the wrapped model has a PIL image processor.
+    `from_pretrained` takes a RewardDance checkpoint, or a plain one of an image-text-to-text model of transformers
+    that has a chat template. No part of it needs torchvision as long as the wrapped model has a PIL image processor.
 
     Args:
         image_processor (`BaseImageProcessor`):

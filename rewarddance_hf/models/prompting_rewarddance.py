@@ -167,7 +167,7 @@ class PromptingMixin:
         """
         if not self.prompt_texts["criteria"]:
             raise ValueError(
-                "`prompt_texts['criteria']` is empty, so that no criteria are asked by and all dimensions would be one. Pass a "
+                "`prompt_texts['criteria']` is empty, so the question holds no criteria, and all dimensions would be one. Pass a "
                 "text with '{criteria}' to `RewardDanceProcessor.from_pretrained`."
             )
         if task not in self.dimensions:
@@ -386,7 +386,7 @@ class PromptingMixin:
 
     def split_reasons(self, text: str) -> "str | None":
         """
-        Take the reasons out of what a judge says that was asked for reasons first.
+        Extract the reasons from what a judge says that was asked for them first.
 
         Args:
             text (`str`):

@@ -1,4 +1,5 @@
-"""Animated images and video files: how many frames they have, when each is shown, and those that are wanted, decoded."""
+"""Animated images and video files: the number of their frames, the time of each, and the decoded frames that are
+wanted."""
 
 import bisect
 import io
@@ -81,8 +82,8 @@ def _frames(media: Any, name: str) -> Any:
 
 def open_animation(media: Any, image: Image.Image, name: str) -> Recording:
     """
-    Open an animated image; `image` is `media`, opened. Frames are made of those before, so all are decoded
-    here to find damage and times, and kept nowhere.
+    Open an animated image; `image` is `media`, opened. Frames are made of those before, so all are decoded here to
+    find damage and times, and none is kept.
     """
     times, time = [], 0.0
     with _frames(image, name):

@@ -72,7 +72,7 @@ class RowScoring:
         self._examples = cache(lambda task: judge.processor.read_examples(examples, task, judge.is_pairwise))
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that tells these scores from others."""
+        """What these scores depend on: the fingerprint of their file."""
         return {
             **self.judge.fingerprint(),
             "examples": [_digest_of_example(example) for example in self._examples(None)],
@@ -124,7 +124,7 @@ def _digest_of_media(row: Mapping[str, Any]) -> str:
 
 
 def _describe(value: Any) -> Any:
-    """What stands for a value in a digest, but for its pixels: the same in every process."""
+    """What stands for a value in a digest, without its pixels: the same in every process."""
     if isinstance(value, (list, tuple)):
         return [_describe(part) for part in value]
     if isinstance(value, Mapping):

@@ -81,7 +81,7 @@ class Judge:
 
     def fingerprint(self) -> dict[str, Any]:
         """
-        Tell this judge from others, for files that hold its scores.
+        Identify this judge, for files that hold its scores.
 
         Returns:
             `dict[str, Any]`: Digests of weights and of the processor's settings (criteria and layout among them), paradigm, normalization,
@@ -126,10 +126,9 @@ class Judge:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """
         `logits` and `scores` `(n,)` of the model for the next questions, as float32. All rewards come from here.
-
-        `on_progress` is told how many more questions are answered. `session` is that of a call that goes on, and `window` the
-        number of questions that the engine plans and yields together. Scores that are not finite raise `NonFiniteScoreError`
-        with the numbers of their questions.
+        `on_progress` is called with the number of questions that have just been answered. `session` is that of a call
+        that goes on, and `window` the number of questions that the engine plans and yields together. Scores that are
+        not finite raise `NonFiniteScoreError` with the numbers of their questions.
         """
         count, known = 0, []
         numbered = (q if q.row is not None else replace(q, row=i) for i, q in enumerate(questions))

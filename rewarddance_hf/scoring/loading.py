@@ -33,7 +33,7 @@ def load_judge(
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether no process holds all weights: by FSDP 2 or tensor parallelism, FSDP 1, or DeepSpeed."""
+    """Whether the weights are split over processes: by FSDP 2 or tensor parallelism, FSDP 1, or DeepSpeed."""
     marks = ("device_mesh", "_is_flat_param", "ds_id")
     return any(hasattr(parameter, mark) for parameter in model.parameters() for mark in marks)
 

@@ -1,4 +1,4 @@
-"""Questions from lists of samples, prompts and what else users pass."""
+"""Questions from lists of samples, prompts and whatever else users pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

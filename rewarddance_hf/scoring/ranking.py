@@ -37,14 +37,14 @@ def rank_samples(
     """
     Ranking of the samples of a prompt by any reward; the other arguments are those of [`RewardDanceScorer.rank`].
 
-    A reward with a `rank` of its own is asked for it. Another pairwise one compares samples in both orders, and the higher
-    reward wins. Others score each sample once. `context` holds one value for all samples: `condition`, `task`, `criteria`,
-    `examples`.
+    A reward that has a `rank` method is asked to rank. Any other pairwise reward compares samples in both orders, and
+    the higher reward wins. Pointwise rewards score each sample once. `context` holds one value for all samples:
+    `condition`, `task`, `criteria`, `examples`.
 
-    With `skip_failures`, samples that cannot be judged are left out with a warning instead of failing all: they are missing in
-    `order`, and NaN in `scores`. Each sample is then asked about alone, or each pair by a pairwise reward: the sample that is in
-    most pairs that fail leaves, until no such pair is left. A single sample, which a pairwise reward cannot compare, comes first
-    with the score NaN.
+    With `skip_failures`, samples that cannot be judged are left out with a warning, and the others are still ranked:
+    they are missing in `order`, and NaN in `scores`. Each sample is then asked about alone, or each pair by a pairwise
+    reward: the sample that is in most pairs that fail leaves, until no such pair is left. A single sample, which a
+    pairwise reward cannot compare, comes first with the score NaN.
     """
     context = {name: value for name, value in context.items() if value is not None}
     ranker = _Ranker(as_reward(reward), images, prompt, context)
@@ -228,7 +228,8 @@ class Standings:
         return self.order(samples)
 
     def order(self, samples: Sequence[int]) -> list[int]:
-        """Samples, best first: by share of wins, then by that of those they met, then by how clear it was, then by index."""
+        """Samples, best first: by share of wins, then by that of their opponents, then by how clear the wins were,
+        then by index."""
         games = [max(len(opponents), 1) for opponents in self.opponents]
         rates = [wins / count for wins, count in zip(self.wins, games, strict=True)]
 
@@ -238,7 +239,7 @@ class Standings:
         return sorted(samples, key=key)
 
     def pair(self, samples: Sequence[int]) -> list[tuple[int, int]]:
-        """Pairs of neighbors that have not met. With an odd number the last of those who have played most waits."""
+        """Pairs of neighbors that have not met. With an odd number, the last of those that have played most waits."""
         waiting = self.order(samples)
         if len(waiting) % 2:
             waiting.remove(max(reversed(waiting), key=lambda i: len(self.opponents[i])))
@@ -264,7 +265,7 @@ def swiss(count: int, play: Play, num_rounds: int | None = None) -> list[int]:
 def halving(count: int, play: Play, num_rounds: int | None = None, top_k: int | None = None) -> list[int]:
     """
     Samples, best first, after sequential halving: after each `num_rounds` (2) rounds the worse half leaves, until `top_k` (1)
-    are left. Earlier rounds count on, and those that left later go before.
+    are left. Earlier rounds still count, and those that left later come before those that left earlier.
     """
     standings = Standings(count, play)
     alive, left, wanted = list(range(count)), list[int](), top_k or 1

@@ -37,7 +37,7 @@ class RewardDanceScorer(Judge):
             Largest number of questions per forward pass.
         engine (`str`, *optional*, defaults to `"auto"`):
             `"auto"` computes vision features once per image and key/value states once per shared prefix, where scores
-            are known to stay the same, and else goes the plain path. `"features"` shares vision features only.
+            are known to stay the same, and otherwise takes the plain path. `"features"` shares vision features only.
             `"plain"` computes each question on its own.
         max_batch_tokens (`int`, *optional*, defaults to `32768`):
             Largest number of tokens per forward pass of the engine. Halved whenever memory runs out.
@@ -114,7 +114,7 @@ class RewardDanceScorer(Judge):
 
         Args:
             save_directory (`str` or `os.PathLike`):
-                Folder, made if it is missing.
+                Folder, created if it is missing.
         """
         self.model.save_pretrained(save_directory)
         if getattr(self.model, "peft_config", None):  # adapters are saved without a configuration
@@ -136,8 +136,8 @@ class RewardDanceScorer(Judge):
         r"""
         Compute rewards of samples.
 
-        Rewards carry a gradient if an image does that is given as a tensor: samples, and references and first frames if
-        they are not detached. The model's weights get none, whatever their `requires_grad`.
+        Rewards carry a gradient if an image that is passed as a tensor does: a sample, or a reference or first frame
+        that is not detached. The model's weights get none, whatever their `requires_grad`.
 
         Args:
             images (`list` or `torch.Tensor` of shape `(n, 3, height, width)` or `(n, frames, 3, height, width)`):
@@ -243,10 +243,11 @@ class RewardDanceScorer(Judge):
         r"""
         Score a dataset into a file of JSON lines, `{"row": 0, "score": 0.5}`.
 
-        An interrupted call goes on where it stopped when it is repeated: rows that are in the file are not scored again,
-        and a last line that was cut off is removed first. A file of another judge, other rows or other examples is refused,
-        which `FILE.fingerprint.json` tells. Under several processes each scores its share, and the file is whole at the end.
-        References that come again are shared if their rows are near.
+        An interrupted call goes on where it stopped when it is repeated: rows that are in the file are not scored
+        again, and a last line that was cut off is removed first. A file of another judge, other rows or other examples
+        is refused; `FILE.fingerprint.json` remembers what made it. Under several processes each scores its share, and
+        the file is whole at the end. References that occur several times are computed once if their rows are close
+        together.
 
         Args:
             rows (`datasets.Dataset` or `list[dict]`):
@@ -259,15 +260,15 @@ class RewardDanceScorer(Judge):
             show_progress (`bool`, *optional*, defaults to `True`):
                 As in [`~RewardDanceScorer.score`].
             examples (`list[dict]`, *optional*):
-                Questions with known verdicts, as in [`~RewardDanceScorer.score`]. Those that name no `task` have that of the
-                row.
+                Questions with known verdicts, as in [`~RewardDanceScorer.score`]. Those without a `task` get that of
+                the row.
 
         Returns:
             `int`: Number of rows that were scored by this call, by all processes.
 
         Raises:
             `ValueError`: If the file belongs to another judge or other rows, an example lacks something, or a row cannot be
-                scored. What is in the file stays.
+                scored. What is in the file is kept.
         """
         return score_into_file(self, rows, output_file, save_every, show_progress, examples)
 
@@ -358,10 +359,10 @@ class RewardDanceScorer(Judge):
         r"""
         Rank samples of a prompt.
 
-        A pairwise judge compares samples in both orders, which are two questions; a comparison is won by the average of
-        both. By default all are compared with all, `n * (n - 1)` questions. Tournaments find the best of many with
-        fewer: 64 samples take 4032 questions as a round robin, 384 by Swiss rounds, at most 250 by halving. Other
-        judges score each sample once, whatever the method.
+        A pairwise judge compares samples in both orders, which are two questions; a comparison is won by the average
+        of both. By default all are compared with all, in `n * (n - 1)` questions. Tournaments find the best of many
+        samples with fewer: 64 samples take 4032 questions as a round robin, 384 by Swiss rounds, at most 250 by
+        halving. Other judges score each sample once, whatever the method.
 
         Args:
             images (`list` or `torch.Tensor` of shape `(n, 3, height, width)` or `(n, frames, 3, height, width)`):

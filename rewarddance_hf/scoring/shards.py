@@ -1,4 +1,4 @@
-"""Scores of millions of rows in shards, which any number of workers make in any order, and which are merged at the end."""
+"""Scores of millions of rows in shards, which workers make in any order and which are merged at the end."""
 
 import json
 import logging
@@ -42,8 +42,8 @@ def score_shards(
     """
     Score a large dataset in shards, by any number of workers; [`merge_shards`] joins them.
 
-    A shard is a file that is there as a whole or not at all. Workers need not know of each other, may stop at any moment
-    and be started again: finished shards are not scored again. A score depends on the rows of its window, never on the
+    A shard is written whole or not at all. Workers do not need to know of each other, and may be stopped at any moment
+    and started again: finished shards are not scored again. A score depends on the rows of its window, never on the
     number of shards or workers.
 
     Args:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def with_help(arguments: type[T]) -> type[T]:
-    """Show what the documentation of a class says of its arguments as their help on the command line."""
+    """Take the help of arguments on the command line from the docstring of their class."""
     documented = re.findall(r"^ {8}(\w+) \(.*\):\n((?: {12}.*\n)+)", arguments.__doc__ or "", re.MULTILINE)
     for name, text in documented:
         argument = arguments.__dataclass_fields__[name]  # type: ignore[attr-defined]
@@ -31,7 +31,7 @@ def with_help(arguments: type[T]) -> type[T]:
 @dataclass
 class CommonTrainingArguments(TrainingArguments):
     """
-    Arguments whose defaults both trainers change.
+    Arguments whose defaults differ from those of transformers in both trainers.
 
     Parameters:
         learning_rate (`float`, *optional*):
@@ -94,8 +94,8 @@ class CommonTrainer(Trainer):
         """
         Train. See [`~transformers.Trainer.train`].
 
-        `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end; so does "true", as a command
-        line says it.
+        `resume_from_checkpoint=True` takes the newest complete checkpoint; so does "true", as it comes from a command
+        line.
         """
         if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint.lower() in ("true", "false"):
             resume_from_checkpoint = resume_from_checkpoint.lower() == "true"
@@ -131,8 +131,8 @@ class CommonTrainer(Trainer):
 
 class SetEpochCallback(TrainerCallback):
     """
-    Tell which epoch begins, whatever was resumed. The data loader's own `set_epoch` does not reach a collator, nor a sampler or
-    dataset when there are several processes.
+    Tell dataset, sampler and collator which epoch begins, also after resuming. The data loader's own `set_epoch` does
+    not reach a collator, nor a sampler or dataset when there are several processes.
     """
 
     def __init__(self, set_epoch: Callable[[int], Any]) -> None:
@@ -148,7 +148,7 @@ class SetEpochCallback(TrainerCallback):
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: the state of the trainer comes last."""
+    """Whether a checkpoint is complete: the state of the trainer is written last."""
     try:
         TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     except (OSError, json.JSONDecodeError, TypeError):
@@ -157,7 +157,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """Newest checkpoint that was written to its end. A killed run may leave a newer one that was not."""
+    """Newest complete checkpoint. A killed run may leave a newer one that is incomplete."""
     found = {
         int(step): path
         for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")

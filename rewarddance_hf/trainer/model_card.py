@@ -1,4 +1,5 @@
-"""Draft of a model card, written by the trainer from what it knows of its run; a release makes the full card of it."""
+"""Draft of a model card, written by the trainer from what it knows about its run; a release turns it into the full
+card."""
 
 import platform
 from typing import Any
@@ -68,7 +69,7 @@ def training_card(
 
 
 def recorded_data(dataset: Any) -> list[dict[str, str]]:
-    """Read where training rows are from, as far as they know it themselves. Files do not know their names."""
+    """Read where training rows come from, as far as the dataset records it. Files do not record their names."""
     if isinstance(dataset, ConcatDataset):
         return [source for part in dataset.datasets for source in recorded_data(part)]
     if isinstance(dataset, PreferenceRows | Subset):

@@ -51,13 +51,13 @@ class RewardDanceTrainer(CommonTrainer):
         eval_dataset (the same, or a `dict` of them by name, *optional*):
             Held-out preference rows. Each is judged in one fixed order of its images.
         processing_class ([`RewardDanceProcessor`], *optional*):
-            Processor of the judge. Loaded from where `model` is from, its revision too, if not given.
+            Processor of the judge. By default loaded from where `model` comes from, at the same revision.
         data_collator ([`DataCollatorForRewardDance`], *optional*):
             Collator in place of the one that follows from `args`.
         evaluator (`Callable`, *optional*):
-            Function of model and processor that gives further metrics at each evaluation of all of `eval_dataset`, e.g.
-            a [`RewardDanceEvaluator`]: accuracy with its interval, order consistency, calibration. Every process calls it;
-            a [`RewardDanceEvaluator`] then asks about its share of the rows on each.
+            Function of model and processor that returns further metrics at each evaluation of all of `eval_dataset`,
+            e.g. a [`RewardDanceEvaluator`]: accuracy with its interval, order consistency, calibration. Every process
+            calls it; a [`RewardDanceEvaluator`] then scores a share of the rows on each.
         compute_metrics (`Callable`, *optional*):
             Metrics in place of `accuracy`, `margin`, `mean_reward`, `min_reward` and `max_reward`. `predictions` are the
             log-odds that the chosen sample is better, of shape `(rows,)`, and scores, of shape `(rows, 1 or 2)`.
@@ -126,7 +126,7 @@ class RewardDanceTrainer(CommonTrainer):
         if not isinstance(model, RewardDanceForYesScoring):
             raise TypeError(
                 f"`model` is a `{type(model).__name__}`, but must be a `RewardDanceForYesScoring` or a path. Load it with "
-                "`RewardDanceForYesScoring.from_pretrained(...)`, which wraps any image-text-to-text model."
+                "`RewardDanceForYesScoring.from_pretrained(...)`, which also wraps a plain image-text-to-text model."
             )
         if model.config.paradigm != args.paradigm:
             raise ValueError(
@@ -351,8 +351,8 @@ def _warn_of_low_precision(model: RewardDanceForYesScoring) -> None:
 
 def _freeze_unused_parameters(model: RewardDanceForYesScoring) -> None:
     """
-    Freeze what would never get a gradient, at which DDP with gradient checkpointing and resuming with FSDP2 fail: the
-    language-model head under a scalar head, and what follows the vision layer that LLaVA-like models read.
+    Freeze what would never get a gradient, because DDP with gradient checkpointing and resuming with FSDP2 fail on it:
+    the language-model head under a scalar head, and what follows the vision layer that LLaVA-like models read.
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if model.config.has_scalar_head and head is not None and head.weight is not embeddings.weight:

@@ -32,10 +32,10 @@ class RewardDanceTrainingArguments(CommonTrainingArguments):
         > Parameters that control the training
 
         rationale (`str`, *optional*):
-            Where the row's rationale stands (chain of thought, Section 3.2.1): `"decision_first"` trains on the answer,
-            then the rationale; `"reasons_first"` asks for reasons first and trains on the rationale, then the answer;
-            `"mixed"` draws one of both for each row and epoch. Rows without a rationale are asked for the decision only.
-            Pairwise only. Without it rationales in the rows are not used.
+            Where the row's rationale stands (chain of thought, Section 3.2.1): `"decision_first"` trains on the
+            answer, then the rationale; `"reasons_first"` asks for reasons first and trains on the rationale, then the
+            answer; `"mixed"` draws one of the two for each row and epoch. Rows without a rationale are asked for the
+            decision only. Pairwise only. Without it rationales in the rows are not used.
         rationale_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the rationale's cross-entropy (with reasons first: and that of the phrase before the answer) beside
             that of the answer, whose weight is 1.

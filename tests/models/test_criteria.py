@@ -116,5 +116,5 @@ def test_unknown_dimensions(vlm_folder):
     with pytest.raises(ValueError, match=r"`dimensions\['logo'\]` is 'x', but must be a dict"):
         RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), dimensions={"logo": "x"})
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), prompt_texts={"criteria": ""})
-    with pytest.raises(ValueError, match=r"`prompt_texts\['criteria'\]` is empty, so that no criteria are asked by"):
+    with pytest.raises(ValueError, match=r"`prompt_texts\['criteria'\]` is empty, so the question holds no criteria"):
         processor.dimension_criteria("alignment")

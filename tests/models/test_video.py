@@ -101,7 +101,7 @@ def test_frames_by_time():
         ({"fps": 0, "times": [0.0]}, "`fps` is 0, but must be a positive number"),
         ({"fps": float("inf"), "times": [0.0]}, "`fps` is inf"),
         ({"fps": 2}, "`fps` is 2, but `times` is None"),
-        ({"fps": 2, "num_frames": 3}, "`num_frames` is 3 and `fps` is 2, but frames are chosen by one"),
+        ({"fps": 2, "num_frames": 3}, "`num_frames` is 3 and `fps` is 2, but only one of them can choose"),
     ],
 )
 def test_wrong_sampling_is_refused(arguments, message):

@@ -54,8 +54,8 @@ def load_preferences(
         read.
 
     Raises:
-        `ValueError`: If there is no such source, split, option or repository, a file or column is missing, or a vote or
-            ranking is none that the source has.
+        `ValueError`: If there is no such source, split, option or repository, a file or column is missing, or a vote
+        or ranking is not one of the source's.
 
     Example:
 

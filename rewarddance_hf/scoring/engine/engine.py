@@ -3,7 +3,7 @@ Engine behind the scorer: vision features once per image, key/value states once 
 
 Questions of one call are a tree: those with the same first tokens and images share a branch, which is computed once,
 and whose key/value states are expanded over all that follow. Nothing is approximated: in a causal language model the
-states of a token depend on what goes before it only. Models in which this is not known to hold are scored plainly.
+states of a token depend only on what goes before it. Models in which this is not known to hold are scored plainly.
 """
 
 import inspect
@@ -44,7 +44,7 @@ MIN_SAVING = 64  # tokens that a shared part must save to be computed apart
 
 
 class ScoringEngine:
-    """Answers questions with little work and the same scores. Arguments are those of [`RewardDanceScorer`]."""
+    """Answers questions with less work and the same scores. Arguments are those of [`RewardDanceScorer`]."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class ScoringEngine:
                 node.states = None
 
     def _chunks(self, nodes: list[Node]) -> Iterator[list[Node]]:
-        """Parts whose states are in memory at a time."""
+        """Groups of parts whose states are in memory at the same time."""
         chunk: list[Node] = []
         tokens = 0
         for node in nodes:

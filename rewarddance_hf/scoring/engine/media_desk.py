@@ -54,8 +54,8 @@ class ImageDesk:
 
     def open(self, questions: list[Question]) -> list[Question]:
         """
-        The same questions with their tasks, and with clips opened: the frames that are seen are known, but not decoded. A clip
-        that cannot be opened says so when its frames are taken.
+        The same questions with their tasks, and with clips opened: the frames that are seen are known, but not
+        decoded. A clip that cannot be opened raises when its frames are taken.
         """
         readers: dict[Any, ClipReader | None] = {}
 
@@ -173,7 +173,7 @@ class ImageDesk:
 
 
 def _split_frames(media: Any, name: str) -> list[tuple[Any, str]]:
-    """Images that an image or opened clip consists of, each with its name for error messages; a file stays whole."""
+    """Images of which an image or opened clip consists, each with its name for error messages; a file stays whole."""
     if not isinstance(media, ClipReader):
         return [(media, name)]
     if media.frames is None:

@@ -35,5 +35,5 @@ class BatchLimit:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory of a device or of the machine is used up."""
+    """Whether an error says that a device or the machine is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -69,6 +69,6 @@ def expand_states(prefixes: list[PrefixStates], past: int) -> DynamicCache:
 
 
 def _fit(states: torch.Tensor, past: int) -> torch.Tensor:
-    """The last `past` states, after padding where there are fewer: that is masked out by whoever uses them."""
+    """The last `past` states, after padding where there are fewer: the caller masks the padding."""
     missing = past - states.shape[2]
     return nn.functional.pad(states, (0, 0, missing, 0)) if missing > 0 else states[:, :, -missing:]
