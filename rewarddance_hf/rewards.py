@@ -62,8 +62,9 @@ def as_reward(reward: Any, weights: Sequence[float] | None = None) -> "AdaptedRe
     Make one reward of whatever can be one.
 
     Args:
-        reward (`Callable`, `list[Callable]` or `dict[str, Callable]`):
-            [`RewardDanceScorer`], function, or several of them, by name if they come as a `dict`.
+        reward (`Callable`, `str`, or `list` or `dict` of those):
+            [`RewardDanceScorer`], function, address of a judge (`"http://judge:8000"`), or several of them, by name if they
+            come as a `dict`.
         weights (`list[float]`, *optional*):
             Weight of each function. Defaults to `1.0` for all.
 
@@ -93,9 +94,10 @@ class AdaptedReward:
 
     def __init__(self, reward: Any, weights: Sequence[float] | None = None) -> None:
         if isinstance(reward, Mapping):
-            functions, names = list(reward.values()), [str(name) for name in reward]
+            functions, names = [_connected(function) for function in reward.values()], [str(name) for name in reward]
         else:
             functions = list(reward) if isinstance(reward, (list, tuple)) else [reward]
+            functions = [_connected(function) for function in functions]
             names = _distinct([getattr(function, "__name__", type(function).__name__) for function in functions])
         if not functions:
             raise ValueError("`reward` is empty, but must hold at least one reward function.")
@@ -103,7 +105,7 @@ class AdaptedReward:
             if not callable(function):
                 raise TypeError(
                     f"Reward {name!r} is a `{type(function).__name__}`, but must be callable as "
-                    "`reward(images, prompts, **context)`. Pass a `RewardDanceScorer` or a function."
+                    "`reward(images, prompts, **context)`. Pass a `RewardDanceScorer`, a function or an address."
                 )
         self.names: list[str] = names
         self.functions: list[Callable[..., Any]] = functions
@@ -303,6 +305,20 @@ def _context(function: Callable[..., Any], columns: Mapping[str, Any]) -> dict[s
         if argument in parameters or takes_all:
             context[argument] = values
     return context
+
+
+def is_address(name: Any) -> bool:
+    """Whether a judge is named by the address of its server."""
+    return isinstance(name, str) and name.startswith(("http://", "https://"))
+
+
+def _connected(reward: Any) -> Any:
+    """The judge at an address, which a public name of the package stands for: rooms above this one are not imported here."""
+    if is_address(reward):
+        from . import RemoteReward
+
+        return RemoteReward.at(reward)
+    return reward
 
 
 def _describe(function: Any) -> dict[str, Any]:

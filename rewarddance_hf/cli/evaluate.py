@@ -53,6 +53,8 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from ..rewards import is_address
+
     for option in ("config", "data_files", "calibrate"):
         if args.benchmark and getattr(args, option):
             raise argparse.ArgumentTypeError(f"argument --{option.replace('_', '-')}: not allowed with --benchmark")
@@ -60,6 +62,10 @@ def _run(args: argparse.Namespace) -> None:
         raise argparse.ArgumentTypeError("arguments --compare and --model-index: need --benchmark")
     for path in filter(None, (args.output, args.model_index)):
         check_file(path)
+    if args.calibrate and is_address(args.model):
+        raise argparse.ArgumentTypeError(
+            "argument --calibrate: a judge at an address stores no temperature; calibrate it where its weights are"
+        )
     if args.calibrate:
         if (
             os.path.exists(args.calibrate)

@@ -5,7 +5,16 @@ import json
 import os
 from typing import Any
 
-from .shared import CRITERIA_OPTIONS, JUDGE_OPTIONS, Commands, check_folder, load_scorer, positive_integer, write
+from .shared import (
+    CRITERIA_OPTIONS,
+    JUDGE_OPTIONS,
+    Commands,
+    check_folder,
+    find_device,
+    load_scorer,
+    positive_integer,
+    write,
+)
 
 
 def add_to(commands: Commands) -> None:
@@ -40,7 +49,7 @@ def _run(args: argparse.Namespace) -> None:
     from ..alignment.search.search import best_of_n, search_over_paths, zero_order_search
 
     scorer = load_scorer(args)
-    pipeline = load_pipeline(args.pipeline, scorer.model.device, args.dtype)
+    pipeline = load_pipeline(args.pipeline, find_device(args), args.dtype)
     searches: dict[str, Any] = {"best-of-n": best_of_n, "paths": search_over_paths, "zero-order": zero_order_search}
     context = {"criteria": args.criteria, "task": args.task}
     results = searches[args.search](

@@ -40,6 +40,10 @@ def add_to(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
+    from ..rewards import is_address
+
+    if is_address(args.model):
+        raise ValueError(f"`--model` is {args.model!r}, which is served already. Pass a repository ID or a folder.")
     from ..serving.limits import ServerLimits
     from ..serving.observing import log_to_stderr
     from ..serving.server import JudgeServer

@@ -6,11 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
-
-
-if TYPE_CHECKING:
-    from ..scoring.scorer import RewardDanceScorer
+from typing import Any
 
 
 Commands = Any  # argparse gives the type of what `add_subparsers` returns no public name
@@ -28,7 +24,10 @@ SHARED_OPTIONS.add_argument("--traceback", action="store_true", help="show the t
 
 JUDGE_OPTIONS = argparse.ArgumentParser(add_help=False, parents=[SHARED_OPTIONS])
 JUDGE_OPTIONS.add_argument(
-    "--model", required=True, help="judge: repository ID or folder, of a checkpoint or an adapter"
+    "--model",
+    required=True,
+    help="judge: repository ID or folder, of a checkpoint or an adapter; or address of `rewarddance serve`, http://HOST:PORT "
+    "(several with commas), which decides about device, type and batches itself",
 )
 JUDGE_OPTIONS.add_argument(
     "--batch-size", type=positive_integer, default=8, help="questions per forward pass (default: 8)"
@@ -53,12 +52,19 @@ def add_script(commands: Commands, name: str, help: str, run: Callable[[argparse
     parser.set_defaults(run=run, takes_rest=True)
 
 
-def load_scorer(args: argparse.Namespace, model: str | None = None) -> "RewardDanceScorer":
-    """Judge of `--model`, or another one, where and as the options say."""
+def load_scorer(args: argparse.Namespace, model: str | None = None) -> Any:
+    """Judge of `--model`, or another one, where and as the options say; or a remote one at its address."""
+    from ..rewards import is_address
+
+    name = model or args.model
+    if is_address(name):
+        from ..serving.remote import RemoteReward
+
+        return RemoteReward.at(name)
     from ..scoring.scorer import RewardDanceScorer
 
     device = find_device(args)
-    scorer = RewardDanceScorer.from_pretrained(model or args.model, dtype=args.dtype, batch_size=args.batch_size)
+    scorer = RewardDanceScorer.from_pretrained(name, dtype=args.dtype, batch_size=args.batch_size)
     scorer.model.to(device)
     return scorer
 

@@ -161,7 +161,7 @@ class RewardDanceEvaluator:
         Measure a judge. What it said about each row stays in `results`.
 
         Args:
-            model ([`RewardDanceScorer`], [`RewardDanceForYesScoring`] or `Callable`):
+            model ([`RewardDanceScorer`], [`RemoteReward`], [`RewardDanceForYesScoring`] or `Callable`):
                 Judge, whose model keeps its training mode; or what [`~rewarddance_hf.rewards.as_reward`] takes, which is
                 given images or lists of frames.
             processor ([`RewardDanceProcessor`], *optional*):
@@ -238,7 +238,12 @@ class RewardDanceEvaluator:
                 f"The fitted temperature ran into its bound, {temperature:.3g}: all verdicts of {len(labels)} rows are right, or "
                 "at most half of them. Calibrate on more rows or a better judge; ignore this if that is what you measure."
             )
-        config = (model.model if isinstance(model, Judge) else model).config
+        config = getattr(getattr(model, "model", model), "config", None)
+        if config is None:
+            raise ValueError(
+                f"`model` is a `{type(model).__name__}`, which stores no temperature. Calibrate the judge itself, where its "
+                "weights are."
+            )
         config.score_temperature = float(config.score_temperature * temperature)
         calibrated = log_odds / temperature
         return {
@@ -256,14 +261,17 @@ class RewardDanceEvaluator:
                 f"`processor` is None, but a `{type(model).__name__}` cannot be asked without. Pass its processor, or a "
                 "`RewardDanceScorer`."
             )
-        module = model.model if isinstance(model, Judge) else None if processor is None else model
+        is_judge = processor is not None or hasattr(model, "stream")  # gives log-odds, here or from afar
+        module = getattr(model, "model", None) if processor is None else model
+        module = module if isinstance(module, torch.nn.Module) and is_judge else None
         was_training = module is not None and module.training
         if processor is not None:
             model = Judge(model, processor, batch_size=self.batch_size or 8)
-        elif isinstance(model, Judge):
-            model.model.eval()
+        elif is_judge:
+            if module is not None:
+                module.eval()
             model = model if self.batch_size is None else model.with_batch_size(self.batch_size)
-        is_pairwise = isinstance(model, Judge) and model.is_pairwise
+        is_pairwise = is_judge and model.is_pairwise
         answers: dict[int, _Answer] = {}
 
         def work(indices: Sequence[int]) -> list[_Answer]:
@@ -272,11 +280,11 @@ class RewardDanceEvaluator:
             def questions() -> Iterator[Question]:
                 for index, row in self._rows(indices):
                     facts[index] = bool(row.get("tie")), row.get("category"), _digest_of_row(row)
-                    yield from _questions_about(row, index, is_pairwise or not isinstance(model, Judge))
+                    yield from _questions_about(row, index, is_pairwise or not is_judge)
 
             bar = {"desc": "Evaluating", "unit": "question", "disable": not self.show_progress}
             with tqdm(total=2 * len(indices), **bar) as progress, torch.no_grad():
-                if isinstance(model, Judge):
+                if is_judge:
                     found = _ask_judge(model, questions(), progress.update)
                 else:
                     found = _ask_function(model, questions(), progress.update, self.batch_size or 8)

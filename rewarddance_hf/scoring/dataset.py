@@ -12,7 +12,6 @@ from ..models.question_rewarddance import Example, Question
 from ..resumable import RowFile, content_of, digest_of
 from ..rewards import NonFiniteScoreError
 from .judge import Judge, non_finite_error
-from .loading import is_sharded
 from .questions import Examples
 
 
@@ -21,7 +20,7 @@ COLUMNS = (*MEDIA, "prompt", "task", "criteria")
 
 
 def score_into_file(
-    judge: Judge,
+    judge: "Judge | Any",
     rows: Sequence[Mapping[str, Any]],
     output_file: str | os.PathLike,
     save_every: int = 256,
@@ -35,7 +34,7 @@ def score_into_file(
     run = RowScoring(judge, rows, examples)
     file = RowFile(output_file, run.fingerprint(), len(rows), f"`output_file` {os.fspath(output_file)!r}")
     processes = file.processes
-    if processes.count > 1 and is_sharded(judge.model):
+    if processes.count > 1 and judge.is_sharded:
         raise ValueError(
             f"The weights of the judge are sharded over {processes.count} processes, but each scores rows of its own. Load "
             "the whole judge on each, or score in one process."
@@ -69,7 +68,7 @@ class RowScoring:
     def __init__(self, judge: Judge, rows: Sequence[Mapping[str, Any]], examples: Examples) -> None:
         self.judge = judge
         self.rows = rows
-        self._examples = cache(lambda task: judge.processor.read_examples(examples, task, judge.is_pairwise))
+        self._examples = cache(lambda task: judge.read_examples(examples, task))
 
     def fingerprint(self) -> dict[str, Any]:
         """What these scores depend on: the fingerprint of their file."""

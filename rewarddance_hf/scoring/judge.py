@@ -13,11 +13,12 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
-from ..models.question_rewarddance import Question
+from ..models.question_rewarddance import Example, Question
 from ..resumable import describe_weights, digest_of
 from ..rewards import NonFiniteScoreError
 from .engine.engine import ScoringEngine
 from .engine.session import EngineSession, ScoringStatistics
+from .loading import is_sharded
 
 
 logger = logging.get_logger(__name__)
@@ -78,6 +79,15 @@ class Judge:
     def is_pairwise(self) -> bool:
         """Whether a sample is judged relative to a reference."""
         return self.model.config.uses_reference
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes must ask together, as each holds a part of the weights only."""
+        return is_sharded(self.model)
+
+    def read_examples(self, examples: Any, task: str | None = None) -> tuple[Example, ...]:
+        """Examples for questions to this judge, as [`RewardDanceProcessor.read_examples`]."""
+        return self.processor.read_examples(examples, task, self.is_pairwise)
 
     def fingerprint(self) -> dict[str, Any]:
         """

@@ -8,6 +8,7 @@ from typing import Any
 from trl import get_peft_config
 
 from ..alignment.refl.arguments import ReFLTrainingArguments
+from ..rewards import is_address
 from .arguments import DataArguments, PipelineModelConfig, required
 from .parser import RecipeParser
 
@@ -73,6 +74,10 @@ def load_pipeline(model_args: PipelineModelConfig, device: Any) -> Any:
 def load_judge(name: str, script_args: ReFLScriptArguments, device: Any) -> Any:
     from ..scoring.scorer import RewardDanceScorer
 
+    if is_address(name):  # `judge_device` and how it is loaded are matters of its server
+        from ..serving.remote import RemoteReward
+
+        return RemoteReward.at(name)
     settings = {}
     if script_args.judge_load_in_8bit:
         from transformers import BitsAndBytesConfig

@@ -52,8 +52,9 @@ class MediaWriter:
         if isinstance(media, Mapping):
             media = media.get("bytes") or media.get("path")
         if _requires_grad(media):
-            self.leaves.append((row, name, media))
-            return self._add("tensor", media, name)
+            description = self._add("tensor", media)
+            self.leaves.append((row, description["tensor"], media))
+            return description
         if id(media) not in self._written:
             self._written[id(media)] = (media, self._describe(media, name, row))
         return self._written[id(media)][1]
@@ -80,12 +81,13 @@ class MediaWriter:
                 load_image(media, name)  # which says what is wrong
                 raise
         if isinstance(media, bytes):
-            return self._add("file", torch.frombuffer(bytearray(media or b"\0"), dtype=torch.uint8), name)
+            return self._add("file", torch.frombuffer(bytearray(media or b"\0"), dtype=torch.uint8))
         if isinstance(media, torch.Tensor) and media.ndim == 3 and media.shape[0] == 4:
-            return self._add("tensor", media, name)
-        return self._add("image", torch.from_numpy(_pixels(media, name)), name)
+            return self._add("tensor", media)
+        return self._add("image", torch.from_numpy(_pixels(media, name)))
 
-    def _add(self, kind: str, tensor: torch.Tensor, name: str) -> Description:
+    def _add(self, kind: str, tensor: torch.Tensor) -> Description:
+        name = str(len(self.tensors))  # rows may have one number: that of their dataset
         self.tensors[name] = tensor
         return {kind: name}
 

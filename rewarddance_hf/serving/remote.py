@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 
 from ..models.question_rewarddance import Example, Question
-from ..rewards import NonFiniteScoreError
+from ..rewards import NonFiniteScoreError, is_address
+from ..scoring.dataset import score_into_file
 from ..scoring.judge import non_finite_error
 from ..scoring.questions import Examples, as_list, make_columns
 from ..scoring.ranking import check_ranking
@@ -61,6 +62,8 @@ class RemoteReward:
     ```
     """
 
+    is_probability = True
+
     def __init__(
         self, url: str | Sequence[str], token: str | None = None, timeout: float = 300.0, max_wait: float = 600.0
     ) -> None:
@@ -83,6 +86,11 @@ class RemoteReward:
             int(limits["max_body_bytes"] * HEADER_SHARE),
         )
 
+    @classmethod
+    def at(cls, addresses: str) -> "RemoteReward":
+        """Judge at one address, or at several that are separated by commas, as commands take them."""
+        return cls(addresses.split(","))
+
     @property
     def is_pairwise(self) -> bool:
         """Whether a sample is judged relative to a reference."""
@@ -95,6 +103,29 @@ class RemoteReward:
     def with_batch_size(self, batch_size: int) -> "RemoteReward":
         """The same: the server chooses."""
         return self
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes must ask together: they need not."""
+        return False
+
+    def read_examples(self, examples: Examples, task: str | None = None) -> tuple[()]:
+        """Examples of rows of a file, which are read by the processor of a judge in this process only."""
+        if examples:
+            raise NotImplementedError(
+                "`examples` were given, but files of scores of a remote judge have none. Pass them to `score`, or load the judge."
+            )
+        return ()
+
+    def score_dataset(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        output_file: str | os.PathLike,
+        save_every: int = 256,
+        show_progress: bool = True,
+    ) -> int:
+        """Score a dataset into a file. Arguments, returns and errors are those of [`RewardDanceScorer.score_dataset`]."""
+        return score_into_file(self, rows, output_file, save_every, show_progress)
 
     def close(self) -> None:
         """Close connections."""
@@ -246,11 +277,6 @@ class RemoteReward:
             answers.append((logits, scores))
             on_progress(len(part.rows))
         return answers
-
-
-def is_address(name: Any) -> bool:
-    """Whether this is the address of a judge."""
-    return isinstance(name, str) and name.startswith(("http://", "https://"))
 
 
 @dataclass

@@ -1,0 +1,123 @@
+"""A remote judge wherever a judge is used: training, references, search, monitor, evaluation, and every command."""
+
+import json
+
+import pytest
+import torch
+from serving.conftest import load_scorer
+from tiny_refl import PROMPTS, SIZES, make_trainer, rows, tiny_sd3, trained_weights
+from tiny_vlms import random_image
+
+from rewarddance_hf import (
+    JudgeServer,
+    RemoteReward,
+    RewardDanceEvaluator,
+    RewardDynamicsCallback,
+    as_reward,
+    best_of_n,
+    best_of_n_references,
+)
+from rewarddance_hf.cli import main
+
+
+@pytest.fixture(scope="module")
+def single(vlm_folder):
+    """A server without a token, of a judge of single samples."""
+    with JudgeServer(load_scorer(vlm_folder("internvl"), "pointwise"), "single") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def judges(single, vlm_folder):
+    return RemoteReward(single.url, max_wait=10), load_scorer(vlm_folder("internvl"), "pointwise")
+
+
+def test_addresses_are_rewards(single, judges):
+    """What takes rewards takes an address, alone or among others."""
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = as_reward({"judge": single.url, "brightness": lambda images, prompts: images.mean(dim=(1, 2, 3))})
+    values = found.by_name(images, PROMPTS[:2])
+    assert torch.equal(values["judge"], judges[1].score(images, PROMPTS[:2]))
+    assert as_reward(f"{single.url},{single.url}").fingerprint()["RemoteReward"]["weight"] == 1.0
+    with pytest.raises(TypeError, match="or an address"):
+        as_reward("judge:8000")
+
+
+def test_refl_makes_the_same_updates(judges, tmp_path):
+    """A generator that is tuned by a remote judge has the weights of one that is tuned by a local one."""
+    weights = []
+    for judge in judges:
+        monitor = RewardDynamicsCallback(judge, PROMPTS[:2], eval_steps=1, plot=False)
+        trainer = make_trainer(
+            tmp_path / type(judge).__name__, reward=judge, callbacks=[monitor], eval_dataset=rows(3)
+        )
+        before = trained_weights(trainer)
+        trainer.train()
+        weights.append({**trained_weights(trainer), "metrics": torch.tensor(list(trainer.evaluate().values())[:1])})
+        weights[-1]["held out"] = torch.tensor([entry["held_out"] for entry in _means(monitor.dynamics.history)])
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-6, msg=name)
+    assert any(not torch.equal(value, before[name]) for name, value in trained_weights(trainer).items())
+
+
+def _means(history):
+    return [{"held_out": value} for entry in history for value in entry.values() if isinstance(value, float)]
+
+
+def test_references_and_search(judges, remote, local):
+    """Best-of-N chooses the same samples, by single scores and by comparisons."""
+    size = {"num_inference_steps": 2, **SIZES["StableDiffusion3Pipeline"]}
+    for pair in (judges, (remote, local)):
+        found = []
+        for judge in pair:
+            pipeline = tiny_sd3()
+            pipeline.set_progress_bar_config(disable=True)
+            references = best_of_n_references(
+                pipeline, judge, PROMPTS[:2], num_candidates=3, top_k=1, show_progress=False, **size
+            )
+            (result,) = best_of_n(pipeline, PROMPTS[:1], judge, max_denoiser_evaluations=6, **size)
+            found.append((references.to_list(), result.rewards, result.images))
+        assert found[0] == found[1]
+
+
+def test_evaluation(remote, local, judges, tmp_path):
+    """Metrics are the same to the last digit, log-odds among them; files of scores can be gone on with by either."""
+    dataset = [{"prompt": f"circle {i}", "chosen": random_image(i), "rejected": random_image(9 + i)} for i in range(5)]
+    for pair in ((remote, local), judges):
+        assert RewardDanceEvaluator(dataset)(pair[0]) == RewardDanceEvaluator(dataset)(pair[1])
+    with pytest.raises(ValueError, match="stores no temperature"):
+        RewardDanceEvaluator(dataset).calibrate(remote)
+    images = [{"image": row["chosen"], "prompt": row["prompt"]} for row in dataset]
+    assert judges[0].score_dataset(images, tmp_path / "scores.jsonl", show_progress=False) == 5
+    assert judges[1].score_dataset(images, tmp_path / "scores.jsonl", show_progress=False) == 0
+    scores = [json.loads(line)["score"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert scores == judges[1].score([row["image"] for row in images], [row["prompt"] for row in images]).tolist()
+
+
+def test_commands(capsys, server, vlm_folder, tmp_path, monkeypatch):
+    """`--model http://...` gives what the folder of the judge gives; the token comes from the environment."""
+    monkeypatch.setenv("REWARDDANCE_TOKEN", "secret")
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for i, path in enumerate(paths):
+        random_image(i).save(path)
+    commands = [
+        ["score", "--image", *paths[:2], "--prompt", "a circle", "--reference", paths[2], "--json"],
+        ["rank", *paths, "--prompt", "a circle", "--json"],
+        ["evaluate", "--dataset", "shapes:id", "--limit", "3", "--json"],
+    ]
+    for command in commands:
+        found = []
+        for model in (server.url, str(vlm_folder("internvl"))):
+            capsys.readouterr()
+            assert main([*command, "--model", model]) == 0, capsys.readouterr().err
+            document = json.loads(capsys.readouterr().out)
+            document.pop("model", None)
+            found.append(document)
+        assert found[0] == found[1]
+    calibrate = ["--dataset", "shapes:id", "--calibrate", str(tmp_path / "c")]
+    assert main(["evaluate", "--model", server.url, *calibrate]) == 2
+    assert main(["serve", "--model", server.url]) == 1
+    assert (
+        main(["serve", "--model", str(vlm_folder("internvl")), "--host", "0.0.0.0", "--token-file", "/dev/null"]) == 1
+    )
+    assert "which is empty" in capsys.readouterr().err
