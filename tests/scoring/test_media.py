@@ -4,9 +4,11 @@ import contextlib
 import inspect
 import os
 
+import numpy as np
 import pytest
+import torch
 from PIL.PngImagePlugin import PngImageFile
-from tiny_vlms import random_image
+from tiny_vlms import FAMILIES, random_image
 
 from rewarddance_hf import (
     NoAnswerError,
@@ -16,6 +18,7 @@ from rewarddance_hf import (
     RewardDanceScorer,
 )
 from rewarddance_hf.rewards import as_reward
+from rewarddance_hf.scoring.engine.media_desk import ImageDesk
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +130,43 @@ def test_fingerprint(judge, vlm_folder):
     model.get_input_embeddings().weight.data += 1
     got = RewardDanceScorer(model, judge[1]).fingerprint()
     assert {key for key in want if got[key] != want[key]} == {"score_temperature", "weights"}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_images_of_a_known_size_are_prepared_alike(family, vlm_folder):
+    """From the third image of a size on the image processor alone is asked: inputs, text and gradient are those of the processor."""
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder(family))
+    images = [random_image(seed, 40, 56) for seed in range(4)]
+    desk = ImageDesk(processor)
+    for alone in (True, False):
+        known = [desk._prepare(image, alone) for image in images]
+        call = desk._calls.find(((40, 56), alone), lambda: None)
+        assert call is not None
+        fresh = [
+            ImageDesk(RewardDanceProcessor.from_pretrained(vlm_folder(family)))._prepare(images[i], alone)
+            for i in (2, 3)
+        ]
+        pixels = torch.from_numpy(np.array(images[3])).permute(2, 0, 1) / 255
+        tensors = [pixels.clone().requires_grad_() for _ in range(2)]
+        desks = desk, ImageDesk(RewardDanceProcessor.from_pretrained(vlm_folder(family)))
+        graded = [desk._prepare(tensor, alone) for desk, tensor in zip(desks, tensors, strict=True)]
+        for one, other in [*zip(known[2:], fresh, strict=True), graded]:
+            assert one.expansion == other.expansion
+            assert one.grid == other.grid
+            assert one.inputs.keys() == other.inputs.keys()
+            for name, value in one.inputs.items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(other.inputs[name])), name
+        for prepared in graded:
+            (prepared.inputs["pixel_values"] ** 2).sum().backward()
+        assert torch.equal(tensors[0].grad, tensors[1].grad)
+        assert tensors[0].grad.abs().sum() > 0
+
+
+def test_other_settings_are_noticed(vlm_folder):
+    """What is known of a size belongs to the settings of the processor."""
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
+    image = random_image(0)
+    before = [ImageDesk(processor)._prepare(image, True) for _ in range(3)][-1]
+    processor.image_processor.image_mean = [0.0, 0.0, 0.0]
+    after = ImageDesk(processor)._prepare(image, True)
+    assert not torch.equal(before.inputs["pixel_values"], after.inputs["pixel_values"])

@@ -1,6 +1,5 @@
 """Images of questions: each is decoded, identified and preprocessed once, in threads beside the model."""
 
-import copy
 import hashlib
 import os
 import threading
@@ -18,10 +17,7 @@ from ...models import RewardDanceProcessor
 from ...models.clips_rewarddance import ClipReader
 from ...models.pixels_rewarddance import preprocess_with_gradient
 from ...models.question_rewarddance import Question, infer_task
-
-
-# Inputs that belong to the text, in the output of a processor.
-TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+from .image_calls import ImageCalls, learn_call, noise, run_plainly, run_processor
 
 
 @dataclass(eq=False)
@@ -51,6 +47,7 @@ class ImageDesk:
         self._knows_company = "batch_num_images" in processor.image_processor.model_input_names
         vlm_processor: Any = processor.vlm_processor
         self._placeholder = str(vlm_processor.image_token)
+        self._calls = ImageCalls(processor)
 
     def open(self, questions: list[Question]) -> list[Question]:
         """
@@ -146,21 +143,23 @@ class ImageDesk:
         return future
 
     def _prepare(self, image: Any, alone: bool) -> PreparedImage:
-        """Run the wrapped processor on one image, and listen to what text it gives to its tokenizer."""
-        texts: list[str] = []
-        vlm_processor = copy.copy(self.processor.vlm_processor)
-        vlm_processor.tokenizer = _listening(vlm_processor.tokenizer, texts)
+        """Run the wrapped processor on one image; or, where it is known for this size how, its image processor."""
         has_company = self._knows_company and not alone
-        # The company is a small image, and is thrown away.
-        images = [[image, Image.new("RGB", (8, 8))]] if has_company else [[image]]
-        question = "\n".join([self._placeholder] * len(images[0]))
+
+        def nested(shown: Any) -> list[list[Any]]:
+            # The company is a small image, and is thrown away.
+            return [[shown, Image.new("RGB", (8, 8))]] if has_company else [[shown]]
+
+        vlm_processor: Any = self.processor.vlm_processor
+        question = "\n".join([self._placeholder] * (1 + has_company))
         arguments = {"text": [question], **self.processor.vlm_arguments("")}
-        if isinstance(image, torch.Tensor):
-            batch = preprocess_with_gradient(vlm_processor, images, **arguments)
+        size = tuple(image.shape[-1:-3:-1]) if isinstance(image, torch.Tensor) else image.size
+        call = self._calls.find((size, alone), lambda: learn_call(vlm_processor, nested(noise(size)), arguments))
+        run = preprocess_with_gradient if isinstance(image, torch.Tensor) else run_plainly
+        if call is None:
+            inputs, expansion, _ = run_processor(vlm_processor, nested(image), arguments, run)
         else:
-            batch = vlm_processor(images=images, **arguments)
-        inputs = {name: value for name, value in batch.items() if name not in TEXT_INPUTS}
-        expansion = texts[-1]
+            inputs, expansion = dict(run(call, nested(image))), call.expansion
         if has_company:
             expansion = expansion.split("\n")[0]
             inputs = {k: v if k == "batch_num_images" else v[:1] for k, v in inputs.items()}
@@ -207,15 +206,3 @@ def _fulfil(future: "Future[Any]", function: Callable[[], Any]) -> None:
         future.set_result(function())
     except Exception as error:
         future.set_exception(error)
-
-
-def _listening(tokenizer: Any, texts: list[str]) -> Any:
-    """Copy of a tokenizer that writes down what it is given."""
-
-    def __call__(self: Any, text: list[str], *args: Any, **kwargs: Any) -> Any:
-        texts.extend(text)
-        return type(tokenizer).__call__(self, text, *args, **kwargs)
-
-    listener = copy.copy(tokenizer)
-    listener.__class__ = type(type(tokenizer).__name__, (type(tokenizer),), {"__call__": __call__})
-    return listener
