@@ -9,7 +9,7 @@ a time, and checks what comes back.
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +28,9 @@ class Reward(Protocol):
     or lists of images or clips; `context` holds one value for each of them: `references`, `conditions`, `task`, `criteria`.
 
     A reward may also have `is_pairwise` (bool: each sample is judged relative to one of `references`), `rank(images, prompt,
-    ...)` for the samples of one prompt, and `fingerprint()`, a dict that tells it from others.
+    ...)` for the samples of one prompt, `reuse()`, a context in which it may keep what it knows of references,
+    `sees_equal_images_once` (bool: it takes a list in which one tensor may come several times, and is spared work by it), and
+    `fingerprint()`, a dict that tells it from others.
     """
 
     def __call__(self, images: Any, prompts: Sequence[str], **context: Any) -> torch.Tensor: ...
@@ -136,6 +138,15 @@ class AdaptedReward:
         """
         parts = zip(self.names, self.functions, self.weights, strict=True)
         return {name: {"weight": weight, **_describe(function)} for name, function, weight in parts}
+
+    @contextmanager
+    def reuse(self) -> Iterator[None]:
+        """Let judges keep what they computed of references from call to call, see [`RewardDanceScorer.reuse`]."""
+        with ExitStack() as stack:
+            for function in self.functions:
+                if hasattr(function, "reuse"):
+                    stack.enter_context(function.reuse())
+            yield
 
     def __call__(self, images: Any, prompts: Sequence[str], **columns: Any) -> torch.Tensor:
         """
@@ -266,7 +277,11 @@ def _ask(
         samples = samples.detach()
     module = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     with frozen(module) if isinstance(module, nn.Module) else nullcontext():
-        values = function(samples, [prompts[row] for row in rows], **context)
+        given = samples
+        if isinstance(samples, torch.Tensor) and getattr(function, "sees_equal_images_once", False):
+            views = list(images if torch.is_grad_enabled() else images.detach())
+            given = [views[row] for row in rows]  # those of one image are one object
+        values = function(given, [prompts[row] for row in rows], **context)
     try:
         values = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -16,6 +16,7 @@ from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.question_rewarddance import Example, Question
 from ..resumable import describe_weights, digest_of
 from ..rewards import NonFiniteScoreError
+from .engine.checkpointing import layers_computed_again, layers_of
 from .engine.engine import ScoringEngine
 from .engine.session import EngineSession, ScoringStatistics
 from .loading import is_sharded
@@ -31,6 +32,8 @@ ENGINES = ("auto", "features", "plain")
 class Judge:
     """Model and processor that answer questions; the base of [`RewardDanceScorer`], which documents the arguments."""
 
+    sees_equal_images_once = True
+
     is_probability = True  # the reward, in all paradigms
 
     def __init__(
@@ -43,6 +46,7 @@ class Judge:
         num_workers: int = 2,
         pad_to_multiple_of: int | None = None,
         compile_model: bool | dict[str, Any] = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         least = {
             "batch_size": (batch_size, 1),
@@ -56,10 +60,16 @@ class Judge:
                 raise ValueError(f"`{name}` is {value!r}, but must be {wanted}. Pass {minimum} or more.")
         if engine not in ENGINES:
             raise ValueError(f"`engine` is {engine!r}, but must be one of {ENGINES}.")
+        if gradient_checkpointing and not layers_of(model):
+            raise ValueError(
+                f"`gradient_checkpointing` is True, but `{type(model.vlm).__name__}` has no layers that can be computed again. Leave "
+                "it out."
+            )
         model.check_processor(processor)
         self.model = model.eval()
         self.processor = processor
         self.batch_size = batch_size
+        self.gradient_checkpointing = gradient_checkpointing
         self.statistics: ScoringStatistics | None = None
         self._engine: ScoringEngine | None = None
         self._kept: EngineSession | None = None  # by `reuse`
@@ -72,7 +82,7 @@ class Judge:
         if engine != "plain" and reason is None:
             limits = (batch_size, max_batch_tokens, num_workers)
             self._engine = ScoringEngine(
-                model, processor, *limits, engine == "auto", pad_to_multiple_of, compile_model
+                model, processor, *limits, engine == "auto", pad_to_multiple_of, compile_model, gradient_checkpointing
             )
 
     @property
@@ -176,7 +186,8 @@ class Judge:
     def _answer_together(self, batch: list[Question]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-odds and scores of a batch of loaded questions, and the number of padding tokens of each."""
         inputs = self.processor.encode(batch).to(self.model.device)
-        output = self.model(**inputs)
+        with layers_computed_again(self.model) if self.gradient_checkpointing else nullcontext():
+            output = self.model(**inputs)
         return output.logits[:, 0].float(), output.scores.float(), (inputs["attention_mask"] == 0).sum(-1)
 
     @torch.no_grad()
@@ -200,8 +211,9 @@ class Judge:
     @contextmanager
     def reuse(self) -> Iterator[None]:
         """
-        Keep images and their features from call to call inside this context, e.g. references that come in every step
-        of a training run. The weights of the judge must not change meanwhile. Images with a gradient are not kept.
+        Keep images, their features and the key/value states of what questions share from call to call inside this context, e.g.
+        of references that come again and again in a training run. The weights of the judge must not change meanwhile. Nothing
+        with a gradient is kept; of features up to 65,536 tokens are, and of states up to a gibibyte, the latest.
 
         Example:
 
@@ -215,6 +227,7 @@ class Judge:
             yield
             return
         with self._engine.session() as self._kept:
+            self._kept.keeps_states = True
             try:
                 yield
             finally:

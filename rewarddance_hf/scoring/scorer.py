@@ -18,7 +18,14 @@ from .reasoning import ReasonedScores, generate_texts, score_with_reasons
 from .results import Comparison, Ranking
 
 
-ENGINE_ARGUMENTS = ("engine", "max_batch_tokens", "num_workers", "pad_to_multiple_of", "compile_model")
+ENGINE_ARGUMENTS = (
+    "engine",
+    "max_batch_tokens",
+    "num_workers",
+    "pad_to_multiple_of",
+    "compile_model",
+    "gradient_checkpointing",
+)
 
 
 class RewardDanceScorer(Judge):
@@ -48,6 +55,9 @@ class RewardDanceScorer(Judge):
             to 64 with `compile_model`, else to no padding.
         compile_model (`bool` or `dict`, *optional*, defaults to `False`):
             Whether to compile the language model in place for the engine, or arguments of `torch.compile` to do it with.
+        gradient_checkpointing (`bool`, *optional*, defaults to `False`):
+            Whether layers are computed again in the backward pass of a gradient, in place of being kept: about a third more time
+            for much less memory.
 
     After each call, `statistics` holds what the engine computed ([`~rewarddance_hf.scoring.engine.session.ScoringStatistics`]), or
     None if the call took the plain path.

@@ -57,6 +57,8 @@ def test_a_pairwise_judge_tunes_a_generator(judges, tmp_path):
     trainer.train()
     assert trainer.last_rewards.shape == (2,)
     assert "rewards/RewardDanceScorer" in trainer.state.log_history[0]
+    # References are seen once in the whole run, and what goes before a sample is computed once for each prompt.
+    assert judges["pairwise"].statistics.num_encoded == 2 + 2 * trainer.state.max_steps
     assert all(not torch.equal(value, weights[name]) for name, value in trained_weights(trainer).items())
     for name, value in judges["pairwise"].model.state_dict().items():
         assert torch.equal(value, before[name]), name

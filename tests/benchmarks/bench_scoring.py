@@ -168,57 +168,21 @@ def distinct_pairs(num_pairs: int = 24, num_tokens: int = 64, size: str = "13m",
     }
 
 
-def reward_step(scorer: Any, images: list[Any], samples: torch.Tensor) -> torch.Tensor:
-    """Gradient of the rewards of some samples against one reference, as ReFL needs it."""
-    rewards = scorer.score(samples, PROMPT, [images[0]] * len(samples))
-    return torch.autograd.grad(rewards.log().sum(), samples)[0]
+def memory() -> dict[str, float]:
+    """Memory of a round robin of 8 images."""
+    peaks = {engine: peak_of(_measure, engine) for engine in ("auto", "plain")}
+    return {"peak_gb": peaks["auto"] / 1e9, "peak_gb_batched": peaks["plain"] / 1e9}
 
 
-def judge_for_steps(layout: str, engine: str) -> tuple[Any, list[Any], torch.Tensor]:
-    """Scorer, references, and samples whose gradient is wanted."""
+def _measure(measure: Callable[[Callable[[], Any]], None], engine: str) -> None:
     from tiny_vlms import random_image
 
     from rewarddance_hf import RewardDanceScorer
 
-    scorer = RewardDanceScorer(*make_judge(64, layout, **tiny_config("13m")), engine=engine)
-    samples = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    return scorer, [random_image(0, 224, 224)], samples.requires_grad_()
-
-
-def reward_steps(layout: str, repeats: int = 3) -> dict[str, float]:
-    """Time and memory of the gradient with the reference's prefix cached, against the full graph."""
-    judges = {engine: judge_for_steps(layout, engine) for engine in ("auto", "plain")}
-    ways = {engine: (lambda arguments=arguments: reward_step(*arguments)) for engine, arguments in judges.items()}
-    interleaved(ways, 1)  # libraries are loaded, buffers made
-    gradients, seconds = interleaved(ways, repeats)
-    peaks = {engine: peak_of(_measure, "reward_step", layout, engine) for engine in judges}
-    difference = (gradients["auto"] - gradients["plain"]).norm() / gradients["plain"].norm()
-    return {
-        "speedup_vs_full_graph": seconds["plain"] / seconds["auto"],
-        "memory_over_full_graph": peaks["auto"] / peaks["plain"],
-        "peak_gb": peaks["auto"] / 1e9,
-        "peak_gb_full_graph": peaks["plain"] / 1e9,
-        "relative_difference_of_gradient": float(difference),
-    }
-
-
-def memory() -> dict[str, float]:
-    """Memory of a round robin of 8 images."""
-    peaks = {engine: peak_of(_measure, "rank", "text_first", engine) for engine in ("auto", "plain")}
-    return {"peak_gb": peaks["auto"] / 1e9, "peak_gb_batched": peaks["plain"] / 1e9}
-
-
-def _measure(measure: Callable[[Callable[[], Any]], None], task: str, layout: str, engine: str) -> None:
-    scorer, images, samples = judge_for_steps(layout, engine)
-
-    def step(samples: torch.Tensor) -> None:
-        if task == "rank":
-            scorer.rank([*samples.detach(), *samples.detach().flip(-1)], PROMPT)
-        else:
-            reward_step(scorer, images, samples)
-
-    step(samples[:1].detach().requires_grad_())  # libraries are loaded, buffers made
-    measure(lambda: step(samples))
+    scorer = RewardDanceScorer(*make_judge(64, "text_first", **tiny_config("13m")), engine=engine)
+    images = [random_image(i, 224, 224) for i in range(8)]
+    scorer.rank(images[:2], PROMPT)  # libraries are loaded, buffers made
+    measure(lambda: scorer.rank(images, PROMPT))
 
 
 def tournaments(num_images: int = 32) -> dict[str, float]:
@@ -250,5 +214,4 @@ def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, floa
     """
     found = {name: (lambda case=case: round_robin(case)) for name, case in cases(is_full).items()}
     found |= {"distinct_pairs/13m": distinct_pairs, "distinct_pairs/3m": lambda: distinct_pairs(64, size="3m")}
-    found |= {f"reward_step/{layout}": (lambda layout=layout: reward_steps(layout)) for layout in LAYOUTS}
     return found | {"round_robin_memory": memory, "tournament_32": tournaments}

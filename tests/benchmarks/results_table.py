@@ -66,11 +66,23 @@ def scoring(results: Results) -> list[str]:
         for name, values in groups(results, "scoring/distinct_pairs/").items()
     ]
     lines += ["", *table(["distinct pairs, judge", "a batch", "pairs/s"], rows)]
-    rows = [
-        [f"`{name}`", ratio(values, "speedup_vs_full_graph"), f"{values['memory_over_full_graph']:.2f}"]
-        for name, values in groups(results, "scoring/reward_step/").items()
-    ]
-    return [*lines, "", *table(["reward step, layout", "speed over full graph", "memory over full graph"], rows)]
+    return lines
+
+
+def reward_step(results: Results) -> list[str]:
+    rows = []
+    for name, values in groups(results, "reward_step/").items():
+        prompts, layout = name.split("/")
+        cells = [
+            f"{values[f'{way}_{what}_over_full_graph']:.2f}"
+            for what in ("time", "memory")
+            for way in ("first", "again", "checkpointed")
+        ]
+        full = [f"{values['full_graph_seconds']:.2f}", f"{values['full_graph_peak_gb']:.2f}"]
+        rows.append([prompts.replace("_", " "), f"`{layout}`", *cells, *full])
+    ways = ["first", "again", "again, checkpointed"]
+    header = ["samples of", "layout", *(f"time, {way}" for way in ways), *(f"memory, {way}" for way in ways)]
+    return table([*header, "full graph, s", "full graph, GB"], rows)
 
 
 def gradient(results: Results) -> list[str]:
@@ -108,7 +120,13 @@ def refl_memory(results: Results) -> list[str]:
     return table(["configuration", "weights", "making references", "an update", "an update, judge elsewhere"], rows)
 
 
-TABLES = {"scoring": scoring, "gradient": gradient, "training_memory": training_memory, "refl_memory": refl_memory}
+TABLES = {
+    "scoring": scoring,
+    "reward_step": reward_step,
+    "gradient": gradient,
+    "training_memory": training_memory,
+    "refl_memory": refl_memory,
+}
 
 
 def write(written: dict[str, Any], text: str) -> str:

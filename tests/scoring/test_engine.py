@@ -13,6 +13,7 @@ from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, Rewar
 from rewarddance_hf.models.modeling_rewarddance import CACHE_NAME
 from rewarddance_hf.models.question_rewarddance import Question
 from rewarddance_hf.scoring.engine import engine as engine_module
+from rewarddance_hf.scoring.engine import session as session_module
 from rewarddance_hf.scoring.engine import states as states_module
 from rewarddance_hf.scoring.engine import vision as vision_module
 from rewarddance_hf.scoring.engine.tree import TokenizedQuestion, build_tree
@@ -454,6 +455,78 @@ def test_gradient_of_references(make_scorer):
     (want,) = torch.autograd.grad(plain.score(*arguments).log().sum(), reference)
     (got,) = torch.autograd.grad(scorer.score(*arguments).log().sum(), reference)
     assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_graph_of_distinct_samples(make_scorer, family, layout, monkeypatch):
+    """Samples that share nothing have a graph from their own first token on; with a kept reference nothing else is computed."""
+    monkeypatch.setattr(engine_module, "MIN_SAVING", 8)  # images are small
+    scorer = make_scorer(family, layout=layout)
+    plain = RewardDanceScorer(scorer.model, scorer.processor, engine="plain")
+    samples = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    arguments = (samples, [PROMPT, "two green triangles", "a blue square"], IMAGES[:3])
+    want = plain.score(*arguments)
+    (wanted,) = torch.autograd.grad(want.log().sum(), samples)
+    own = 0
+    for sample, prompt, reference in zip(*arguments, strict=True):
+        ids = scorer.processor([sample.detach()], [prompt], [reference])["input_ids"][0].numpy()
+        (where,) = np.nonzero(ids == scorer.model.config.vlm_config.image_token_id)
+        own += len(ids) - where[num_features(scorer, reference)]
+    with scorer.reuse():
+        for is_kept in (False, True):
+            with Meter(scorer.model) as meter:
+                got = scorer.score(*arguments)
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+            (gradient,) = torch.autograd.grad(got.log().sum(), samples)
+            assert (gradient - wanted).norm() <= 1e-5 * wanted.norm()
+            assert own <= meter.graph_tokens <= 1.15 * own
+            assert (meter.tokens == meter.graph_tokens) == is_kept
+
+
+def test_kept_states_are_bounded(make_scorer, monkeypatch):
+    """The oldest states make room for new ones; scores are the same with any room."""
+    monkeypatch.setattr(engine_module, "MIN_SAVING", 8)  # images are small
+    scorer, questions = make_scorer(), round_robin(IMAGES[:4])
+    want = make_scorer(engine="plain").ask(questions)
+    sizes, limit = [], 1 << 30
+    for _ in range(3):
+        monkeypatch.setattr(session_module, "MAX_STATE_BYTES", limit)
+        with torch.no_grad(), scorer.reuse():
+            for _ in range(2):
+                got = scorer.ask(questions)
+                torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+            sizes.append(sum(states.num_bytes for states in scorer._kept.states.values()))
+            assert sizes[-1] <= limit
+            limit = 0 if len(sizes) == 2 else sizes[0] // 2
+    assert sizes[0] > sizes[1] > sizes[2] == 0
+
+
+@pytest.mark.parametrize("family", ["internvl", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_gradient_checkpointing(make_scorer, family, engine):
+    """Layers that are computed again give the same scores and gradient, and keep less."""
+    saved = []
+
+    def gradient(scorer):
+        samples = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            scores = scorer.score(samples, PROMPT, IMAGES[:3])
+        saved.append(sum(sizes.values()))
+        return scores.detach(), torch.autograd.grad(scores.log().sum(), samples)[0]
+
+    want = gradient(make_scorer(family, engine=engine))
+    scorer = make_scorer(family, engine=engine, gradient_checkpointing=True)
+    got = gradient(scorer)
+    torch.testing.assert_close(got[0], want[0], rtol=1e-6, atol=1e-7)
+    assert (got[1] - want[1]).norm() <= 1e-5 * want[1].norm()
+    assert saved[1] < 0.7 * saved[0]
+    assert not any("forward" in vars(module) for module in scorer.model.modules())
 
 
 # ---- examples and dimensions ----

@@ -199,7 +199,8 @@ class ReFLTrainer(DenoiserTrainer):
                 "`train_dataset` is None, but `train` needs rows with a `prompt`. Pass some to the trainer."
             )
         self._check_first_rows()
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        with self.rewards.reuse():  # of references, which come again in each epoch
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     @torch.no_grad()
     def sample(

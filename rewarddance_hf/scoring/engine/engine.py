@@ -9,7 +9,7 @@ states of a token depend only on what goes before it. Models in which this is no
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ from ...models import RewardDanceForYesScoring, RewardDanceProcessor
 from ...models.modeling_rewarddance import CACHE_NAME
 from ...models.question_rewarddance import Question
 from ..loading import is_sharded
+from .checkpointing import layers_computed_again
 from .media_desk import ImageDesk, needs_graph
 from .memory import BatchLimit
 from .session import EngineSession
@@ -56,6 +57,7 @@ class ScoringEngine:
         share_prefixes: bool,
         pad_to_multiple_of: int | None,
         compile_model: bool | dict[str, Any],
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -71,7 +73,8 @@ class ScoringEngine:
             text_model = getattr(base_model, "language_model", None) or base_model.text_model
             text_model.compile(**arguments)
         self._limit = BatchLimit(batch_size)
-        self.vision = VisionEncoder(model, self._limit)
+        self._kept_layers = layers_computed_again if gradient_checkpointing else nullcontext
+        self.vision = VisionEncoder(model, self._limit, self._kept_layers)
         text_config = model.config.get_text_config()
         # A sliding window would count padding between prefix and rest as if it were text.
         self._has_window = getattr(text_config, "sliding_window", None) is not None
@@ -105,7 +108,7 @@ class ScoringEngine:
         """The same engine with another largest number of questions per forward pass."""
         engine = copy(self)
         engine.batch_size, engine._limit = batch_size, BatchLimit(batch_size)
-        engine.vision = VisionEncoder(self.model, engine._limit)
+        engine.vision = VisionEncoder(self.model, engine._limit, self._kept_layers)
         return engine
 
     def answer(
@@ -138,6 +141,9 @@ class ScoringEngine:
         attention = self.model.config.get_text_config()._attn_implementation
         may_share = self.share_prefixes and attention in EXACT_ATTENTION
         roots, minimum = build_tree(questions, MIN_SAVING if may_share else 1 << 62)
+        if may_share and not needs_graph(self.model, is_sample=False):
+            for root in roots:
+                root.split_before_gradient(MIN_SAVING // 2)  # a backward pass costs twice a forward pass
         session.statistics.minimum_tokens += minimum
         session.statistics.plain_tokens += sum(len(question.token_ids) for question in questions)
         rows: list[int] = []
@@ -166,11 +172,19 @@ class ScoringEngine:
         for batch in self._batches([node for node in nodes if not node.children]):
             self._limit.run_in_halves(batch, lambda part: collect(part, *self._answer_leaves(part, session)))
         for chunk in self._chunks([node for node in nodes if node.children]):
-            for batch in self._batches(chunk):
+            missing = [node for node in chunk if not session.recall(node) and self._is_needed(node, session)]
+            for batch in self._batches(missing):
                 self._limit.run_in_halves(batch, lambda part: self._compute_states(part, session))
+            for node in missing:
+                session.keep(node)
             self._descend([child for node in chunk for child in node.children], session, collect)
             for node in chunk:
                 node.states = None
+
+    @staticmethod
+    def _is_needed(node: Node, session: EngineSession) -> bool:
+        """Whether a part that follows is still to be computed."""
+        return any(not child.children or not session.recall(child) for child in node.children)
 
     def _chunks(self, nodes: list[Node]) -> Iterator[list[Node]]:
         """Groups of parts whose states are in memory at the same time."""
@@ -212,13 +226,14 @@ class ScoringEngine:
     def _answer_leaves(self, nodes: list[Node], session: EngineSession) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-odds and scores of the questions that end in some parts, each `(len(nodes),)`."""
         inputs = self._inputs(nodes, session)
-        with self._grad_mode(nodes):
+        with self._grad_mode(nodes), self._kept_layers(self.model):
             head = self._answer_head()
             if head is None:
                 output = self.model(**inputs)
                 return output.logits[: len(nodes), 0].float(), output.scores[: len(nodes)].float()
             hidden = self.model.vlm.base_model(**inputs).last_hidden_state[: len(nodes), -1]
-            answers = nn.functional.linear(hidden, *head).float() / self.model.config.score_temperature
+            # In float32: differences of logits in bfloat16 would be rounded to steps of up to an eighth.
+            answers = nn.functional.linear(hidden.float(), *head) / self.model.config.score_temperature
             logits = answers[:, 0] - answers[:, 1]
             return logits, logits.sigmoid()
 
@@ -231,7 +246,8 @@ class ScoringEngine:
         is_capped = getattr(config.get_text_config(), "final_logit_softcapping", None)
         if type(head) is not nn.Linear or head.weight.device.type == "meta" or is_capped:
             return None
-        return head.weight[self._answers], None if head.bias is None else head.bias[self._answers]
+        bias = None if head.bias is None else head.bias[self._answers].float()
+        return head.weight[self._answers].float(), bias
 
     def _compute_states(self, nodes: list[Node], session: EngineSession) -> None:
         """Key/value states at the ends of some parts."""

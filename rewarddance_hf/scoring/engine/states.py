@@ -16,6 +16,16 @@ class PrefixStates:
     layers: list[tuple[torch.Tensor, ...]]
     row: int
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensors, with those of other rows."""
+        return sum(states.nbytes for layer in self.layers for states in layer)
+
+    def alone(self, length: int) -> "PrefixStates":
+        """The same without other rows and padding."""
+        rows = slice(self.row, self.row + 1)
+        return PrefixStates([tuple(states[rows, :, -length:].clone() for states in layer) for layer in self.layers], 0)
+
 
 class PrefixesNotShareableError(RuntimeError):
     """A model keeps other states than keys and values of all tokens."""

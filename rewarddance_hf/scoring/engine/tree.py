@@ -60,6 +60,28 @@ class Node:
         """Whether this part or one before carries a gradient."""
         return any(image.requires_grad for image in self.question.images_between(0, self.end))
 
+    @property
+    def key(self) -> tuple[bytes, bytes]:
+        """What the states up to `end` follow from, in one session."""
+        question = self.question
+        return question.symbols[: self.end].tobytes(), question.positions[:, : self.end].tobytes()
+
+    def split_before_gradient(self, min_saving: int) -> None:
+        """
+        Let all that goes before the first image with gradient be a part of its own, here and below: it needs no graph. It must
+        have `min_saving` tokens.
+        """
+        question = self.question
+        pairs = zip(question.images, question.starts, strict=True)
+        first = next((start for image, start in pairs if image.requires_grad), self.end)
+        if self.start + min_saving <= first < self.end:
+            rest = Node(question, first, self.end, self, self.children, self.rows)
+            for child in self.children:
+                child.parent = rest
+            self.end, self.children, self.rows = first, [rest], []
+        for child in self.children:
+            child.split_before_gradient(min_saving)
+
 
 class QuestionWriter:
     """Turns questions into sequences of tokens without running the image processor: it has seen each image before."""

@@ -1,5 +1,7 @@
 """Vision features: once per image, in batches, kept as long as there is room."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +18,15 @@ MAX_FEATURE_TOKENS = 1 << 16  # image tokens whose features are kept from window
 class VisionEncoder:
     """Part of the engine that looks at images."""
 
-    def __init__(self, model: RewardDanceForYesScoring, limit: BatchLimit) -> None:
+    def __init__(
+        self,
+        model: RewardDanceForYesScoring,
+        limit: BatchLimit,
+        kept_layers: Callable[[Any], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.model = model
         self.limit = limit
+        self._kept_layers = kept_layers
 
     def encode(self, futures: list[list[Any]], session: EngineSession) -> list[list[PreparedImage]]:
         """Features of images that have none yet, in batches of those that are ready first."""
@@ -52,7 +60,7 @@ class VisionEncoder:
             name: torch.cat([torch.as_tensor(image.inputs[name]) for image in images]).to(self.model.device)
             for name in images[0].inputs
         }
-        with torch.set_grad_enabled(needs_graph(self.model, images[0].requires_grad)):
+        with torch.set_grad_enabled(needs_graph(self.model, images[0].requires_grad)), self._kept_layers(self.model):
             output = self.model.vlm.get_image_features(**inputs, return_dict=True)
         counts = [session.writer.num_tokens(image) for image in images]
         self._template = output.pooler_output
