@@ -1,4 +1,5 @@
-"""Work on rows, split over processes: no collective while rows are worked on, results in order, failures raised together."""
+"""Work on rows, split over processes: no communication while rows are worked on, results in order, failures raised
+together."""
 
 import atexit
 import os
@@ -38,7 +39,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that talks and writes what is written once."""
+        """Whether this is the process that prints, and writes what is written once."""
         return self.index == 0
 
     def rows(self, num_rows: int) -> range:

@@ -1,8 +1,9 @@
 """
-Rows on disk that survive a kill at any moment: each is there as a whole or not at all, exactly once, and belongs to what made it.
+Rows on disk that survive a kill at any moment: each is written whole or not at all, exactly once, and belongs to the
+run that made it.
 
-[`RowFolder`] keeps one file for each row (images, tables), [`RowFile`] one line of JSON. Both refuse to go on with results of
-another judge, generator or input, which a fingerprint beside them tells.
+[`RowFolder`] keeps one file for each row (images, tables), [`RowFile`] one line of JSON. Both refuse to go on with
+results of another judge, generator or input, which they recognize by a fingerprint beside the results.
 """
 
 import glob
@@ -26,7 +27,7 @@ SAMPLED_ENTRIES = 8  # of each tensor, that tell weights from others
 
 def write_atomically(file: str | os.PathLike, content: bytes | Callable[[BinaryIO], Any]) -> None:
     """
-    Write a file, or replace it, so that it is there as a whole or not at all, also after a kill or a power cut. `content` is
+    Write or replace a file atomically: it is whole or missing, even after a kill or a power cut. `content` is
     what is in it, or a function that writes it to a stream.
     """
     path = Path(file)
@@ -43,7 +44,7 @@ def write_atomically(file: str | os.PathLike, content: bytes | Callable[[BinaryI
 
 def describe_weights(module: torch.nn.Module) -> str:
     """
-    Digest that tells weights from others by their names, shapes, types and some entries of each. Parameters on the meta device
+    Digest of weights: their names, shapes, types and some entries of each. Parameters on the meta device
     (of offloaded models) count by shape only.
     """
     digest = hashlib.sha256()
@@ -56,7 +57,7 @@ def describe_weights(module: torch.nn.Module) -> str:
 
 
 def digest_of(*values: Any) -> str:
-    """Digest that tells values from others: images by their pixels, tensors and arrays by their numbers, all else by its text."""
+    """Digest of values: images by their pixels, tensors and arrays by their numbers, all else by its text."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -104,7 +105,8 @@ def _readable(read: Callable[[], Any]) -> Any:
 
 def check_fingerprint(file: str | os.PathLike, fingerprint: Mapping[str, Any], name: str) -> None:
     """
-    Make sure that results on disk were made by the same judge or generator with the same arguments, or note down by which.
+    Make sure that results on disk were made by the same judge or generator with the same arguments, or write down by
+    which.
 
     `fingerprint` is all that results depend on, in values that JSON can hold; `file` is written if it is missing. `name` is
     what the user knows the results by. Raises a `ValueError` with the keys that differ.
@@ -215,7 +217,7 @@ class RowFile:
         self.processes.wait()  # all have read before one writes
 
     def append(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """Write results down, each with `"row"` and values that JSON can hold; they are on disk when this returns."""
+        """Append results, each with `"row"` and values that JSON can hold; they are on disk when this returns."""
         with open(self._own(), "ab") as stream:
             stream.write("".join(json.dumps(dict(result)) + "\n" for result in results).encode())
             stream.flush()

@@ -1,9 +1,9 @@
 """
 The reward seam: anything callable as `reward(images, prompts, **context) -> Tensor (n,)` is a reward.
 
-A judge, a plain function, a model, a judge on another machine, or several of them with weights: whoever asks for rewards (tuning,
-references, search, monitor, evaluation) asks one [`AdaptedReward`], which gives each function what it takes, one reference at
-a time, and checks what comes back.
+A judge, a plain function, a model, a judge on another machine, or several of them with weights: everything that needs
+rewards (tuning, references, search, monitor, evaluation) calls one [`AdaptedReward`], which passes each function the
+arguments that it takes, one reference at a time, and checks what it returns.
 """
 
 import inspect
@@ -29,8 +29,8 @@ class Reward(Protocol):
 
     A reward may also have `is_pairwise` (bool: each sample is judged relative to one of `references`), `rank(images, prompt,
     ...)` for the samples of one prompt, `reuse()`, a context in which it may keep what it knows of references,
-    `sees_equal_images_once` (bool: it takes a list in which one tensor may come several times, and is spared work by it), and
-    `fingerprint()`, a dict that tells it from others.
+    `sees_equal_images_once` (bool: it takes a list in which one tensor may come several times, which saves it work), and
+    `fingerprint()`, a dict that identifies it.
     """
 
     def __call__(self, images: Any, prompts: Sequence[str], **context: Any) -> torch.Tensor: ...
@@ -61,7 +61,7 @@ class RewardContractError(TypeError, ValueError):
 
 def as_reward(reward: Any, weights: Sequence[float] | None = None) -> "AdaptedReward":
     """
-    Make one reward of whatever can be one.
+    Turn functions, judges or models into one reward.
 
     Args:
         reward (`Callable`, `str`, or `list` or `dict` of those):
@@ -88,10 +88,10 @@ class AdaptedReward:
     """
     One or several reward functions with names and weights, as one reward. Made by [`as_reward`].
 
-    Columns of rows are passed to a function under their name, or with an "s" appended (`condition` as `conditions`), if it
-    takes such an argument. A function that takes `references` is called with one reference for each image: images with several
-    come several times, and their reward is the mean. Clips without a `task` get that of clips. Functions get copies of what the
-    caller keeps, and models among them get no gradient in their own weights.
+    Columns of rows are passed to a function under their name, or with an "s" appended (`condition` as `conditions`),
+    if it takes such an argument. A function that takes `references` is called with one reference for each image:
+    images with several are repeated, and their reward is the mean. Clips without a `task` get that of clips. Functions
+    get copies of what the caller keeps, and models among them get no gradient in their own weights.
     """
 
     def __init__(self, reward: Any, weights: Sequence[float] | None = None) -> None:
@@ -127,7 +127,7 @@ class AdaptedReward:
 
     @property
     def is_probability(self) -> bool:
-        """Whether it is what one function gives, which says that this is a probability."""
+        """Whether it is the reward of a single function that declares to be a probability."""
         weighted = [(f, weight) for f, weight in zip(self.functions, self.weights, strict=True) if weight]
         return len(weighted) == 1 and weighted[0][1] == 1.0 and getattr(weighted[0][0], "is_probability", False)
 

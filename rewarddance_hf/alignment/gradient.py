@@ -1,5 +1,5 @@
 """
-Images that carry gradient, from any diffusers pipeline (reward fine-tuning, Sec. 3.3.1 of the
+Images that carry gradient, from diffusers pipelines with one denoiser (reward fine-tuning, Sec. 3.3.1 of the
 [RewardDance paper](https://huggingface.co/papers/2509.08826)).
 
 A pipeline runs under `torch.no_grad()`. A callback may switch the gradient on for later steps, and the pipeline switches
@@ -51,8 +51,8 @@ class RewardGradientCallback(PipelineCallback):
     ```
 
     For pipelines without step-end callback (PixArt, HunyuanVideo 1.5, ...) use [`~RewardGradientCallback.attach`]. It
-    works for every pipeline, and alone allows gradient in the very first step. Some of these pipelines ignore the
-    callback without a word; [`~RewardGradientCallback.check_pipeline`] raises for them.
+    works for every pipeline that calls `scheduler.step`, and is the only way to gradient in the very first step. Some
+    of these pipelines silently ignore the callback; [`~RewardGradientCallback.check_pipeline`] raises for them.
 
     Images have shape `(batch_size, 3, height, width)`, clips `(batch_size, num_frames, 3, height, width)`, both in
     `[0, 1]`. Pixels that the pipeline clamps to 0 or 1 get no gradient. Text encoders run before the first step and get
@@ -150,11 +150,11 @@ class RewardGradientCallback(PipelineCallback):
         """
         Make sure that a pipeline calls the callbacks that it is given.
 
-        Some pipelines take and ignore unknown arguments, so that the callback would have no effect.
+        Some pipelines accept and ignore unknown arguments, so the callback would have no effect.
 
         Args:
             pipeline ([`~diffusers.DiffusionPipeline`]):
-                Pipeline that is to get the callback.
+                Pipeline that the callback is for.
 
         Raises:
             `ValueError`: If it has no step-end callback.
@@ -195,10 +195,10 @@ class RewardGradientCallback(PipelineCallback):
         """
         Make the images of a pipeline carry gradient through its scheduler instead of a step-end callback.
 
-        Works for pipelines that have no step-end callback, and alone allows gradient in the first step. One step is
+        Works for pipelines without a step-end callback, and is the only way to gradient in the first step. One step is
         drawn for each call of the pipeline in the `with` block.
 
-        Note: The hooks stay within the block, and everything is as before after it.
+        Note: The hooks are removed at the end of the block.
 
         Args:
             pipeline ([`~diffusers.DiffusionPipeline`]):
@@ -348,7 +348,7 @@ class _Run:
         torch.set_grad_enabled(num_steps_made == first_step)
 
     def step(self, scheduler: Any, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A step of a scheduler, whose result is the clean prediction from ReFL's random step on."""
+        """A step of a scheduler. From ReFL's random step on, its result is the clean prediction."""
         if id(scheduler) not in self.steps:
             self.schedulers.append(scheduler)
             self._check_schedule(scheduler, argument_of(step, args, kwargs, "timestep"))
@@ -383,7 +383,7 @@ class _Run:
         return clean if return_dict else clean.to_tuple()
 
     def _check_schedule(self, scheduler: Any, timestep: Any) -> None:
-        """Refuse pipelines that leave out the first steps without telling."""
+        """Refuse pipelines that silently leave out the first steps."""
         if self.begins_at or self.num_steps != len(scheduler.timesteps) or torch.as_tensor(timestep).numel() != 1:
             return
         times = scheduler.timesteps.tolist()

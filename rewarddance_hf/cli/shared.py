@@ -53,7 +53,7 @@ def add_script(commands: Commands, name: str, help: str, run: Callable[[argparse
 
 
 def load_scorer(args: argparse.Namespace, model: str | None = None) -> Any:
-    """Judge of `--model`, or another one, where and as the options say; or a remote one at its address."""
+    """Judge of `--model`, or another one, on the device and in the type of the options; or a remote one at its address."""
     from ..rewards import is_address
 
     name = model or args.model

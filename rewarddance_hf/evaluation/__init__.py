@@ -1,1 +1,1 @@
-"""Reward models measured: accuracy, consistency and calibration on preference rows."""
+"""Measuring reward models: accuracy, consistency and calibration on preference rows."""

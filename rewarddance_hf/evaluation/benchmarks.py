@@ -1,8 +1,7 @@
 """
-Public benchmarks: a judge and others through the same rows, beside published figures.
-
-Figures of one benchmark differ by up to ten points with the split and with what is done with ties: both stand beside every
-figure, and where a source does not state them, that stands there.
+Public benchmarks: a judge and others on the same rows, beside published figures. Figures of one benchmark differ by up
+to ten points with the split and the treatment of ties. Both stand beside every figure, and where a source does not
+state them, the table says so.
 """
 
 import json
@@ -32,7 +31,7 @@ TIE_METRICS = ("accuracy_with_ties", "accuracy_with_ties_best")
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """Accuracy of a judge, in percent, as others have published it; split and tie rule may be "not stated"."""
+    """Published accuracy of a judge, in percent; split and tie rule may be "not stated"."""
 
     judge: str
     accuracy: float
@@ -42,7 +41,7 @@ class PublishedFigure:
 
 
 def published_figures(benchmark: str) -> list[PublishedFigure]:
-    """What others have published on a benchmark, none of it run again."""
+    """Published figures on a benchmark, none of them run again."""
     tables = json.loads(PUBLISHED_FIGURES.read_text(encoding="utf-8"))
     return [
         PublishedFigure(judge, accuracy, table["split"], table["ties"], table["source"])

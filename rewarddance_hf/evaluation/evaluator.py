@@ -1,4 +1,5 @@
-"""Evaluator: how often, how consistently and how honestly a judge prefers the chosen image."""
+"""Evaluator: how often and how consistently a judge prefers the chosen image, and how well its probabilities are
+calibrated."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ class EvaluationResults:
         categories (`list`):
             Category of each row, or None.
         rows_fingerprint (`str`):
-            Digest that tells these rows from others, by all that a judge is shown of them.
+            Digest of all that a judge is shown of these rows.
     """
 
     logits: np.ndarray
@@ -64,10 +65,11 @@ class RewardDanceEvaluator:
     r"""
     Measure a judge or any reward function on preference rows.
 
-    Pairwise judges are asked about each row in both orders; others score both samples, and their preference is the sigmoid
-    of the difference of `logits`. The difference of both rewards of a function is read in the same way: `accuracy` needs its
-    sign only, `accuracy_with_ties` and calibration its scale too. Rows that are ties in truth count in `accuracy_with_ties`
-    and `mean_reward` only. Under several processes each asks about its share of the rows; all get the same figures.
+    Pairwise judges are asked about each row in both orders; others score both samples, and their preference is the
+    sigmoid of the difference of `logits`. The difference of both rewards of a function is read in the same way:
+    `accuracy` only needs its sign, `accuracy_with_ties` and calibration its scale too. Rows that are true ties only
+    count in `accuracy_with_ties` and `mean_reward`. Under several processes each scores its share of the rows, and all
+    get the same figures.
 
     Args:
         dataset (`datasets.Dataset`, `list` or any dataset with a length):

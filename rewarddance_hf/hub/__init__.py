@@ -1,1 +1,1 @@
-"""Releases on the Hub: checkpoints with their code, cards, and what is checked before anything is uploaded."""
+"""Releases on the Hub: checkpoints with their code, cards, and the checks before anything is uploaded."""

@@ -85,7 +85,7 @@ def read_measurements(files: Iterable[str | Path]) -> list[Measurement]:
 
 
 def _check_each_once(measurements: list[Measurement]) -> None:
-    """Figures of one name would be taken for figures of the same rows."""
+    """Refuse two results of the same name, which readers would take for figures of the same rows."""
     known: dict[tuple[str | None, ...], Measurement] = {}
     for measurement in measurements:
         name = measurement.name

@@ -1,4 +1,4 @@
-"""Releases: build a folder, verify it without this package, push it so that nothing public is ever half changed."""
+"""Releases: build a folder, verify it without this package, push it so that nothing public is ever half updated."""
 
 import json
 import shutil
@@ -224,7 +224,7 @@ def push_release(
         folder (`str` or `Path`):
             Release folder. It is not verified again: see [`~rewarddance_hf.hub.verification.verify_release`].
         repo_id (`str`):
-            Repository on the Hub, made if it does not exist.
+            Repository on the Hub, created if it does not exist.
         tag (`str`):
             Tag of the release.
         private (`bool`, *optional*, defaults to `False`):

@@ -23,8 +23,8 @@ def save_with_code(
     max_shard_size: str = "5GB",
 ) -> None:
     """
-    Save a judge as the Hub needs it: weights (adapters merged), configuration, processor, and the code of all three, which
-    `AutoModel`, `AutoConfig` and `AutoProcessor` load with `trust_remote_code=True`.
+    Save a judge in the form for the Hub: weights (adapters merged), configuration, processor, and the code of all
+    three, which `AutoModel`, `AutoConfig` and `AutoProcessor` load with `trust_remote_code=True`.
     """
     folder = Path(save_directory)
     model = merge_adapters(model)

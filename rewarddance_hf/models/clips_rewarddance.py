@@ -59,8 +59,9 @@ def check_sampling(num_frames: "int | None", fps: "float | None", max_frames: "i
 
 class Clip(list):
     """
-    Frames of a clip, and where in the clip they were. A plain list of frames is a clip too, but has no times; a judge
-    that samples by `fps` needs this class.
+    Frames of a clip, and where in the clip they were.
+
+    A plain list of frames is a clip too, but has no times; a judge that samples by `fps` needs this class.
 
     Args:
         frames (`list`):

@@ -228,8 +228,7 @@ class Standings:
         return self.order(samples)
 
     def order(self, samples: Sequence[int]) -> list[int]:
-        """Samples, best first: by share of wins, then by that of their opponents, then by how clear the wins were,
-        then by index."""
+        """Samples, best first: by share of wins, by that of their opponents, by how clear the wins were, then by index."""
         games = [max(len(opponents), 1) for opponents in self.opponents]
         rates = [wins / count for wins, count in zip(self.wins, games, strict=True)]
 

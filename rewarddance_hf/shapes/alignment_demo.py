@@ -1,6 +1,6 @@
 """
 The demo's second half: tune the tiny generator by the freshly trained judge, and beside it by a weak reward that it can
-hack, both under the eyes of the monitor.
+hack, both watched by the monitor.
 """
 
 import json
@@ -67,8 +67,8 @@ def oracle_reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """
     Whether each image shows all of its prompt, 1 or 0, by the oracle.
 
-    A reward that only sees colors soon breaks something in many images, which the share of facts that hold tells late, since
-    it makes colors right.
+    A reward that only sees colors soon breaks something in many images, which the share of facts that hold shows late,
+    since colors become right.
     """
     return torch.from_numpy(alignment_holds(images, prompts)).float()
 

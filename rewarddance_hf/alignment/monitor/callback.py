@@ -52,8 +52,9 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
             Reward that is not tuned: another judge, or an oracle. Called like the rewards of the trainer, with images as
             float tensors; needs no gradient. If None, only diversity is measured on the held-out prompts.
         held_out_dataset (`list[str]` or `datasets.Dataset`, *optional*):
-            Prompts that are not trained on, or rows with `prompt` and what the rewards take, such as `references`. Some
-            hundred prompts can show falls of a few points. If None, nothing is sampled, and only rewards are watched.
+            Prompts that are not trained on, or rows with `prompt` and what the rewards take, such as `references`. A
+            few hundred prompts are needed to show falls of a few points. If None, nothing is sampled, and only rewards
+            are watched.
         eval_steps (`int`, *optional*, defaults to `25`):
             Number of updates between two evaluations.
         num_samples (`int`, *optional*, defaults to `2`):
@@ -234,7 +235,7 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
         return results
 
     def _tell(self, trainer: Any, new: list[Any]) -> None:
-        """Write down the last record, and act upon its warnings."""
+        """Write the last record, and act on its warnings."""
         if trainer.is_world_process_zero():
             self._write_log(trainer.args, "a", self.dynamics.history[-1:])
         for warning in new:

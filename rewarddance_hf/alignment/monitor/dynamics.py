@@ -1,6 +1,6 @@
 """
-Reward dynamics: what a reward-tuned generator has shown, and the signs of reward hacking in it (Sec. 4.1 and Figures 2, 5
-and 6 of the [RewardDance paper](https://huggingface.co/papers/2509.08826)).
+Reward dynamics: the history of a reward-tuned generator, and the signs of reward hacking in it (Sec. 4.1 and Figures
+2, 5 and 6 of the [RewardDance paper](https://huggingface.co/papers/2509.08826)).
 """
 
 from collections import deque
@@ -140,7 +140,7 @@ class RewardDynamics:
         diversity: torch.Tensor | Sequence[float] | None = None,
     ) -> list[DynamicsWarning]:
         """
-        Take in what a step has shown.
+        Add what was seen at a step.
 
         Args:
             step (`int`):
@@ -150,7 +150,7 @@ class RewardDynamics:
             prompts (`list[str]`, *optional*):
                 Prompts of these samples, for the standard deviation between samples of one prompt.
             held_out (`torch.Tensor` of shape `(num_prompts,)` or `(num_prompts, num_samples)`, *optional*):
-                Held-out rewards, of the same prompts and seeds in every call. Give the first before the first step.
+                Held-out rewards, of the same prompts and seeds in every call. Pass the first before the first step.
             tuned (`torch.Tensor` of the same shape, *optional*):
                 Tuned rewards of these samples, in every call or none. Without them the rise of the tuned reward is that of
                 the training samples, which is known less exactly.
@@ -218,7 +218,7 @@ class RewardDynamics:
 
     def state_dict(self) -> dict[str, Any]:
         """
-        Give all that a resumed run needs, ready for JSON.
+        Return all that a resumed run needs, ready for JSON.
 
         Returns:
             `dict`: State, without the arguments of the class.
@@ -247,7 +247,7 @@ class RewardDynamics:
 
         Args:
             state (`dict`):
-                What [`~RewardDynamics.state_dict`] gave.
+                What [`~RewardDynamics.state_dict`] returned.
         """
         training, held_out = self._training, self._held_out
         self.history = [dict(record) for record in state["history"]]

@@ -1,16 +1,16 @@
 r"""
 Signs of reward hacking: each rule compares what is known with what a healthy run shows.
 
-The paper's diagnostic is the standard deviation of the reward in a sliding window: low late in training, it shows that the
-generator has collapsed to what the reward likes (0.005 with a 1B judge, 0.05 with a 26B one). It is kept here, but tells
-late, and of one kind of hacking. Beside it stand
+The paper's diagnostic is the standard deviation of the reward in a sliding window: low late in training, it shows that
+the generator has collapsed to what the reward likes (0.005 with a 1B judge, 0.05 with a 26B one). It is kept here, but
+warns late, and of one kind of hacking only. Beside it stand
 
-- **a held-out reward**, on the same prompts and seeds again and again. As in
-  [Gao et al.](https://huggingface.co/papers/2210.10760), it first rises with the tuned reward, then falls while that goes on
-  rising. As prompts and seeds stay the same, the noise of a change is the standard error of paired differences, which is
-  much smaller than that of the values. The best evaluation so far is compared with, and as the best of many is so partly by
-  luck, the significance level is divided by their number (Bonferroni).
-- **what arrives.** In standard deviations of the start, a small change of a generator that raises the tuned reward by one
+- **a held-out reward**, on the same prompts and seeds each time. As in
+  [Gao et al.](https://huggingface.co/papers/2210.10760), it first rises with the tuned reward, then falls while that
+  goes on rising. As prompts and seeds stay the same, the noise of a change is the standard error of paired
+  differences, which is much smaller than that of the values. An evaluation is compared with the best one so far. Since
+  the best of many is partly luck, the significance level is divided by their number (Bonferroni).
+- **transfer.** In standard deviations of the start, a small change of a generator that raises the tuned reward by one
   raises the held-out one by their correlation ("regressional Goodhart"). If, beyond noise, less than `min_transfer` arrives,
   the generator is learning what only the tuned reward sees. This tells before much has fallen, best so if both rewards judge
   the same held-out samples: then it is a paired test, too.

@@ -63,7 +63,7 @@ class TrainingRewards:
         self.is_probability = True
 
     def add(self, rewards: np.ndarray, prompts: Sequence[str] | None) -> dict[str, float]:
-        """Take in the rewards of a step, and give what the history records of them."""
+        """Add the rewards of a step, and return what the history records of them."""
         if prompts is not None and len(prompts) != len(rewards):
             raise ValueError(
                 f"`prompts` has {len(prompts)} entries for {len(rewards)} rewards, but must have one for each."
@@ -95,7 +95,7 @@ class TrainingRewards:
 
     @property
     def is_known(self) -> bool:
-        """Whether the window has enough rewards to say something."""
+        """Whether the window has enough rewards for a statement."""
         return self.window.count >= self.sample_size
 
     @property
@@ -154,7 +154,7 @@ class HeldOutRewards:
         self.count = 0
 
     def add(self, step: int, values: np.ndarray, tuned: np.ndarray | None, training: TrainingRewards) -> Evaluation:
-        """Take in an evaluation, and compare it with those before."""
+        """Add an evaluation, and compare it with those before."""
         self.count += 1
         if not self.first:
             self.first = values.tolist()

@@ -1,8 +1,7 @@
 """
-Hooks on a running pipeline: methods of the pipeline and of its parts, wrapped for a while.
-
-The gradient and the search both work through them, so that they serve any pipeline, unmodified. Copies that a pipeline
-makes of its scheduler (LTX2 has one for the sound, SkyReels one for each frame) are hooked like the original.
+Hooks on a running pipeline: methods of the pipeline and of its parts, wrapped for a while. The gradient and the search
+both work through them, so pipelines need no changes. Copies that a pipeline makes of its scheduler (LTX2 has one for
+the sound, SkyReels one for each frame) are hooked like the original.
 """
 
 import copy
@@ -26,7 +25,7 @@ class Hooks(ExitStack):
         self.set(pipeline, "_hooks", self)
 
     def set(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute of an instance. It stays if somebody else has changed it when all is undone."""
+        """Set an attribute of an instance. If somebody else has changed it in the meantime, it is not set back."""
         before = {name: vars(owner)[name]} if name in vars(owner) else {}
 
         def undo() -> None:

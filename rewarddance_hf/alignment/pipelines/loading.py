@@ -1,4 +1,5 @@
-"""Loading of pipelines, in the type of weights that was asked for: diffusers takes no name of a type and loads float32."""
+"""Loading of pipelines with the weights in the type that was asked for: diffusers does not understand the name of a
+type, and loads float32."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""One stage of a search: a part of the schedule, run by one call of the pipeline for a batch of paths."""
+"""One stage of a search: part of the schedule, run by one call of the pipeline for a batch of paths."""
 
 import inspect
 import math

@@ -1,12 +1,12 @@
 """
 Parts of a schedule, run by an unmodified pipeline.
 
-A search denoises to some noise level, goes on from there with the best, or goes back to more noise. Each of these stages is
-one ordinary call of the pipeline, with its own prompt encoding, denoising loop, guidance and decoding. Methods are hooked
-for the time of the call: `scheduler.set_timesteps`, so that the loop runs over the steps of the stage only;
-`pipeline.prepare_latents`, so that it starts where the paths stand; and `scheduler.step`, to see where they end. This is one
-route for all pipelines: it needs neither a step-end callback nor an argument `sigmas` or `latents`, and those of the user's
-own keep their meaning.
+A search denoises to some noise level, goes on from there with the best, or goes back to more noise. Each of these
+stages is one ordinary call of the pipeline, with its own prompt encoding, denoising loop, guidance and decoding.
+Methods are hooked for the time of the call: `scheduler.set_timesteps`, so that the loop runs over the steps of the
+stage only; `pipeline.prepare_latents`, so that it starts where the paths stand; and `scheduler.step`, to see where
+they end. This one route serves all pipelines that have these methods: it needs neither a step-end callback nor an
+argument `sigmas` or `latents`, and those of the user's own keep their meaning.
 """
 
 import copy

@@ -41,7 +41,7 @@ CHECKPOINTING_ARGUMENTS = ("activation_checkpointing", "gradient_checkpointing")
 
 
 class DenoiserTrainer(CommonTrainer):
-    """Trainer of a denoiser that is only ever called by its pipeline, past all that the base class would wrap around it."""
+    """Trainer of a denoiser that only its pipeline calls: what the base class wraps around a model would not run."""
 
     def __init__(self, pipeline: Any, args: ReFLTrainingArguments, peft_config: Any = None, **kwargs: Any) -> None:
         self.pipeline = pipeline
@@ -92,7 +92,7 @@ class DenoiserTrainer(CommonTrainer):
 
     @contextmanager
     def _without_checkpointing_arguments(self) -> Iterator[None]:
-        """The base class would switch on what the denoiser, with its own switch, has or lacks already."""
+        """Nothing is left to do: the denoiser has its own switch for checkpointing, which is already set."""
         before = {name: getattr(self.args, name) for name in CHECKPOINTING_ARGUMENTS if hasattr(self.args, name)}
         try:
             for name in before:

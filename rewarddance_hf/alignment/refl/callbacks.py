@@ -1,4 +1,4 @@
-"""Callbacks that are told of every update of a generator."""
+"""Callbacks that are called after every update of a generator."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 class ReFLCallback(TrainerCallback):
     """
-    Callback that [`ReFLTrainer`] tells of its run, with itself as the argument: it can sample, log, and stop the run by
+    Callback of [`ReFLTrainer`], which passes itself as the argument. It can sample, log, and stop the run by
     `trainer.control.should_training_stop`.
     """
 

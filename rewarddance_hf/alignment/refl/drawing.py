@@ -36,7 +36,7 @@ def check_conditions(pipeline: Any, name: str, arguments: Mapping[str, Any]) -> 
 
 
 def check_range(pipeline: Any, images: torch.Tensor) -> None:
-    """Make sure that a reward is not shown what a VAE gives before it is scaled."""
+    """Make sure that a reward does not get the output of a VAE before it is scaled."""
     lowest, highest = images.detach().aminmax()
     if lowest < -1e-3 or highest > 1 + 1e-3:  # NaN is told by the reward
         raise ValueError(

@@ -62,8 +62,8 @@ def best_of_n_references(
     r"""
     Draw candidates for each prompt, let a judge rank them, and keep some as references.
 
-    Each candidate has a seed of its own, which follows from `seed`, the prompt and the candidate's index: a prompt has the
-    same candidates in whatever list, batch and number of processes it comes. Under `accelerate launch`, prompts are split over
+    Each candidate has its own seed, which follows from `seed`, the prompt and the candidate's index, so a prompt has
+    the same candidates in every list, batch and number of processes. Under `accelerate launch`, prompts are split over
     processes, and each gets all references.
 
     `pipeline(prompt, generator=torch.Generator().manual_seed(seed), **pipeline_kwargs)` draws one again (up to the rounding
@@ -322,7 +322,7 @@ def _check_arguments(
 
 
 def _describe_pipeline(pipeline: Any) -> dict[str, Any]:
-    """What tells one generator from another: class, scheduler, some entries of all weights."""
+    """Fingerprint of a generator: class, scheduler, some entries of all weights."""
     description = {"class": type(pipeline).__name__}
     for name, component in sorted(pipeline.components.items()):
         if isinstance(component, torch.nn.Module):

@@ -17,7 +17,7 @@ import pyarrow.compute as pc  # noqa: E402
 
 
 def seed_of(*parts: Any) -> int:
-    """Seed that depends on nothing but the given values, so that every split into batches and processes draws alike."""
+    """Seed that depends only on the given values: every split into batches and processes draws the same."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 

@@ -1,4 +1,4 @@
-"""Grids of samples that show how a generator changes while it is tuned."""
+"""Grids of samples, which show how a generator changes while it is tuned."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Trainer of generators: reward fine-tuning of any diffusers pipeline on `transformers.Trainer`."""
+"""Trainer of generators: reward fine-tuning of diffusers pipelines with one denoiser, on `transformers.Trainer`."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -35,17 +35,17 @@ from .weights import denoiser_name  # noqa: E402
 
 class ReFLTrainer(DenoiserTrainer):
     r"""
-    Tune the denoiser of a diffusers pipeline by the gradient of a reward (Section 3.3.1 of the
+    Tune the one denoiser of a diffusers pipeline by the gradient of a reward (Section 3.3.1 of the
     [RewardDance paper](https://huggingface.co/papers/2509.08826)).
 
     Each batch of prompts is sampled by the pipeline itself, under [`RewardGradientCallback`]. The loss is minus the mean
     reward, which is the mean over its references for a prompt that has several. The reward model stays as it is and may be
     on another device than the pipeline.
 
-    The noise of a sample follows from `seed` and the number of its draw, the drawn step from `seed` and the number of the
-    update. Any number of processes and accumulation steps therefore makes the same updates, and a resumed run the same as
-    one that was not interrupted. Gradients are averaged over processes by the trainer: FSDP and DeepSpeed are not
-    supported.
+    The noise of a sample follows from `seed` and the number of its draw, the drawn step from `seed` and the number of
+    the update. An update of as many samples is therefore the same however it is split into processes and accumulation
+    steps (up to rounding), and a resumed run makes the same updates as one that was not interrupted. Gradients are
+    averaged over processes by the trainer: FSDP and DeepSpeed are not supported.
 
     After an error in an update, the state before that update is saved as a checkpoint before the error is raised.
 
@@ -191,8 +191,8 @@ class ReFLTrainer(DenoiserTrainer):
         """
         Train. See [`~transformers.Trainer.train`].
 
-        The first rows are sampled, scored and differentiated once before anything is changed, so that a reward that does
-        not fit is known at once. `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
+        The first rows are sampled, scored and differentiated once before anything is changed, so that a reward that
+        does not fit fails at once. `resume_from_checkpoint=True` takes the newest complete checkpoint.
         """
         if self.train_dataset is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Paths of a search: begun, denoised, judged, and made into results."""
+"""Paths of a search: started, denoised, judged, and turned into results."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +136,7 @@ class Search:
         return [path for path in paths if not path.node.lost]
 
     def keep(self, paths: Sequence[Path], count: int, ranking_method: str = "round_robin") -> list[Path]:
-        """The best paths of each prompt, in the order in which they were made: that of a batch changes last digits."""
+        """The best paths of each prompt, in the order in which they were made: a batch in another order gives other last digits."""
         ranked = self._ranked(paths, ranking_method)
         return [path for group in ranked for path in sorted(group[:count], key=lambda path: path.node.index)]
 
@@ -144,8 +144,8 @@ class Search:
         self, prompts: Iterable[int], paths: Sequence[Path], num_images: int, ranking_method: str = "round_robin"
     ) -> None:
         """
-        Make results of the paths of some prompts that have ended. It is an error, and not bad luck with one prompt, if the reward
-        function has failed for all paths so far.
+        Make results of the finished paths of some prompts. If the reward function has failed for all paths so far,
+        that is an error.
         """
         best = {group[0].prompt_index: group[:num_images] for group in self._ranked(paths, ranking_method)}
         for index in prompts:

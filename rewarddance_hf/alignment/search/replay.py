@@ -26,8 +26,8 @@ def replay(pipeline: Any, prompt: str, lineage: Iterable[PathNode | Mapping[str,
             Arguments of the pipeline's call, as in the search.
 
     Returns:
-        Image or clip in the `output_type` of the call. It differs from that of the search by rounding where the denoiser
-        gives other last digits in another batch size.
+        Image or clip in the `output_type` of the call. It differs from that of the search by rounding where the
+        denoiser's last digits depend on the batch size.
 
     Raises:
         `ValueError`: If the schedule has another number of steps than the lineage.

@@ -18,7 +18,7 @@ def save_search(result: SearchResult, folder: str | os.PathLike) -> list[str]:
         result ([`SearchResult`]):
             Result of a search for one prompt.
         folder (`str` or `os.PathLike`):
-            Folder, made if it is missing. Clips become animated WebP files.
+            Folder, created if it is missing. Clips become animated WebP files.
 
     Returns:
         `list[str]`: Files of the images, best first.

@@ -41,8 +41,8 @@ def best_of_n(
     A candidate's seed makes it again with the pipeline alone:
     `pipeline(prompt, generator=torch.Generator().manual_seed(node.seed), ...)`.
 
-    With `preview_step`, all candidates are denoised so far only; their clean predictions are judged, and only the
-    `num_kept` best are finished.
+    With `preview_step`, all candidates are denoised up to this step only; their clean predictions are judged, and only
+    the `num_kept` best are finished.
 
     Args:
         pipeline ([`~diffusers.DiffusionPipeline`]):
@@ -214,7 +214,7 @@ def search_over_paths(
 
 @dataclass(frozen=True)
 class _Settings:
-    """What all searches are told."""
+    """Arguments that all searches share."""
 
     max_denoiser_evaluations: int | None
     num_images: int

@@ -1,8 +1,8 @@
 """
 Strategies of search: which paths are begun, kept and grown, within a budget.
 
-A strategy checks its arguments (`check`), plans from the number of steps and the budget (`plan`, which refuses what cannot be
-before anything is computed), and then works on some prompts at a time (`run`).
+A strategy checks its arguments (`check`), plans from the number of steps and the budget (`plan`, which refuses what is
+impossible before anything is computed), and then works on some prompts at a time (`run`).
 """
 
 from collections.abc import Sequence
@@ -133,7 +133,7 @@ class OverPaths:
         )
 
     def plan(self, staged: StagedPipeline, budget: int) -> int:
-        """Paths, branches and the stages that the budget suffices for; returns the number of paths."""
+        """Paths, branches, and the stages that the budget allows; returns the number of paths."""
         num_steps = staged.num_steps
         first = max(3 * num_steps // 8, 1) if self.start_step is None else self.start_step
         back = min(max(num_steps // 8, 1), first) if self.renoise_steps is None else self.renoise_steps
