@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +85,15 @@ def count(size: str) -> dict[str, float]:
     return results
 
 
-def run() -> dict[str, float]:
-    """
-    Count all sizes, each in a process of its own.
+def count_apart(size: str) -> dict[str, float]:
+    """[`count`] in a process of its own."""
+    output = subprocess.run([sys.executable, __file__, size], check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
 
-    Returns:
-        `dict[str, float]`: Flat keys.
-    """
-    results = {}
-    for size in SIZES:
-        output = subprocess.run([sys.executable, __file__, size], check=True, capture_output=True, text=True).stdout
-        results |= {f"judge_{size}/{key}": value for key, value in json.loads(output.splitlines()[-1]).items()}
-    return results
+
+def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
+    """All sizes."""
+    return {size: partial(count_apart, size) for size in SIZES}
 
 
 if __name__ == "__main__":

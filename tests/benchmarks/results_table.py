@@ -107,6 +107,16 @@ def training_memory(results: Results) -> list[str]:
     return table(["rows with", "GB where there are labels only", "GB with all logits"], rows)
 
 
+def judge_memory(results: Results) -> list[str]:
+    names = ("weights_gib", "score_peak_gib", "rank_peak_gib", "lora_update_peak_gib")
+    rows = [
+        [name, f"{values['billion_parameters']:.2f}B", *(f"{values[part]:.1f}" for part in names)]
+        for name, values in groups(results, "judge_memory/").items()
+    ]
+    header = ["judge", "parameters", "weights", "8 pairs scored at once", "16 images ranked", "LoRA update of 8 pairs"]
+    return table(header, rows)
+
+
 def refl_memory(results: Results) -> list[str]:
     found = groups(results, "refl_memory/")
     rows = []
@@ -125,6 +135,7 @@ TABLES = {
     "reward_step": reward_step,
     "gradient": gradient,
     "training_memory": training_memory,
+    "judge_memory": judge_memory,
     "refl_memory": refl_memory,
 }
 

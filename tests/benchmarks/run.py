@@ -27,7 +27,14 @@ import results_table  # noqa: E402
 import thresholds  # noqa: E402
 
 
-MODULES = ("bench_scoring", "bench_reward_step", "bench_gradient", "bench_training_memory", "bench_refl_memory")
+MODULES = (
+    "bench_scoring",
+    "bench_reward_step",
+    "bench_gradient",
+    "bench_training_memory",
+    "bench_judge_memory",
+    "bench_refl_memory",
+)
 COMPARED = 0.1  # changes by less are not printed
 
 
