@@ -162,7 +162,9 @@ def test_rank(capsys, judge, images):
     assert document["matrix"][0][0] is None
     assert document["matrix"][0][1] == pytest.approx(want.matrix[0, 1].item())
     code, out, _ = run(capsys, "rank", "--model", judge, "--prompt", "a circle", *images)
-    assert [line.split("\t")[-1] for line in out.splitlines()] == [images[i] for i in want.order]
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert lines[0] == ["place", "wins", "score", "image"]
+    assert [line[-1] for line in lines[1:]] == [images[i] for i in want.order]
 
 
 def test_evaluate_saved_dataset(capsys, judge, rows, tmp_path):
@@ -349,7 +351,7 @@ def test_demo(capsys, monkeypatch, tmp_path):
         ),
         (
             ["score", "--model", "JUDGE", "--image", "gone.png", "--prompt", "a", "--reference", "0"],
-            "`images[0]` cannot",
+            "there is no file 'gone.png'",
         ),
         (["score", "--model", "/no/model", "--image", "0", "--prompt", "a"], "/no/model"),
         (["score", "--model", "JUDGE", "--image", "0", "--prompt", "a", "--device", "xla:9"], "`--device` is 'xla:9'"),
@@ -381,7 +383,7 @@ def test_errors_of_input_and_model(capsys, judge, images, arguments, message):
         (["score", "--model", "m", "--image", "0", "1", "2", "--prompt", "a", "--reference", "0", "1"], "--reference"),
         (["rank", "--model", "m", "--prompt", "a", "0", "1", "--top-k", "0"], "0 is not 1 or more"),
         (["evaluate", "--model", "m", "--dataset", "d", "--limit", "x"], "invalid"),
-        (["evaluate", "--model", "m"], "one of the arguments --dataset --benchmark is required"),
+        (["evaluate", "--model", "m"], "one of the arguments --dataset/--data --benchmark is required"),
         (["evaluate", "--model", "m", "--dataset", "d", "--benchmark", "hpdv2"], "not allowed with"),
         (["evaluate", "--model", "m", "--dataset", "d", "--compare", "clipscore"], "need --benchmark"),
         (

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..import_utils import require_extra
 from .shared import (
+    COLUMN_OPTIONS,
     JUDGE_OPTIONS,
     Commands,
     check_file,
@@ -24,18 +25,26 @@ DEFAULT_SHAPES_ROWS = 1000
 
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("evaluate", parents=[JUDGE_OPTIONS], help="accuracy on preference rows")
+    parser = commands.add_parser(
+        "evaluate", parents=[JUDGE_OPTIONS, COLUMN_OPTIONS], help="accuracy on preference rows"
+    )
     rows = parser.add_mutually_exclusive_group(required=True)
     help = (
-        "repository ID or folder, a folder written by `save_to_disk`, or shapes:id, shapes:ood, shapes:train, of clips "
-        "shapes:video-id, shapes:t2v-id, shapes:i2v-id, ..."
+        "rows: CSV, TSV, JSON (lines), Parquet, folder of images with metadata.csv, folder of `save_to_disk`, dataset of the "
+        "Hub, public set by name, or shapes:id, shapes:ood, shapes:train, of clips shapes:video-id, shapes:t2v-id, ..."
     )
-    rows.add_argument("--dataset", help=help)
+    rows.add_argument("--dataset", "--data", metavar="DATA", help=help)
     help = "public benchmark, e.g. genai-bench-image (a wrong name lists all)"
     rows.add_argument("--benchmark", metavar="NAME", help=help)
-    parser.add_argument("--split", help="split, e.g. test or test[:100] (default: the only one, or the benchmark's)")
     parser.add_argument("--config", help="configuration of the dataset")
     parser.add_argument("--data-files", nargs="+", help="files of the dataset, e.g. with --dataset parquet")
+    help = "labels of the first sample, of the second and of a tie, e.g. left,right,both"
+    parser.add_argument("--label-values", metavar="FIRST,SECOND[,TIE]", help=help)
+    parser.add_argument(
+        "--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, with a count"
+    )
+    help = "only the rows that `rewarddance train` holds out by the same size: a share below 1, or a number"
+    parser.add_argument("--test-split-size", type=float, metavar="SIZE", help=help)
     help = f"number of rows (default: all; {DEFAULT_SHAPES_ROWS} of shapes)"
     parser.add_argument("--limit", type=positive_integer, help=help)
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of shapes (default: 0)")
@@ -55,7 +64,7 @@ def add_to(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> None:
     from ..rewards import is_address
 
-    for option in ("config", "data_files", "calibrate"):
+    for option in ("config", "data_files", "calibrate", "columns", "label_values", "skip_bad_rows", "test_split_size"):
         if args.benchmark and getattr(args, option):
             raise argparse.ArgumentTypeError(f"argument --{option.replace('_', '-')}: not allowed with --benchmark")
     if args.dataset and (args.compare or args.model_index):
@@ -90,13 +99,15 @@ def _evaluate_rows(args: argparse.Namespace) -> None:
     if args.calibrate:
         metrics |= evaluator.calibrate(scorer, results=evaluator.results)
     document = {name: getattr(args, name) for name in ("model", "dataset", "config", "split", "limit")}
+    if args.test_split_size is not None:
+        document["split"] = f"{args.split or 'train'}, {args.test_split_size:g} held out"
     if args.data_files:
         document["data_files"] = [os.path.basename(file) for file in args.data_files]
     if args.dataset.startswith(SHAPES_PREFIX):
         document["seed"] = args.seed
-    if document["split"] is None and getattr(dataset, "split", None):
-        document["split"] = str(dataset.split)  # the only one
     document["is_local"] = bool(args.data_files) or os.path.exists(args.dataset)
+    if document["split"] is None and not args.dataset.startswith(SHAPES_PREFIX):
+        document["split"] = str(getattr(dataset, "split", None) or "all")  # the only one
     document["rows_fingerprint"] = evaluator.results.rows_fingerprint if evaluator.results else None
     width = max(map(len, metrics))
     lines = (f"{name:{width}}  {value:.6g}" for name, value in metrics.items())
@@ -142,21 +153,18 @@ def _load_rows(args: argparse.Namespace) -> Any:
 
         split = args.dataset.removeprefix(SHAPES_PREFIX)
         return load_shapes(split, args.limit or DEFAULT_SHAPES_ROWS, seed=args.seed)
-    import datasets
+    require_extra("train", "datasets")
+    from ..data.files import hold_out, load_rows
 
-    is_saved = any(os.path.isfile(os.path.join(args.dataset, file)) for file in ("state.json", "dataset_dict.json"))
-    try:
-        if is_saved:  # by `save_to_disk`
-            dataset = datasets.load_from_disk(args.dataset)
-        else:
-            dataset = datasets.load_dataset(args.dataset, args.config, split=args.split, data_files=args.data_files)
-    except datasets.exceptions.DatasetsError as error:
-        raise ValueError(f"`--dataset` {args.dataset!r} cannot be loaded: {error}") from error
-    if isinstance(dataset, dict):
-        split = args.split or next(iter(dataset), None)
-        if split not in dataset or (len(dataset) > 1 and not args.split):
-            raise ValueError(
-                f"`--split` is {args.split!r}, but {args.dataset!r} has {sorted(dataset)}. Choose one of them."
-            )
-        dataset = dataset[split]
-    return dataset if args.limit is None else dataset.select(range(min(args.limit, len(dataset))))
+    rows = load_rows(
+        args.dataset,
+        args.split,
+        columns=args.columns,
+        label_values=args.label_values.split(",") if args.label_values else None,
+        skip_bad_rows=args.skip_bad_rows,
+        limit=args.limit,
+        show_progress=True,
+        config=args.config,
+        data_files=args.data_files,
+    )
+    return rows if args.test_split_size is None else hold_out(rows, args.test_split_size)[1]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import demo, evaluate, generate, merge, rank, release, score, serve, train, tune
+from .shared import SomeFailed
 
 
 COMMANDS = (score, merge, rank, evaluate, train, tune, generate, serve, demo, release)
@@ -21,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             Arguments, by default those of the process.
 
     Returns:
-        `int`: Exit code: 0 if all went well, 1 if an input or a model cannot be used, 2 if the arguments are wrong.
+        `int`: Exit code: 0 if all went well, 1 if an input or a model cannot be used, 2 if the arguments are wrong, 130 if the
+            user interrupted it.
     """
     parser = argparse.ArgumentParser(
         prog="rewarddance",
@@ -44,14 +46,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as exit:  # from the parser of a script
         return int(exit.code or 0)
+    except KeyboardInterrupt:
+        if args.traceback:
+            raise
+        kept = args.kept() if hasattr(args, "kept") else ""
+        sys.stderr.write(f"\nrewarddance {args.command}: interrupted. {kept}".rstrip() + "\n")
+        return 130
     except argparse.ArgumentTypeError as error:
         sys.stderr.write(f"rewarddance {args.command}: error: {error}\n")
         return 2
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        if args.traceback:
+    except Exception as error:
+        message = _explain(error)
+        if args.traceback or message is None:
             raise
-        sys.stderr.write(f"rewarddance {args.command}: error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"rewarddance {args.command}: error: {' '.join(message.split())}\n")
         return 1
+
+
+def _explain(error: Exception) -> str | None:
+    """What to tell about an error that a user can do something about, or None for an error of this package."""
+    text = str(error)
+    if isinstance(error, (RuntimeError, MemoryError)) and ("out of memory" in text or "can't allocate memory" in text):
+        return (
+            f"Memory ran out ({text[:200]}). Use smaller batches (--batch-size; in training --per_device_train_batch_size, with "
+            "--gradient_accumulation_steps), --use_peft in training, --load-in-8bit, smaller images or a smaller model."
+        )
+    if type(error).__module__.partition(".")[0] in ("httpx", "httpcore"):  # of huggingface_hub
+        return (
+            f"The Hub cannot be reached ({type(error).__name__}: {text}). Check the network and HF_ENDPOINT, or pass a local "
+            "folder; with HF_HUB_OFFLINE=1 only files of the cache are used."
+        )
+    is_known = isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError, SomeFailed))
+    return text if is_known else None
 
 
 def _with_dashes(argv: Sequence[str]) -> list[str]:

@@ -6,7 +6,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
+
+from ..import_utils import require_extra
 
 
 Commands = Any  # argparse gives the type of what `add_subparsers` returns no public name
@@ -39,6 +42,12 @@ JUDGE_OPTIONS.add_argument(
     default="auto",
     help="type of the weights (default: as they were saved)",
 )
+JUDGE_OPTIONS.add_argument("--revision", help="branch, tag or commit of the judge on the Hub")
+help = "how the judge is asked (default: as it was trained; pairwise if it was not)"
+JUDGE_OPTIONS.add_argument("--paradigm", choices=("pairwise", "pointwise", "regressive"), help=help)
+help = "scoring engine: share what questions have in common, vision features only, or nothing (default: auto)"
+JUDGE_OPTIONS.add_argument("--engine", choices=("auto", "features", "plain"), default="auto", help=help)
+JUDGE_OPTIONS.add_argument("--load-in-8bit", action="store_true", help="load the judge in 8 bit (needs bitsandbytes)")
 JUDGE_OPTIONS.add_argument("--json", action="store_true", help="write one JSON document")
 
 CRITERIA_OPTIONS = argparse.ArgumentParser(add_help=False)
@@ -46,10 +55,60 @@ CRITERIA_OPTIONS.add_argument("--task", help="task whose criteria are used (defa
 CRITERIA_OPTIONS.add_argument("--criteria", help="criteria in place of those of the task")
 
 
+COLUMN_OPTIONS = argparse.ArgumentParser(add_help=False)
+help = "split, e.g. test or test[:100] (default: the only one, or the benchmark's)"
+COLUMN_OPTIONS.add_argument("--split", help=help)
+help = "columns by what they are, e.g. prompt=caption,{} (default: of these names)"
+COLUMN_OPTIONS.add_argument(
+    "--columns", metavar="NAME=COLUMN,...", help=help.format("chosen=a,rejected=b or image=file")
+)
+
+
 def add_script(commands: Commands, name: str, help: str, run: Callable[[argparse.Namespace], None]) -> None:
     """Add a command with more flags than are named here: `run` gets what is not understood as `args.rest`."""
     parser = commands.add_parser(name, parents=[SHARED_OPTIONS], help=help, add_help=False, allow_abbrev=False)
     parser.set_defaults(run=run, takes_rest=True)
+
+
+def kept_checkpoint(folder: str) -> str:
+    """What an interrupted training has left."""
+    from ..trainer.common import last_checkpoint
+
+    try:
+        checkpoint = last_checkpoint(Path(folder))
+    except ValueError:
+        return "No checkpoint was written; --save_steps says how often one is."
+    return f"{checkpoint} is complete: repeat the command with --resume_from_checkpoint true to go on from there."
+
+
+class SomeFailed(Exception):
+    """What could be done was done, but some inputs could not be used."""
+
+    def __init__(self, problems: list[str], count: int, done: str) -> None:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        super().__init__(f"{len(problems)} of {count} could not be {done}: {'; '.join(problems[:3])}{more}")
+
+
+def expand_folders(paths: list[str]) -> list[str]:
+    """Paths of images, and those in folders in the order of their names."""
+    from ..data.media import media_of_folder
+
+    return [file for path in paths for file in (media_of_folder(path) if os.path.isdir(path) else [path])]
+
+
+def unreadable(rows: list[dict[str, Any]]) -> dict[int, str]:
+    """What is wrong with the images of rows that cannot be scored."""
+    from ..data.media import read_media
+
+    problems = {}
+    for index, row in enumerate(rows):
+        for name in ("image", "reference"):
+            if row.get(name) is not None and index not in problems:
+                try:
+                    read_media(row[name], name)
+                except (ValueError, TypeError, ImportError, OSError) as error:
+                    problems[index] = str(error)
+    return problems
 
 
 def load_scorer(args: argparse.Namespace, model: str | None = None) -> Any:
@@ -60,12 +119,24 @@ def load_scorer(args: argparse.Namespace, model: str | None = None) -> Any:
     if is_address(name):
         from ..serving.remote import RemoteReward
 
+        own = {"--paradigm": args.paradigm, "--revision": args.revision, "--load-in-8bit": args.load_in_8bit}
+        if model is None and (given := [flag for flag, value in own.items() if value]):
+            raise argparse.ArgumentTypeError(f"arguments {', '.join(given)}: not allowed with the address of a judge")
         return RemoteReward.at(name)
     from ..scoring.scorer import RewardDanceScorer
 
     device = find_device(args)
-    scorer = RewardDanceScorer.from_pretrained(name, dtype=args.dtype, batch_size=args.batch_size)
-    scorer.model.to(device)
+    settings: dict[str, Any] = {"dtype": args.dtype, "batch_size": args.batch_size, "engine": args.engine}
+    if args.load_in_8bit:
+        require_extra("quantization", "bitsandbytes")
+        from transformers import BitsAndBytesConfig
+
+        settings |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": device}
+    if model is None:  # another judge has other revisions, and is asked in its own way
+        settings |= {key: value for key in ("revision", "paradigm") if (value := getattr(args, key)) is not None}
+    scorer = RewardDanceScorer.from_pretrained(name, **settings)
+    if not args.load_in_8bit:
+        scorer.model.to(device)
     return scorer
 
 

@@ -25,6 +25,9 @@ from . import statistics
 
 logger = logging.get_logger(__name__)
 
+# An accuracy whose interval ends below this, on this many rows or more, is that of swapped columns.
+FAR_BELOW_HALF, FEWEST_ROWS = 0.4, 20
+
 
 @dataclass(frozen=True, eq=False)
 class EvaluationResults:
@@ -95,7 +98,8 @@ class RewardDanceEvaluator:
         - `accuracy`: share of verdicts for the chosen image; each order of a row counts one half, and equal probabilities
           count as half right. `accuracy_low` and `accuracy_high` are the ends of its 95 % bootstrap interval over rows;
         - `accuracy_swap_averaged`: the same for the mean of both orders' probabilities;
-        - `accuracy_with_ties`: share of right verdicts for the mean of both orders among chosen, rejected and tie;
+        - `accuracy_with_ties`, if there are ties: share of right verdicts for the mean of both orders among chosen, rejected
+          and tie;
         - `order_consistency`: share of rows with the same verdict in both orders (1 without references);
         - `ece` (10 bins), `brier`, `nll`: calibration of the probability of "yes" among the two answers;
         - `mean_reward`: mean of the model's `scores` over all questions;
@@ -190,7 +194,6 @@ class RewardDanceEvaluator:
             "accuracy_low": low,
             "accuracy_high": high,
             "accuracy_swap_averaged": statistics.verdict_credits(_averaged_margins(log_odds)).mean(),
-            "accuracy_with_ties": statistics.accuracy_with_ties(averaged, results.ties, self.tie_margin),
             "order_consistency": statistics.order_consistency(log_odds),
             "ece": statistics.expected_calibration_error(yes_probabilities, labels),
             "brier": statistics.brier_score(yes_probabilities, labels),
@@ -199,6 +202,13 @@ class RewardDanceEvaluator:
             "num_rows": len(untied),
             "num_ties": (~untied).sum(),
         }
+        if results.ties.any():
+            metrics["accuracy_with_ties"] = statistics.accuracy_with_ties(averaged, results.ties, self.tie_margin)
+        if high < FAR_BELOW_HALF and len(row_credits) >= FEWEST_ROWS:
+            logger.warning(
+                f"The accuracy is {100 * metrics['accuracy']:.1f} % on {len(row_credits)} rows, far below one half: the judge "
+                "prefers what the rows call rejected. Are `chosen` and `rejected` swapped, or labels read the wrong way round?"
+            )
         categories = np.array([category or "" for category in results.categories])[untied]
         for category in sorted(set(categories) - {""}):
             metrics[f"category/{category}/accuracy"] = row_credits[categories == category].mean()

@@ -30,9 +30,9 @@ class Measurement:
     rows: str | None = None
 
     def __post_init__(self) -> None:
-        missing = {"accuracy", "accuracy_low", "accuracy_high", "accuracy_with_ties", "num_rows", "num_ties"} - set(
-            self.metrics
-        )
+        wanted = {"accuracy", "accuracy_low", "accuracy_high", "num_rows", "num_ties"}
+        missing = wanted | ({"accuracy_with_ties"} if self.metrics.get("num_ties") else set())
+        missing -= set(self.metrics)
         if missing or not self.dataset or not self.split:
             raise ValueError(
                 f"A measurement of {self.dataset!r}, split {self.split!r}, lacks {sorted(missing) or 'dataset or split'}, but no "

@@ -38,7 +38,7 @@ def load_image(image: Any, name: str = "image", keep_gradient: bool = False, bac
     Args:
         image (`PIL.Image.Image`, `str`, `os.PathLike`, `bytes`, `dict`, `numpy.ndarray` or `torch.Tensor`):
             Image, path, encoded bytes, `{"bytes": ..., "path": ...}` as in undecoded `datasets`, array of shape
-            `(height, width, 3)` with `uint8` values, or tensor of shape `(3, height, width)` with `uint8` values or
+            `(height, width, 3)` with `uint8` values or floats in `[0, 1]`, or tensor of shape `(3, height, width)` with `uint8` values or
             floats in `[0, 1]`. Arrays and tensors may have a fourth channel, the opacity.
         name (`str`, *optional*, defaults to `"image"`):
             Name of the image in error messages.
@@ -55,8 +55,9 @@ def load_image(image: Any, name: str = "image", keep_gradient: bool = False, bac
         `ValueError`: If the image is corrupt, empty or out of range, or is an address.
         `TypeError`: If it is none of the above.
     """
+    file = image if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", "")
     if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path")
+        file, image = image.get("path"), image.get("bytes") or image.get("path")
     if isinstance(image, torch.Tensor):
         image = _check_tensor(image, name)
         if image.shape[0] == 4:
@@ -72,10 +73,13 @@ def load_image(image: Any, name: str = "image", keep_gradient: bool = False, bac
             image = (image.detach().float() * 255).round().to(torch.uint8)
         image = image.permute(1, 2, 0).cpu().numpy()
     if isinstance(image, np.ndarray):
+        if image.dtype.kind == "f" and image.ndim == 3:  # as pipelines of diffusers give them
+            _check_range(image.min(initial=1), image.max(initial=0), name)
+            image = (image.astype(np.float32) * 255).round().astype(np.uint8)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (3, 4):
             raise ValueError(
                 f"`{name}` has shape {image.shape} and type {image.dtype}, but an array must be of shape `(height, width, 3)` "
-                "or `(height, width, 4)` and type uint8."
+                "or `(height, width, 4)` and type uint8, or floats in `[0, 1]`."
             )
         _check_size(image.shape[1::-1], name)
         image = Image.fromarray(image)
@@ -105,8 +109,9 @@ def load_image(image: Any, name: str = "image", keep_gradient: bool = False, bac
         elif mode != "RGB" or type(image) is not Image.Image:  # images of files may keep these open
             image = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = f"{file}: {error}" if file and str(file) not in str(error) else error
         raise ValueError(
-            f"`{name}` cannot be read as an image ({error}). Drop or replace it; it may be truncated or no image at all."
+            f"`{name}` cannot be read as an image ({reason}). Drop or replace it; it may be truncated or no image at all."
         ) from error
     if mode[0] in "IF":
         raise ValueError(
@@ -123,6 +128,16 @@ def _check_size(size: "tuple[int, ...]", name: str) -> None:
         )
 
 
+def _check_range(lowest: Any, highest: Any, name: str) -> None:
+    """Make sure that floats are in `[0, 1]`; NaN, which both ends of its range then are, is not."""
+    if not (lowest >= 0 and highest <= 1):
+        raise ValueError(
+            f"`{name}` has values from {lowest:.6g} to {highest:.6g}, but floats must be finite and in "
+            "`[0, 1]`. Rescale it, e.g. `(image / 2 + 0.5).clamp(0, 1)` for the output of a VAE; `image.clamp(0, 1)` cuts "
+            "off what is rounded."
+        )
+
+
 def _check_tensor(image: torch.Tensor, name: str) -> torch.Tensor:
     if image.ndim != 3 or image.shape[0] not in (3, 4):
         raise ValueError(
@@ -132,12 +147,7 @@ def _check_tensor(image: torch.Tensor, name: str) -> torch.Tensor:
     _check_size((image.shape[2], image.shape[1]), name)
     if image.is_floating_point():
         values = image.detach()
-        if not (values.isfinite().all() and values.min() >= 0 and values.max() <= 1):
-            raise ValueError(
-                f"`{name}` has values from {values.min():.6g} to {values.max():.6g}, but floats must be finite and in "
-                "`[0, 1]`. Rescale it, e.g. `(image / 2 + 0.5).clamp(0, 1)` for the output of a VAE; `image.clamp(0, 1)` cuts "
-                "off what is rounded."
-            )
+        _check_range(values.min(), values.max(), name)
     elif image.dtype != torch.uint8:
         kind = str(image.dtype).removeprefix("torch.")
         raise ValueError(
@@ -186,6 +196,8 @@ def open_media(media: Any, name: str, still: "Callable[[Any], Any]") -> Any:
             return _reader(open_video(media, name), name) if looks_like_video(file.read(377)) else still(media)
         except IMAGE_ERRORS:
             return still(media)  # which says why it cannot be read
+        if not isinstance(media, bytes):
+            image.filename = os.fspath(media)  # for messages
         return _reader(open_animation(media, image, name), name) if is_animated(image, name) else still(image)
 
 

@@ -1,7 +1,7 @@
 """Scores of large datasets, written as they come, so that an interrupted run goes on where it stopped."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -26,6 +26,7 @@ def score_into_file(
     save_every: int = 256,
     show_progress: bool = True,
     examples: Examples = None,
+    skip: Collection[int] = (),
 ) -> int:
     """See [`RewardDanceScorer.score_dataset`]."""
     if save_every < 1:
@@ -39,7 +40,7 @@ def score_into_file(
             f"The weights of the judge are sharded over {processes.count} processes, but each scores rows of its own. Load "
             "the whole judge on each, or score in one process."
         )
-    mine = processes.rows(len(rows))
+    mine = [row for row in processes.rows(len(rows)) if row not in skip]
     todo = [row for row in mine if row not in file.rows]
     questions = (run.question(row, rows[row]) for row in todo)
     done = 0

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from ..models import RewardDanceProcessor
@@ -90,13 +91,14 @@ def by_dimension(processor: RewardDanceProcessor, question: Question, dimensions
 
 
 def as_list(media: Any, name: str) -> list[Any]:
-    """Samples of a batch, which is a list or a tensor."""
-    if isinstance(media, torch.Tensor) and media.ndim not in (4, 5):
+    """Samples of a batch, which is a list, a tensor or an array."""
+    if isinstance(media, (torch.Tensor, np.ndarray)) and media.ndim not in (4, 5):
         raise ValueError(
             f"`{name}` has shape {tuple(media.shape)}, but a tensor must be of shape `(n, 3, height, width)` or "
-            "`(n, frames, 3, height, width)`. Add the batch dimension, e.g. `image[None]`."
+            "`(n, frames, 3, height, width)`, an array of the same with the channels last. Add the batch dimension, e.g. "
+            "`image[None]`."
         )
-    if not isinstance(media, (list, tuple, torch.Tensor)):
+    if not isinstance(media, (list, tuple, torch.Tensor, np.ndarray)):
         raise TypeError(
             f"`{name}` is of type `{type(media).__name__}`, but must be a list with one entry per sample, or a tensor. Wrap "
             "a single sample in a list."

@@ -1,7 +1,7 @@
 """Scorer: rewards, comparisons and rankings from a trained judge."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -151,7 +151,8 @@ class RewardDanceScorer(Judge):
 
         Args:
             images (`list` or `torch.Tensor` of shape `(n, 3, height, width)` or `(n, frames, 3, height, width)`):
-                Samples: images, paths, or lists of those as frames of clips; or a tensor of floats in `[0, 1]`.
+                Samples: images, paths, or lists of those as frames of clips; or a tensor of floats in `[0, 1]`, or an array
+                with the channels last: what pipelines of diffusers give, whatever their `output_type`.
             prompts (`str` or `list[str]`):
                 Prompts that the samples were generated from, one for all or one each.
             references (`list` or `torch.Tensor`, *optional*):
@@ -249,6 +250,7 @@ class RewardDanceScorer(Judge):
         save_every: int = 256,
         show_progress: bool = True,
         examples: Examples = None,
+        skip: Collection[int] = (),
     ) -> int:
         r"""
         Score a dataset into a file of JSON lines, `{"row": 0, "score": 0.5}`.
@@ -272,6 +274,8 @@ class RewardDanceScorer(Judge):
             examples (`list[dict]`, *optional*):
                 Questions with known verdicts, as in [`~RewardDanceScorer.score`]. Those without a `task` get that of
                 the row.
+            skip (`set[int]`, *optional*):
+                Indices of rows that are not scored, e.g. of images that cannot be read.
 
         Returns:
             `int`: Number of rows that were scored by this call, by all processes.
@@ -280,7 +284,7 @@ class RewardDanceScorer(Judge):
             `ValueError`: If the file belongs to another judge or other rows, an example lacks something, or a row cannot be
                 scored. What is in the file is kept.
         """
-        return score_into_file(self, rows, output_file, save_every, show_progress, examples)
+        return score_into_file(self, rows, output_file, save_every, show_progress, examples, skip)
 
     @torch.no_grad()
     def compare(

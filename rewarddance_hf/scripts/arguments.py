@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import ModelConfig, ScriptArguments
+from trl import ModelConfig
 
 
 @dataclass
@@ -54,15 +54,6 @@ class PipelineModelConfig(ModelConfig):
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={"help": "Names of adapted layers. Defaults to the attention of the denoiser."},
-    )
-
-
-@dataclass
-class DataArguments(ScriptArguments):
-    """Dataset of a run."""
-
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Dataset: repository ID or folder.", "aliases": ["--data"]}
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from trl import get_peft_config, get_quantization_config
 
 from ..trainer.training_args import RewardDanceTrainingArguments
-from .arguments import DataArguments, JudgeModelConfig, required
+from .arguments import JudgeModelConfig, required
+from .data import DataArguments, load_preferences_of
 from .parser import RecipeParser
 
 
@@ -45,18 +46,7 @@ def load_rows(script_args: RewardDanceScriptArguments, training_args: RewardDanc
         if script_args.dataset_name == "shapes-generated":
             return load_generated_rows(script_args, training_args, evaluation), evaluation
         return load_shapes(f"{kind}train", script_args.shapes_rows), evaluation
-    from datasets import load_dataset
-
-    def split(name: str) -> Any:
-        return load_dataset(
-            script_args.dataset_name,
-            script_args.dataset_config,
-            split=name,
-            streaming=script_args.dataset_streaming,
-        )
-
-    # A split may be a slice, e.g. "train[:5%]".
-    return split(script_args.dataset_train_split), split(script_args.dataset_test_split) if with_eval else None
+    return load_preferences_of(script_args, with_eval, show_progress=training_args.should_log)
 
 
 def load_generated_rows(
@@ -81,6 +71,11 @@ def main(
     from ..models import RewardDanceProcessor
     from ..trainer.rewarddance_trainer import RewardDanceTrainer
 
+    if script_args.dataset_name not in SHAPES:
+        required(model_args, "model_name_or_path", "OpenGVLab/InternVL3_5-2B-HF")
+        required(script_args, "dataset_name", "me/my-pairs")
+    # Every row is checked before anything is loaded that takes long.
+    train_dataset, eval_dataset = load_rows(script_args, training_args)
     model_name = model_args.model_name_or_path
     processor_kwargs = dict(script_args.processor_kwargs or {})
     if script_args.dataset_name in SHAPES:
@@ -89,8 +84,6 @@ def main(
         model_name = model_name or str(BASE_VLM)
         processor = judge_processor(model_name, **processor_kwargs)
     else:
-        model_name = required(model_args, "model_name_or_path", "OpenGVLab/InternVL3_5-2B-HF")
-        required(script_args, "dataset_name", "me/my-pairs")
         processor = RewardDanceProcessor.from_pretrained(
             model_name, revision=model_args.model_revision, **processor_kwargs
         )
@@ -101,7 +94,6 @@ def main(
         "quantization_config": get_quantization_config(model_args),
         **(training_args.model_init_kwargs or {}),
     }
-    train_dataset, eval_dataset = load_rows(script_args, training_args)
     trainer = RewardDanceTrainer(
         model=model_name,
         args=training_args,
@@ -112,12 +104,32 @@ def main(
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()
+    if eval_dataset is not None and script_args.dataset_name not in SHAPES:
+        measure(trainer, eval_dataset)
     trainer.create_model_card()
     trainer.accelerator.print(f"Judge saved to {training_args.output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # a process that ends while others still talk to it can hang
     trainer.end()
+
+
+def measure(trainer: Any, rows: Any) -> None:
+    """Accuracy on held-out rows with its interval, in both orders: printed, logged for the card, and in `eval_results.json`."""
+    from ..evaluation.evaluator import RewardDanceEvaluator
+
+    args = trainer.args
+    is_shown = not args.disable_tqdm and args.should_log
+    trainer.evaluator = RewardDanceEvaluator(
+        rows, batch_size=args.per_device_eval_batch_size, seed=args.seed, show_progress=is_shown
+    )
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics)
+    accuracy, low, high = (100 * metrics[f"eval_accuracy{end}"] for end in ("", "_low", "_high"))
+    trainer.accelerator.print(
+        f"Accuracy on {int(metrics['eval_num_rows'])} rows that were not trained on: {accuracy:.1f} % (95 % interval {low:.1f} "
+        f"to {high:.1f})"
+    )
 
 
 def make_parser(**kwargs: Any) -> RecipeParser:

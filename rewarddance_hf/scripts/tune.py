@@ -9,7 +9,8 @@ from trl import get_peft_config
 
 from ..alignment.refl.arguments import ReFLTrainingArguments
 from ..rewards import is_address
-from .arguments import DataArguments, PipelineModelConfig, required
+from .arguments import PipelineModelConfig, required
+from .data import DataArguments
 from .parser import RecipeParser
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -123,9 +123,10 @@ class RemoteReward:
         output_file: str | os.PathLike,
         save_every: int = 256,
         show_progress: bool = True,
+        skip: Collection[int] = (),
     ) -> int:
         """Score a dataset into a file. Arguments, returns and errors are those of [`RewardDanceScorer.score_dataset`]."""
-        return score_into_file(self, rows, output_file, save_every, show_progress)
+        return score_into_file(self, rows, output_file, save_every, show_progress, skip=skip)
 
     def close(self) -> None:
         """Close connections."""
