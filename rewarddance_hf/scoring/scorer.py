@@ -182,21 +182,30 @@ class RewardDanceScorer(Judge):
             `ValueError`: If lists differ in length, references are missing or not wanted, an image cannot be read, a
                 dimension does not exist, both `criteria` and `dimensions` are given, or an example lacks something.
             `NonFiniteScoreError`: If a score is NaN or infinite; a `ValueError` with the `scores` until there.
-            `NotImplementedError`: If an image requires a gradient that cannot pass through the image processor.
+            `NotImplementedError`: If an image requires a gradient that cannot pass through the image processor or the model.
         """
         questions = make_questions(self, images, prompts, references, conditions, task, criteria, examples)
         media = [(question.sample, question.reference, question.condition) for question in questions]
         with torch.set_grad_enabled(torch.is_grad_enabled() and _requires_grad(media)), frozen(self.model):
             if dimensions is None:
-                return self.ask(questions, len(questions), show_progress)[1]
+                return self._check_gradient(self.ask(questions, len(questions), show_progress)[1])
             width = len(dimensions)
             asked = (new for question in questions for new in by_dimension(self.processor, question, dimensions))
             try:
-                return self.ask(asked, width * len(questions), show_progress)[1].view(-1, width)
+                scores = self.ask(asked, width * len(questions), show_progress)[1]
+                return self._check_gradient(scores).view(-1, width)
             except NonFiniteScoreError as error:
                 rows = sorted({index // width for index in error.rows})
                 known = torch.nn.functional.pad(error.scores, (0, -len(error.scores) % width), value=torch.nan)
                 raise non_finite_error(rows, known.view(-1, width)) from error
+
+    def _check_gradient(self, scores: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and not scores.requires_grad:
+            raise NotImplementedError(
+                f"An image requires a gradient, but none reaches it through {self.model.config.vlm_config.model_type!r} models, "
+                "which turn images into discrete tokens. Pass `images.detach()`, or take a judge of another family."
+            )
+        return scores
 
     __call__ = score  # so that signatures tell what a scorer takes as a reward function
 
