@@ -18,7 +18,7 @@ FILES = {
 
 # A room may import the rooms of the lines before its own, and itself.
 ROOMS = [
-    ["import_utils"],
+    ["import_utils", "checks"],
     ["parallel", "cards"],
     ["resumable", "models"],
     ["rewards", "data"],

@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..checks import check_integers
 from ..data.preference import check_columns, check_row
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.media_rewarddance import load_frames, load_image, open_clip
@@ -139,8 +140,8 @@ class RewardDanceEvaluator:
             )
         if len(dataset) == 0:
             raise ValueError("`dataset` is empty, but must have at least one row. Check its split and filters.")
-        if bootstrap_samples < 1:
-            raise ValueError(f"`bootstrap_samples` is {bootstrap_samples}, but must be 1 or more. Leave it at 1000.")
+        check_integers(bootstrap_samples=bootstrap_samples)
+        check_integers(may_be_none=True, batch_size=batch_size)
         if not 0 <= tie_margin < 0.5:
             raise ValueError(f"`tie_margin` is {tie_margin}, but must be in `[0, 0.5)`. Leave it at 0.05.")
         if hasattr(dataset, "column_names"):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..checks import check_integers
 from ..models.question_rewarddance import Example, Question
 from ..resumable import RowFile, content_of, digest_of
 from ..rewards import NonFiniteScoreError
@@ -29,8 +30,7 @@ def score_into_file(
     skip: Collection[int] = (),
 ) -> int:
     """See [`RewardDanceScorer.score_dataset`]."""
-    if save_every < 1:
-        raise ValueError(f"`save_every` is {save_every}, but must be a positive number of rows. Pass 1 or more.")
+    check_integers(save_every=save_every)
 
     run = RowScoring(judge, rows, examples)
     file = RowFile(output_file, run.fingerprint(), len(rows), f"`output_file` {os.fspath(output_file)!r}")

@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..checks import check_integers
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.question_rewarddance import Example, Question
 from ..resumable import describe_weights, digest_of
@@ -48,16 +49,9 @@ class Judge:
         compile_model: bool | dict[str, Any] = False,
         gradient_checkpointing: bool = False,
     ) -> None:
-        least = {
-            "batch_size": (batch_size, 1),
-            "max_batch_tokens": (max_batch_tokens, 1),
-            "num_workers": (num_workers, 0),
-            "pad_to_multiple_of": (1 if pad_to_multiple_of is None else pad_to_multiple_of, 1),
-        }
-        for name, (value, minimum) in least.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                wanted = "a positive integer" if minimum else "0 or a positive integer"
-                raise ValueError(f"`{name}` is {value!r}, but must be {wanted}. Pass {minimum} or more.")
+        check_integers(batch_size=batch_size, max_batch_tokens=max_batch_tokens)
+        check_integers(may_be_none=True, pad_to_multiple_of=pad_to_multiple_of)
+        check_integers(0, num_workers=num_workers)
         if engine not in ENGINES:
             raise ValueError(f"`engine` is {engine!r}, but must be one of {ENGINES}.")
         if gradient_checkpointing and not layers_of(model):

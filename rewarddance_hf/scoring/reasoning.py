@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
+from ..checks import check_integers
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.question_rewarddance import Question
 from .judge import Judge, non_finite_error
@@ -140,9 +141,7 @@ def score_with_reasons(
     model, processor, batch_size = judge.model, judge.processor, judge.batch_size
     if temperature is None:
         temperature = 0.0 if num_samples == 1 else SAMPLING_TEMPERATURE
-    for name, value in {"num_samples": num_samples, "max_new_tokens": max_new_tokens}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` is {value!r}, but must be a positive integer. Pass 1 or more.")
+    check_integers(num_samples=num_samples, max_new_tokens=max_new_tokens)
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"`temperature` is {temperature}, but must be 0 or a positive number. 0 does not sample.")
     if num_samples > 1 and temperature == 0:

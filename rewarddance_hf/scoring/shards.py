@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..checks import check_integers
 from ..import_utils import require_extra
 from ..parallel import Processes
 from ..resumable import check_fingerprint, differing_keys, write_atomically
@@ -86,8 +87,7 @@ def score_shards(
     ```
     """
     require_extra("train", "pyarrow")
-    if window < 1:
-        raise ValueError(f"`window` is {window}, but must be a positive number of rows. Pass 1 or more.")
+    check_integers(window=window)
     num_shards = max(1, -(-len(rows) // ROWS_A_SHARD)) if num_shards is None else num_shards
     if num_shards < 1 or not 0 <= (shard or 0) < num_shards:
         raise ValueError(

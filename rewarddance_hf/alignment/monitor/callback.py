@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
+from ...checks import check_integers
 from ...import_utils import require_extra
 
 
@@ -101,9 +102,7 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
         seed: int = 0,
         plot: bool = True,
     ) -> None:
-        for name, value in (("eval_steps", eval_steps), ("num_samples", num_samples)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` is {value!r}, but must be a positive integer. Pass 1 or more.")
+        check_integers(eval_steps=eval_steps, num_samples=num_samples)
         if held_out is not None and held_out_dataset is None:
             raise ValueError("`held_out` was given without `held_out_dataset`, but needs prompts to be evaluated on.")
         if held_out_dataset is not None and held_out is None and num_samples == 1:

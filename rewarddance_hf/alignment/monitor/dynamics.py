@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ...checks import check_integers
 from .rules import DiversityCollapsed, DynamicsWarning, HeldOutFalls, HeldOutLags, Saturated, StdCollapsed
 from .statistics import HeldOutRewards, Moments, TrainingRewards, checked_values
 
@@ -101,9 +102,7 @@ class RewardDynamics:
         max_saturated: float = 0.5,
         saturation: float = 0.01,
     ) -> None:
-        for name, number in (("window", window), ("sample_size", sample_size)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 2:
-                raise ValueError(f"`{name}` is {number!r}, but must be an integer above 1. Pass 2 or more.")
+        check_integers(2, window=window, sample_size=sample_size)
         if not 0 < significance < 0.5:
             raise ValueError(f"`significance` is {significance}, but must be a small probability. Pass e.g. 0.001.")
         if not 0 <= saturation < 0.5:

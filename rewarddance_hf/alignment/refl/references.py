@@ -18,6 +18,7 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ...checks import check_integers
 from ...models.media_rewarddance import load_image
 from ...parallel import Processes, run_split
 from ...resumable import RowFolder, describe_weights, digest_of, write_atomically
@@ -304,9 +305,7 @@ def _check_arguments(
     num_rounds: int | None,
     batch_size: int,
 ) -> None:
-    for name, value in (("num_candidates", num_candidates), ("top_k", top_k), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` is {value!r}, but must be a positive integer. Pass 1 or more.")
+    check_integers(num_candidates=num_candidates, top_k=top_k, batch_size=batch_size)
     if top_k > num_candidates:
         raise ValueError(
             f"`top_k` is {top_k}, but only {num_candidates} candidates are drawn. Raise `num_candidates` or lower `top_k`."

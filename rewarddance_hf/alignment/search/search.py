@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...checks import check_integers
 from ...parallel import run_split
 from ..pipelines.staged import StagedPipeline
 from .output import output_type_of
 from .paths import UNLIMITED, Search
 from .result import SearchResult
-from .strategies import BestOfN, OverPaths, ZeroOrder, check_positive
+from .strategies import BestOfN, OverPaths, ZeroOrder
 
 
 def best_of_n(
@@ -225,7 +226,7 @@ class _Settings:
 
     def __post_init__(self) -> None:
         names = ("batch_size", "num_images", "max_denoiser_evaluations")
-        check_positive(**{name: getattr(self, name) for name in names})
+        check_integers(may_be_none=True, **{name: getattr(self, name) for name in names})
         if self.seed < 0:
             raise ValueError(f"`seed` is {self.seed}, but must be 0 or more.")
 

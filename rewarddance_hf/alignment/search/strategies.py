@@ -9,16 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...checks import check_integers
 from ...scoring.ranking import METHODS
 from ..pipelines.staged import StagedPipeline
 from .paths import Path, Search
-
-
-def check_positive(**values: int | None) -> None:
-    """Refuse values that are neither None nor a positive integer."""
-    for name, value in values.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"`{name}` is {value!r}, but must be a positive integer.")
 
 
 def _check_one(budget: int | None, **value: int | None) -> None:
@@ -43,7 +37,12 @@ class BestOfN:
         _check_one(budget, num_candidates=self.num_candidates)
         if self.ranking_method not in METHODS:
             raise ValueError(f"`ranking_method` is {self.ranking_method!r}, but must be one of {METHODS}.")
-        check_positive(num_candidates=self.num_candidates, num_kept=self.num_kept, preview_step=self.preview_step)
+        check_integers(
+            may_be_none=True,
+            num_candidates=self.num_candidates,
+            num_kept=self.num_kept,
+            preview_step=self.preview_step,
+        )
 
     def plan(self, staged: StagedPipeline, budget: int) -> int:
         """How many candidates to make and to finish; returns the number of paths that each prompt begins with."""
@@ -87,7 +86,7 @@ class ZeroOrder:
         _check_one(budget, num_rounds=self.num_rounds)
         if not 0.0 < self.noise_strength <= 1.0:
             raise ValueError(f"`noise_strength` is {self.noise_strength}, but must be above 0.0 and at most 1.0.")
-        check_positive(num_neighbors=self.num_neighbors, num_rounds=self.num_rounds)
+        check_integers(may_be_none=True, num_neighbors=self.num_neighbors, num_rounds=self.num_rounds)
 
     def plan(self, staged: StagedPipeline, budget: int) -> int:
         """How many neighbors each round has; returns the number of paths that each prompt begins with."""
@@ -125,7 +124,8 @@ class OverPaths:
 
     def check(self, budget: int | None) -> None:
         _check_one(budget, num_branches=self.num_branches)
-        check_positive(
+        check_integers(
+            may_be_none=True,
             num_paths=self.num_paths,
             num_branches=self.num_branches,
             start_step=self.start_step,
