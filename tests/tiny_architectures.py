@@ -128,7 +128,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "molmo2": {"adapter_config.vision_feature_layer": [3, 2], "vision_config.num_position_embeddings": 16},
     "muse_glimmer": {"out_hidden_size": 256},
     "muse_spark": {"out_hidden_size": 256},
-    "nemotron_h_omni": {"vision_hidden_size": 64, "image_token_id": 3},
+    "nemotron_h_omni": {"vision_hidden_size": 64, "image_token_id": 3, "text_config.n_groups": 1},
     "paddleocr_vl": MROPE,
     "qwen2_5_omni_thinker": {"vision_start_token_id": 20, "vision_end_token_id": 21, **MROPE},
     "qwen2_5_vl": MROPE,
