@@ -7,7 +7,7 @@
 Distill chains of thought: ask a teacher why the preferred image of each pair is better, and keep the reasons that lead to
 the known label (Section 3.2.1 of the paper).
 
-The teacher is any image-text-to-text model of transformers,
+The teacher is an image-text-to-text model of transformers,
 
     python examples/distill_rationales.py --dataset me/my-pairs --teacher Qwen/Qwen2.5-VL-72B-Instruct --output outputs/cot
 
@@ -21,8 +21,8 @@ teacher's verdict is right in both: kept for one order only, it would teach that
 Then `load_from_disk("outputs/cot/dataset")` has a column `rationale`, and `RewardDanceTrainer` trains on it with any
 `rationale=` format.
 
-Every answer is written to `answers.jsonl` at once. A run that was interrupted goes on where it stopped, and asks nothing
-again that was answered; `--limit` may grow between runs. (Both commands were tried with tiny teachers only.)
+Every answer is written to `answers.jsonl` at once. An interrupted run resumes where it stopped, and repeats no question
+that was answered; `--limit` may grow between runs. (Both commands were tried with tiny teachers only.)
 """
 
 import argparse

@@ -94,7 +94,7 @@ def tiny_inputs() -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--pretrained_model_name_or_path", help="Stable Diffusion 3, Flux, or another transformer.")
-    parser.add_argument("--judge", help="Pointwise judge, or any vision-language model as a zero-shot judge.")
+    parser.add_argument("--judge", help="Pointwise judge, or a plain vision-language model as a zero-shot judge.")
     parser.add_argument("--prompt", default="a red circle")
     args = parser.parse_args()
     if args.pretrained_model_name_or_path:

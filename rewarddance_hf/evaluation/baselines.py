@@ -72,7 +72,7 @@ class CLIPJudge:
             [`CLIPJudge`]
 
         Raises:
-            `ValueError`: If it is no complete CLIP model.
+            `ValueError`: If it is not a complete CLIP model.
         """
         model: Any
         info: Any
@@ -93,7 +93,7 @@ class CLIPJudge:
 
     @torch.no_grad()
     def __call__(self, images: list[Any], prompts: list[str], **context: Any) -> torch.Tensor:
-        """Scores `(n,)` of images, or of clips as lists of frames. CLIP does not look at task, criteria and first frames."""
+        """Scores `(n,)` of images, or of clips as lists of frames. CLIP ignores task, criteria and first frames."""
         frames = [load_frames(sample, f"images[{i}]") for i, sample in enumerate(images)]
         pixels = self.image_processor([f for clip in frames for f in clip], return_tensors="pt")["pixel_values"]
         text = self.tokenizer(

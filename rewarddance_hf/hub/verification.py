@@ -1,4 +1,4 @@
-"""Check of release folders in a process of its own, in which this package cannot be imported."""
+"""Check of release folders in a separate process, in which this package cannot be imported."""
 
 import json
 import os

@@ -39,7 +39,7 @@ class VisualPreferencePipeline(Pipeline):
         - `order` (`list[int]`): indices of `images`, best first: by wins, then by score.
 
     Raises:
-        `TypeError`: If an input is no `dict`, or a prompt no string.
+        `TypeError`: If an input is not a `dict`, or a prompt is not a string.
         `ValueError`: If an input lacks a key or has one too many, or an image cannot be read.
 
     Example:

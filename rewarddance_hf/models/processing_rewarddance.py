@@ -78,7 +78,7 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
 
     Raises:
         `ValueError`: If there is no chat template, an argument has none of the values above, or an answer word is not
-            a single token of its own.
+            a single token, different from the other.
 
     Example:
 

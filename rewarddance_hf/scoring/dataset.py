@@ -1,4 +1,4 @@
-"""Scores of large datasets, written as they come, so that an interrupted run goes on where it stopped."""
+"""Scores of large datasets, written as they are computed, so that an interrupted run resumes where it stopped."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence

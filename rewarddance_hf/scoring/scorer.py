@@ -264,7 +264,7 @@ class RewardDanceScorer(Judge):
         r"""
         Score a dataset into a file of JSON lines, `{"row": 0, "score": 0.5}`.
 
-        An interrupted call goes on where it stopped when it is repeated: rows that are in the file are not scored
+        An interrupted call resumes where it stopped when it is repeated: rows that are in the file are not scored
         again, and a last line that was cut off is removed first. A file of another judge, other rows or other examples
         is refused; `FILE.fingerprint.json` remembers what made it. Under several processes each scores its share, and
         the file is whole at the end. References that occur several times are computed once if their rows are close

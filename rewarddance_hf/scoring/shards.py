@@ -41,7 +41,7 @@ def score_shards(
     show_progress: bool = True,
 ) -> int:
     """
-    Score a large dataset in shards, by any number of workers; [`merge_shards`] joins them.
+    Score a large dataset in shards, by one or many workers; [`merge_shards`] joins them.
 
     A shard is written whole or not at all. Workers do not need to know of each other, and may be stopped at any moment
     and started again: finished shards are not scored again. A score depends on the rows of its window, never on the

@@ -24,7 +24,10 @@ class ReFLScriptArguments(DataArguments):
     """Arguments of the script that belong neither to the generator nor to the run."""
 
     judge: str | None = field(
-        default=None, metadata={"help": "Judge: repository ID or folder of a RewardDance checkpoint or any VLM."}
+        default=None,
+        metadata={
+            "help": "Judge: repository ID or folder of a RewardDance checkpoint, or of a VLM as a zero-shot judge."
+        },
     )
     judge_device: str | None = field(
         default=None, metadata={"help": "Device of the judge, e.g. 'cuda:1' or 'cpu'. Defaults to that of the run."}

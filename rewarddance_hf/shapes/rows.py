@@ -28,7 +28,7 @@ class ShapesRows(Dataset):
             Side of the images in pixels.
 
     Raises:
-        `TypeError`: If a number is no integer.
+        `TypeError`: If a number is not an integer.
         `ValueError`: If a number is out of range or the split is unknown.
     """
 

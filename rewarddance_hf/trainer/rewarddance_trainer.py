@@ -369,7 +369,7 @@ def _freeze_unused_parameters(model: RewardDanceForYesScoring) -> None:
 
 
 def _summarize(preferences: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sums, counts and extremes from which metrics of any number of batches and processes follow."""
+    """Sums, counts and extremes, from which metrics over batches and processes follow."""
     decided = labels != 0.5
     correct = (preferences > 0).double() + 0.5 * (preferences == 0).double()
     scores = scores.double()

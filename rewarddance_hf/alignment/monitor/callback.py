@@ -69,8 +69,8 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
             Whether the run ends with the weights of the best evaluation of the held-out reward, which may be those of the
             start. A copy of the trained weights is kept on the CPU for it. Checkpoints keep the weights of their step.
         dynamics ([`RewardDynamics`], *optional*):
-            Monitor with thresholds of its own. Defaults to one whose window is a tenth of the run, at most the paper's 1000
-            steps and at least 10.
+            Monitor with its own thresholds. Defaults to one whose window is a tenth of the run, at most the paper's
+            1000 steps and at least 10.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the held-out samples.
         plot (`bool`, *optional*, defaults to `True`):

@@ -11,9 +11,9 @@ warns late, and of one kind of hacking only. Beside it stand
   differences, which is much smaller than that of the values. An evaluation is compared with the best one so far. Since
   the best of many is partly luck, the significance level is divided by their number (Bonferroni).
 - **transfer.** In standard deviations of the start, a small change of a generator that raises the tuned reward by one
-  raises the held-out one by their correlation ("regressional Goodhart"). If, beyond noise, less than `min_transfer` arrives,
-  the generator is learning what only the tuned reward sees. This tells before much has fallen, best so if both rewards judge
-  the same held-out samples: then it is a paired test, too.
+  raises the held-out one by their correlation ("regressional Goodhart"). If, beyond noise, less than `min_transfer`
+  arrives, the generator is learning what only the tuned reward sees. This warns before much has fallen, most reliably
+  if both rewards judge the same held-out samples: then it is a paired test, too.
 - **the share of saturated rewards**, which have no gradient and cannot order samples.
 - **diversity** between samples of one prompt.
 """

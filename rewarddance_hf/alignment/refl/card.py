@@ -1,4 +1,4 @@
-"""Model card of a tuned generator, written by the trainer from what it knows of its run."""
+"""Model card of a tuned generator, written by the trainer from what it knows about its run."""
 
 from pathlib import Path
 from typing import Any

@@ -51,7 +51,7 @@ class ReFLTrainer(DenoiserTrainer):
 
     Logged are `reward` (mean), `reward_std`, `reward_saturated` (share within `saturation` of 0 or 1), `rewards/{name}` (mean
     of each reward), `step_index` (first step with gradient) and, with `beta`, `base_distance`, all of the latest update. A
-    [`ReFLCallback`] is told of every update, also of those that `logging_steps` leaves out.
+    [`ReFLCallback`] is called after every update, also after those that `logging_steps` leaves out.
 
     Args:
         pipeline ([`~diffusers.DiffusionPipeline`]):

@@ -48,7 +48,7 @@ class EngineSession:
     states: "OrderedDict[tuple[bytes, bytes], PrefixStates]" = field(default_factory=OrderedDict)
 
     def drop(self, numbers: Collection[int]) -> None:
-        """Forget images; they are prepared anew when they come again."""
+        """Forget images; they are prepared again when they return."""
         for number in numbers:
             del self.features[number]
         self.desk.forget(set(numbers))

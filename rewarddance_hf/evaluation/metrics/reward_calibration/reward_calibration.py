@@ -8,7 +8,7 @@ import numpy as np
 
 
 _DESCRIPTION = """
-Reward calibration tells whether the probability of "yes" can be taken at its word: of all answers with 80 %, 80 % should
+Reward calibration says whether the probability of "yes" can be taken at its word: of all answers with 80 %, 80 % should
 be right. The expected calibration error compares both in bins of equal width, the Brier score is the mean squared
 difference. A low error says nothing about accuracy: a judge that always answers 50 % has none on balanced data.
 """
