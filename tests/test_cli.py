@@ -438,3 +438,30 @@ def test_runs_as_a_module_without_heavy_imports():
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: rewarddance ")
     assert torch.get_num_threads() == 1
+
+
+def test_score_in_shards(capsys, pointwise_judge, images, tmp_path, monkeypatch):
+    """Workers score a shard each, as an array job of Slurm does, and `merge` joins them."""
+    table = tmp_path / "rows.parquet"
+    rows = [{"file": path, "prompt": "a red circle", "id": f"row {i}"} for i, path in enumerate(images)]
+    datasets.Dataset.from_list(rows).to_parquet(table)
+    command = ["score", "--model", pointwise_judge, "--data", table, "--columns", "image=file", "--num-shards", 2]
+    folder = tmp_path / "scores"
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    code, out, _ = run(capsys, *command, "--output", folder)
+    assert code == 0
+    assert "rewarddance merge" in out
+    assert run(capsys, "merge", folder)[::2] == (
+        1,
+        f"rewarddance merge: error: 1 of 2 shards are missing in '{folder}': 0. Score them first; finished ones are not scored again.\n",
+    )
+    assert run(capsys, *command, "--output", folder, "--shard", 0)[0] == 0
+    code, out, _ = run(capsys, "merge", folder)
+    assert (code, out.strip()) == (0, str(folder / "scores.parquet"))
+    merged = datasets.Dataset.from_parquet(out.strip(), cache_dir=str(tmp_path / "cache"))
+    assert merged["id"][:] == [row["id"] for row in rows]
+    expected = RewardDanceScorer.from_pretrained(pointwise_judge).score(images, "a red circle")
+    torch.testing.assert_close(torch.tensor(merged["score"][:]), expected)
+    code, _, err = run(capsys, *command, "--output", folder, "--prompt", "a")
+    assert code == 2
+    assert "--prompt: not allowed with argument --num-shards" in err

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from typing import Any
 
 from ..import_utils import require_extra
@@ -34,6 +35,14 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--limit", type=positive_integer, help="number of rows of --data (default: all)")
     help = "file of JSON lines that gets scores as they come; a repeated command goes on where it stopped"
     parser.add_argument("--output", metavar="FILE", help=help)
+    help = (
+        "score --data, Parquet files of any size, in this many files of the folder --output (then: rewarddance merge)"
+    )
+    parser.add_argument("--num-shards", type=positive_integer, metavar="N", help=help)
+    help = "the one to score, from 0 (default: $SLURM_ARRAY_TASK_ID, else all, shared by the processes of a launcher)"
+    parser.add_argument("--shard", type=int, metavar="K", help=help)
+    help = "give rows that cannot be scored no score, in place of ending there (with --num-shards; else they are left out)"
+    parser.add_argument("--skip-bad-rows", action="store_true", help=help)
     parser.set_defaults(run=_run)
 
 
@@ -41,6 +50,11 @@ def _run(args: argparse.Namespace) -> None:
     if args.dimensions and (args.criteria or args.output):
         other = "--criteria" if args.criteria else "--output"
         raise argparse.ArgumentTypeError(f"argument --dimensions: not allowed with argument {other}")
+    if args.num_shards:
+        _score_shards(args)
+        return
+    if args.shard is not None:
+        raise argparse.ArgumentTypeError("argument --shard: needs --num-shards")
     if args.output:
         check_file(args.output)
     rows, problems = _rows_of_data(args) if args.data else _rows_of_images(args)
@@ -78,6 +92,31 @@ def _run(args: argparse.Namespace) -> None:
     _write(args, rows, values, problems)
     if problems:
         raise SomeFailed(list(problems.values()), len(rows), "scored")
+
+
+def _score_shards(args: argparse.Namespace) -> None:
+    if not args.data or not args.output:
+        raise argparse.ArgumentTypeError("argument --num-shards: needs --data and --output")
+    for name in ("prompt", "reference", "dimensions", "limit", "split", "task", "criteria"):
+        if getattr(args, name) is not None:
+            raise argparse.ArgumentTypeError(f"argument --{name}: not allowed with argument --num-shards")
+    require_extra("train", "datasets")
+    from ..data.columns import parse_columns
+    from ..data.parquet import ParquetRows
+    from ..scoring.dataset import COLUMNS
+    from ..scoring.shards import score_shards
+
+    columns = {column: name for name, column in parse_columns(args.columns).items()}
+    rows = ParquetRows(args.data, columns, [*COLUMNS, "id"])
+    shard = args.shard
+    if shard is None and "SLURM_ARRAY_TASK_ID" in os.environ:
+        shard = int(os.environ["SLURM_ARRAY_TASK_ID"]) - int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+    args.kept = lambda: f"Finished shards are in {args.output}: repeat the command to go on."
+    count = score_shards(
+        load_scorer(args), rows, args.output, args.num_shards, shard, skip_bad_rows=args.skip_bad_rows
+    )
+    line = f"{count} rows scored in {args.output}. When all shards are there: rewarddance merge {args.output}"
+    write(args, {"num_scored": count, "output": args.output}, [line])
 
 
 def _write(

@@ -25,6 +25,8 @@ class ParquetRows(Sequence):
             `"hf://datasets/ORG/NAME@REVISION/data/*.parquet"`. The rows of folders and patterns come in the order of names.
         columns (`dict[str, str]`, *optional*):
             Columns to read, with the name that each gets: `{"url": "image"}`. Defaults to all.
+        also (`list[str]`, *optional*):
+            Columns that are read under their own names too, where the files have them and `columns` gives no other.
 
     Raises:
         `FileNotFoundError`: If there is no such file.
@@ -35,6 +37,7 @@ class ParquetRows(Sequence):
         self,
         files: str | os.PathLike | Sequence[str | os.PathLike],
         columns: dict[str, str] | None = None,
+        also: Sequence[str] = (),
     ) -> None:
         given = [files] if isinstance(files, (str, os.PathLike)) else list(files)
         self.files = [file for pattern in given for file in _matching(os.fspath(pattern))]
@@ -56,7 +59,8 @@ class ParquetRows(Sequence):
                 self._starts.append(self._starts[-1] + metadata.row_group(index).num_rows)
         if not len(self):
             raise ValueError(f"{[os.fspath(file) for file in given]} have no rows, but must have one at least.")
-        self._renamed = columns or {name: name for name in names or ()}
+        kept = {name: name for name in names or () if name in also and name not in (columns or {}).values()}
+        self._renamed = {**(columns or {}), **kept} if columns or also else {name: name for name in names or ()}
         self.column_names = list(self._renamed.values())
         self.digest = digest.hexdigest()[:16]
         self._batch: tuple[int, list[dict[str, Any]]] = (0, [])  # first row, and rows
