@@ -229,7 +229,7 @@ class JudgeApp:
         """What Flow-Factory's reward servers answer."""
 
         def read(body: bytes) -> Asked:
-            return self.reader.read("score", flow_factory.read_request(unpack_json(body)), {})
+            return self.reader.read("compute", flow_factory.read_request(unpack_json(body)), {})
 
         return Response(await self._answer(request, read, flow_factory.write_rewards), media_type=JSON)
 

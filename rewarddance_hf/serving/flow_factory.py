@@ -6,6 +6,8 @@ The form in which Flow-Factory asks its remote reward models (`/compute`), for t
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from .answers import write_json
 from .batching import Answer
 
@@ -32,9 +34,9 @@ def read_request(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**header, **{name: extra[name] for name in COLUMNS if name in extra}}
 
 
-def write_rewards(answer: Answer) -> bytes:
+def write_rewards(answer: Answer | torch.Tensor) -> bytes:
     """Rewards; of several dimensions their mean."""
-    scores = answer.scores.double()
+    scores = (answer if isinstance(answer, torch.Tensor) else answer.scores).double()
     return write_json({"rewards": (scores if scores.ndim == 1 else scores.mean(dim=1)).tolist()})
 
 

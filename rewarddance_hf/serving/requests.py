@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from ..rewards import as_reward
 from ..scoring.questions import by_dimension, make_questions
 from ..scoring.scorer import RewardDanceScorer
 from .batching import Job
+from .groups import reward_in_groups
 from .limits import ServerLimits
 from .media import MediaReader
 
@@ -21,6 +23,7 @@ SCORE = ("images", "prompts", "references", "conditions", "task", "criteria", "d
 FIELDS = {
     "score": SCORE,
     "gradient": SCORE,
+    "compute": SCORE,
     "compare": (
         *("image_a", "image_b", "prompt", "swap", "explain", "condition", "task", "criteria"),
         *("max_new_tokens", "dimensions", "examples"),
@@ -30,6 +33,7 @@ FIELDS = {
 NEEDED = {
     "score": ("images", "prompts"),
     "gradient": ("images", "prompts", "requires_grad"),
+    "compute": ("images", "prompts"),
     "compare": ("image_a", "image_b", "prompt"),
     "rank": ("images", "prompt"),
 }
@@ -89,6 +93,8 @@ class RequestReader:
         given = self._read_fields(given, media, "", rows)
         prompts = _strings(given.get("prompts", given.get("prompt")))
         num_samples = len(given.get("images", "ab"))
+        if path == "compute" and self.scorer.is_pairwise and "references" not in given:
+            return self._ask_in_groups(given, media, prompts)
         if path in ("compare", "rank"):
             size = self._check_call(path, given, num_samples)
             method = getattr(self.scorer, path)
@@ -102,6 +108,24 @@ class RequestReader:
         of_leaves = {name: (row, media.tensors[name]) for name, row in leaves.items()}
         return Asked(
             num_samples, media.num_bytes, prompts, lambda: Job(self._questions(given, rows), width, of_leaves)
+        )
+
+    def _ask_in_groups(self, given: dict[str, Any], media: MediaReader, prompts: list[str]) -> Asked:
+        """Samples of a prompt are compared with each other."""
+        images, texts = given.pop("images"), given.pop("prompts")
+        counts = [prompts.count(prompt) for prompt in prompts]
+        if len(images) != len(prompts) or not isinstance(texts, list) or "dimensions" in given:
+            raise ValueError(
+                "`/compute` needs one prompt for each sample, and no `dimensions`, to compare samples in groups."
+            )
+        reward = as_reward(self.scorer)
+        size = sum(count - 1 for count in counts)
+        self._check_count(size, "questions", self.limits.max_questions)
+        return Asked(
+            len(images),
+            media.num_bytes,
+            prompts,
+            lambda: Job(call=lambda: reward_in_groups(reward, images, prompts, **given), call_size=size),
         )
 
     def _questions(self, given: dict[str, Any], rows: list[Any]) -> list[Any]:

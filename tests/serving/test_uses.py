@@ -1,7 +1,10 @@
 """A remote judge wherever a judge is used: training, references, search, monitor, evaluation, and every command."""
 
+import base64
+import io
 import json
 
+import httpx2
 import pytest
 import torch
 from serving.conftest import load_scorer
@@ -11,6 +14,7 @@ from tiny_vlms import random_image
 from rewarddance_hf import (
     JudgeServer,
     RemoteReward,
+    RemoteRewardError,
     RewardDanceEvaluator,
     RewardDynamicsCallback,
     as_reward,
@@ -18,6 +22,7 @@ from rewarddance_hf import (
     best_of_n_references,
 )
 from rewarddance_hf.cli import main
+from rewarddance_hf.serving.groups import GRPOReward
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +126,62 @@ def test_commands(capsys, server, vlm_folder, tmp_path, monkeypatch):
         main(["serve", "--model", str(vlm_folder("internvl")), "--host", "0.0.0.0", "--token-file", "/dev/null"]) == 1
     )
     assert "which is empty" in capsys.readouterr().err
+
+
+def test_reward_server_of_flow_factory(single, server, judges, local):
+    """`/compute` takes what its clients send; a pairwise judge compares the samples of a prompt with each other."""
+    images, prompts = [random_image(i) for i in range(5)], ["a", "a", "b", "b", "b"]
+    body = {"prompt": prompts, "image": [png(image) for image in images], "video": None, "kwargs": None}
+    found = httpx2.post(f"{single.url}/compute", json=body).json()
+    assert found["rewards"] == judges[1].score(images, prompts).double().tolist()
+    template = {"prompts": prompts, "images": body["image"], "extra": {"task": "text-to-image", "seed": 3}}
+    assert httpx2.post(f"{single.url}/compute", json=template).json()["rewards"] == found["rewards"]
+    videos = {
+        "prompt": prompts[:1],
+        "video": [[png(image) for image in images[:3]]],
+        "condition_images": [[png(images[0])]],
+    }
+    want = judges[1].score([images[:3]], prompts[:1], conditions=images[:1])
+    assert httpx2.post(f"{single.url}/compute", json=videos).json()["rewards"] == want.double().tolist()
+
+    token = {"Authorization": "Bearer secret"}
+    found = httpx2.post(f"{server.url}/compute", json=body, headers=token).json()["rewards"]
+    groups = [local.rank(images[:2], "a").scores, local.rank(images[2:], "b").scores]
+    assert found == pytest.approx(torch.cat(groups).tolist(), abs=1e-6)
+    with_references = {**body, "kwargs": {"references": body["image"][::-1]}}
+    found = httpx2.post(f"{server.url}/compute", json=with_references, headers=token).json()["rewards"]
+    assert found == local.score(images, prompts, images[::-1]).double().tolist()
+    for changes in (
+        {"prompt": ["a", "a", "b", "b", "c"]},
+        {"image": None},
+        {"condition_videos": [1]},
+        {"prompt": "a"},
+    ):
+        answer = httpx2.post(f"{server.url}/compute", json={**body, **changes}, headers=token)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (422, "ValueError")
+
+
+def png(image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def test_reward_function_of_trl(single, judges, remote, local):
+    """Texts are drawn, images are taken as they are; groups are compared; what cannot be drawn has its own reward."""
+    images = {str(i): random_image(i) for i in range(4)}
+    reward = GRPOReward(single.url, render=lambda texts: [images.get(text) for text in texts], undrawn=-1.0)
+    chats = [[{"role": "user", "content": prompt}] for prompt in ("a", "a", "b")]
+    completions = [[{"role": "assistant", "content": text}] for text in ("0", "no such image", "2")]
+    found = reward(prompts=chats, completions=completions, completion_ids=[[1]] * 3, trainer_state=None)
+    want = judges[1].score([images["0"], images["2"]], ["a", "b"]).tolist()
+    assert found == [want[0], -1.0, want[1]]
+    samples = list(images.values())
+    found = GRPOReward(remote)(["a"] * 4, samples)
+    assert found == pytest.approx(local.rank(samples, "a").scores.tolist(), abs=1e-6)
+    found = GRPOReward(remote)(["a"] * 4, samples, reference=samples[::-1], seed=[1] * 4)
+    assert found == local.score(samples, ["a"] * 4, samples[::-1]).tolist()
+    with pytest.raises(ValueError, match="has a single sample and no reference"):
+        GRPOReward(remote)(["a", "b"], samples[:2])
+    with pytest.raises(RemoteRewardError):
+        RemoteReward("http://127.0.0.1:9", max_wait=0.1)

@@ -1,0 +1,171 @@
+"""
+A judge behind HTTP on the loopback interface, beside the same judge in this process: throughput of 16 clients, time of their
+requests, and the memory of a server that is asked for ten times what it can hold.
+
+    python tests/benchmarks/bench_serving.py
+"""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+CLIENTS, REQUESTS, SAMPLES = 16, 8, 4  # requests of each client, samples of each request
+ROUNDS = 3
+OVERLOAD_CLIENTS, OVERLOAD_REQUESTS, OVERLOAD_SIDE = 80, 1, 1024
+MEMORY_MIB = 128  # that requests of the overloaded server may hold, a tenth of what its clients send
+
+
+def save_judge(folder: Path) -> None:
+    """The base of the shapes world, which is a judge without training."""
+    from rewarddance_hf import RewardDanceForYesScoring, RewardDanceScorer
+    from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
+
+    model = RewardDanceForYesScoring.from_pretrained(BASE_VLM, paradigm="pairwise")
+    RewardDanceScorer(model, judge_processor()).save_pretrained(folder)
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[tuple[str, int]]:
+    """Address and process of `rewarddance serve`."""
+    command = [sys.executable, "-m", "rewarddance_hf", "serve", "--model", str(folder), "--port", "0", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while "http://" not in (line := process.stderr.readline()):
+                if not line:
+                    raise RuntimeError("The server did not start.")
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # its log must not fill the pipe
+            yield re.search(r"http://[\d.:]+", line).group(), process.pid
+        finally:
+            process.terminate()
+
+
+def peak_memory(process: int) -> int:
+    """Bytes that a process has held at most."""
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    return int(line) * 1024
+
+
+def cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def images(count: int, side: int, seed: int) -> list[Image.Image]:
+    generator = np.random.default_rng(seed)
+    return [Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def throughput() -> dict[str, float]:
+    """Distinct pairs, so that nothing is shared, by 16 clients and in this process."""
+    from rewarddance_hf import RemoteReward, RewardDanceScorer
+
+    results: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_judge(Path(folder))
+        scorer = RewardDanceScorer.from_pretrained(folder)
+        with serving(Path(folder)) as (url, process), ThreadPoolExecutor(CLIENTS) as threads:
+            remotes = [RemoteReward(url) for _ in range(CLIENTS)]
+            seconds: dict[str, list[float]] = {"here": [], "served": [], "here_cpu": [], "served_cpu": []}
+            latencies: list[float] = []
+            lost = 0
+            for turn in range(ROUNDS + 1):  # the first warms up
+                size = CLIENTS * REQUESTS * SAMPLES
+                samples, references = images(size, 32, 2 * turn), images(size, 32, 2 * turn + 1)
+                start, cpu = time.perf_counter(), time.process_time()
+                wanted = scorer.score(samples, "a circle", references)
+                here, here_cpu = time.perf_counter() - start, time.process_time() - cpu
+
+                def ask(client: int, samples=samples, references=references) -> list[torch.Tensor]:
+                    found = []
+                    for request in range(REQUESTS):
+                        first = (client * REQUESTS + request) * SAMPLES
+                        part = slice(first, first + SAMPLES)
+                        began = time.perf_counter()
+                        found.append(remotes[client].score(samples[part], "a circle", references[part]))
+                        latencies.append(time.perf_counter() - began)
+                    return found
+
+                start, cpu = time.perf_counter(), cpu_seconds(process)
+                found = torch.cat([part for parts in threads.map(ask, range(CLIENTS)) for part in parts])
+                served, served_cpu = time.perf_counter() - start, cpu_seconds(process) - cpu
+                lost += int((~torch.isclose(found, wanted, rtol=0, atol=1e-5)).sum())
+                if turn:
+                    for name, value in {
+                        "here": here,
+                        "served": served,
+                        "here_cpu": here_cpu,
+                        "served_cpu": served_cpu,
+                    }.items():
+                        seconds[name].append(value)
+                else:
+                    latencies.clear()
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    results["throughput_over_in_process"] = median["here"] / median["served"]
+    results["server_cpu_over_in_process"] = median["served_cpu"] / median["here_cpu"]
+    results["pairs_per_second"] = size / median["served"]
+    results["p50_seconds"], results["p99_seconds"] = np.quantile(latencies, [0.5, 0.99]).tolist()
+    results["lost"] = float(lost)
+    return results
+
+
+def overload() -> dict[str, float]:
+    """Ten times as much as a server may hold at once: all is answered in the end, and its memory stays bounded."""
+    from rewarddance_hf import RemoteReward
+
+    sample, reference = torch.rand(2, 1, 3, OVERLOAD_SIDE, OVERLOAD_SIDE, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        save_judge(Path(folder))
+        options = ("--max-memory-bytes", str(MEMORY_MIB), "--max-body-bytes", str(MEMORY_MIB // 2))
+        with serving(Path(folder), *options) as (url, process):
+            remote = RemoteReward(url, max_wait=600)
+            first = remote.score(sample, "a circle", reference)
+            before = peak_memory(process)
+
+            def ask(_: int) -> bool:
+                return torch.equal(remote.score(sample, "a circle", reference), first)
+
+            with ThreadPoolExecutor(OVERLOAD_CLIENTS) as threads:
+                answers = list(threads.map(ask, range(OVERLOAD_CLIENTS * OVERLOAD_REQUESTS)))
+            after = peak_memory(process)
+            text = remote._transport._client.get(f"{url}/metrics").text
+            refused = re.findall(r'requests_total\{path="score",status="429"\} ([\d.]+)', text)
+    # Of two images in 8 bits: a body, as it came and as tensors, and what is decoded of it
+    sent = OVERLOAD_CLIENTS * OVERLOAD_REQUESTS * 6 * sample.numel()
+    return {
+        "asked_over_bound": sent / (MEMORY_MIB << 20),
+        "memory_over_bound": (after - before) / (MEMORY_MIB << 20),
+        "refused_for_a_while": float(refused[0]) if refused else 0.0,
+        "lost": float(len(answers) - sum(answers)),
+    }
+
+
+def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
+    """All measurements by name."""
+    return {"throughput": throughput, "overload": overload}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for name, measure in measurements().items():
+        for key, value in measure().items():
+            sys.stdout.write(f"{name}/{key:30} {value:10.4f}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
