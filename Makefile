@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-space test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full shapes-base shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-all test-space test-serving test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,9 @@ $(VENV)-space/.installed: $(VENV)/.installed
 
 test-space: $(VENV)-space/.installed  ## run the tests of the Space
 	OMP_NUM_THREADS=1 $(VENV)-space/bin/python -m pytest tests/hub/test_space.py
+
+test-serving: $(VENV)/.installed  ## run the tests of servers and training runs in processes of their own, which are killed
+	$(PYTEST) tests/serving/test_processes.py
 
 # The floors of pyproject.toml. torch stays at the pin: its floor has no CPU build for every Python.
 .venv-min/.installed: pyproject.toml

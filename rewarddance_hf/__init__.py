@@ -34,6 +34,7 @@ _PUBLIC_NAMES = {
     "scoring.scorer": ["RewardDanceScorer"],
     "scoring.shards": ["merge_shards", "score_shards"],
     "serving.errors": ["JudgeChangedError", "RemoteRewardError"],
+    "serving.groups": ["GRPOReward"],
     "serving.remote": ["RemoteReward"],
     "serving.server": ["JudgeServer"],
     "trainer.rewarddance_trainer": ["RewardDanceTrainer"],
@@ -67,6 +68,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .scoring.scorer import RewardDanceScorer
     from .scoring.shards import merge_shards, score_shards
     from .serving.errors import JudgeChangedError, RemoteRewardError
+    from .serving.groups import GRPOReward
     from .serving.remote import RemoteReward
     from .serving.server import JudgeServer
     from .trainer.rewarddance_trainer import RewardDanceTrainer
@@ -79,6 +81,7 @@ __all__ = [
     "DataCollatorForRewardDance",
     "EvaluationResults",
     "Example",
+    "GRPOReward",
     "JudgeChangedError",
     "JudgeServer",
     "NoAnswerError",

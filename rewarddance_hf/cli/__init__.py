@@ -1,4 +1,4 @@
-"""Command line: `rewarddance score | merge | rank | evaluate | train | tune | generate | serve | demo | release`."""
+"""Command line: `rewarddance score | merge | rank | evaluate | train | tune | generate | serve | export | demo | release`."""
 
 from .main import main
 

@@ -5,7 +5,7 @@ import os
 from dataclasses import fields
 
 from ..import_utils import require_extra
-from .shared import JUDGE_OPTIONS, Commands, load_scorer, positive_integer
+from .shared import JUDGE_OPTIONS, Commands, load_scorer, positive_integer, write
 
 
 # Bounds that have an option, with their help; sizes in bytes are given in MiB.
@@ -35,6 +35,11 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--log-prompts", action="store_true", help=help)
     for name, help in LIMITS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive_integer, metavar="N", help=f"most {help}")
+    help = "serve nothing, but compare an engine at this address, which serves an export of this judge, and state the difference"
+    parser.add_argument("--verify-against", metavar="URL", help=help)
+    parser.add_argument("--export", metavar="FOLDER", help="with --verify-against: folder of `rewarddance export`")
+    help = "with --verify-against: number of questions (default: 50)"
+    parser.add_argument("--questions", type=positive_integer, default=50, metavar="N", help=help)
     parser.set_defaults(run=_run)
 
 
@@ -44,6 +49,9 @@ def _run(args: argparse.Namespace) -> None:
 
     if is_address(args.model):
         raise ValueError(f"`--model` is {args.model!r}, which is served already. Pass a repository ID or a folder.")
+    if args.verify_against:
+        _verify(args)
+        return
     from ..serving.limits import ServerLimits
     from ..serving.observing import log_to_stderr
     from ..serving.server import JudgeServer
@@ -64,6 +72,20 @@ def _run(args: argparse.Namespace) -> None:
         log_prompts=args.log_prompts,
     )
     server.run()
+
+
+def _verify(args: argparse.Namespace) -> None:
+    if not args.export:
+        raise argparse.ArgumentTypeError(
+            "argument --verify-against: needs --export, the folder that the engine serves"
+        )
+    from ..serving.engine import EngineJudge
+    from ..serving.parity import compare_with_engine, make_sheet
+
+    scorer = load_scorer(args)
+    engine = EngineJudge(args.verify_against, judge=args.export, token=_read_token(args.token_file))
+    report = compare_with_engine(scorer, engine, make_sheet(args.questions, scorer.is_pairwise))
+    write(args, report.to_dict(), report.lines())
 
 
 def _read_token(file: str | None) -> str | None:

@@ -36,6 +36,7 @@ from .requests import Asked, RequestReader
 
 
 CLIENT_IS_GONE = 499  # a status that nobody receives, for logs and metrics
+BODY_COPIES = 3  # that exist while a body is read: as it came, as a whole, and as tensors
 DISCARD_SECONDS = 5.0  # in which the body of a refused request may arrive, so that its client reads why
 
 
@@ -244,7 +245,7 @@ class JudgeApp:
             taken += count
 
         try:
-            take(2 * length)  # the body, and the tensors in it
+            take(BODY_COPIES * length)
             body = await self._read_body(request, length)
             asked = await loop.run_in_executor(self._threads, read, body)
             del body

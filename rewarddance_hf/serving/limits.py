@@ -45,10 +45,10 @@ class ServerLimits:
         for name, value in asdict(self).items():
             if not value > 0:
                 raise ValueError(f"`{name}` is {value!r}, but must be positive.")
-        if self.max_memory_bytes < 2 * self.max_body_bytes:
+        if self.max_memory_bytes < 4 * self.max_body_bytes:
             raise ValueError(
-                f"`max_memory_bytes` is {self.max_memory_bytes}, but must be at least twice `max_body_bytes`, "
-                f"{self.max_body_bytes}: a body is held as it came and decoded."
+                f"`max_memory_bytes` is {self.max_memory_bytes}, but must be at least four times `max_body_bytes`, "
+                f"{self.max_body_bytes}: a body is held as it came, as tensors, and decoded."
             )
 
     def check_size(self, width: int, height: int, name: str) -> int:

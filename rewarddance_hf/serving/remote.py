@@ -27,6 +27,7 @@ from .protocol import PROTOCOL, pack
 from .transport import Transport
 
 
+BACKENDS = ("rewarddance", "openai")
 TOKEN_VARIABLE = "REWARDDANCE_TOKEN"
 STREAMED = 64  # questions of a stream that are sent together
 HEADER_SHARE = 0.9  # of the largest body that media may take
@@ -49,6 +50,9 @@ class RemoteReward:
             Seconds in which a request must be answered.
         max_wait (`float`, *optional*, defaults to `600.0`):
             Seconds for which a request is tried again, ever more rarely, while servers are busy, restarted or out of reach.
+        backend (`str`, *optional*, defaults to `"rewarddance"`):
+            What answers there: `"rewarddance"`, or `"openai"`, an engine with a folder of `rewarddance export`; then further
+            arguments are those of [`~rewarddance_hf.serving.engine.EngineJudge`], which this call gives.
 
     Raises:
         `RemoteRewardError`: If no server answers, here and in each call: a reward that is missing is never a number.
@@ -64,8 +68,22 @@ class RemoteReward:
 
     is_probability = True
 
+    def __new__(cls, url: str | Sequence[str], *args: Any, backend: str = "rewarddance", **kwargs: Any) -> Any:
+        if backend not in BACKENDS:
+            raise ValueError(f"`backend` is {backend!r}, but must be one of {BACKENDS}.")
+        if backend == "openai":
+            from .engine import EngineJudge
+
+            return EngineJudge(url, *args, **kwargs)
+        return super().__new__(cls)
+
     def __init__(
-        self, url: str | Sequence[str], token: str | None = None, timeout: float = 300.0, max_wait: float = 600.0
+        self,
+        url: str | Sequence[str],
+        token: str | None = None,
+        timeout: float = 300.0,
+        max_wait: float = 600.0,
+        backend: str = "rewarddance",
     ) -> None:
         urls = [url] if isinstance(url, str) else list(url)
         if not urls or not all(is_address(each) for each in urls):

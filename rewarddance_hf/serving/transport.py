@@ -1,5 +1,6 @@
 """HTTP to one judge at several addresses: time-outs, retries with back-off, and errors that say what failed."""
 
+import json
 import random
 import threading
 import time
@@ -10,7 +11,7 @@ from transformers.utils import logging
 
 from ..import_utils import require_extra
 from .errors import JudgeChangedError, RemoteRewardError, error_of
-from .protocol import JUDGE_HEADER, PROTOCOL, PROTOCOL_HEADER, SAFETENSORS, unpack
+from .protocol import JSON, JUDGE_HEADER, PROTOCOL, PROTOCOL_HEADER, SAFETENSORS, unpack
 
 
 require_extra("serve", "httpx2")
@@ -59,6 +60,10 @@ class Transport:
         """JSON of a path."""
         return self._try("GET", path, None, [])[1].json()
 
+    def post_json(self, path: str, body: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+        """JSON that answers JSON, of servers that are not ours."""
+        return self._try("POST", path, json.dumps(body).encode(), rows, JSON)[1].json()
+
     def post(self, path: str, body: bytes, rows: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Header and tensors of the answer to a request about samples."""
         url, response = self._try("POST", path, body, rows)
@@ -69,13 +74,15 @@ class Transport:
             )
         return unpack(response.content)
 
-    def _try(self, method: str, path: str, body: bytes | None, rows: list[int]) -> tuple[str, httpx2.Response]:
+    def _try(
+        self, method: str, path: str, body: bytes | None, rows: list[int], content_type: str = SAFETENSORS
+    ) -> tuple[str, httpx2.Response]:
         """Address and successful answer, by the first address that gives one."""
         urls = self.urls
         end, tries, pause = time.monotonic() + self.max_wait, 0, FIRST_PAUSE
         headers = {PROTOCOL_HEADER: str(PROTOCOL)}
         if body is not None:
-            headers |= {"Content-Type": SAFETENSORS} | ({JUDGE_HEADER: self.judge} if self.judge else {})
+            headers |= {"Content-Type": content_type} | ({JUDGE_HEADER: self.judge} if self.judge else {})
         while True:
             url = self._choose()
             tries += 1

@@ -55,7 +55,7 @@ def small(vlm_folder):
     """A server with narrow bounds, whose judge can be held."""
     limits = ServerLimits(
         max_body_bytes=100_000,
-        max_memory_bytes=400_000,
+        max_memory_bytes=500_000,
         max_questions=4,
         max_pixels=10_000,
         max_frames=3,
