@@ -141,10 +141,11 @@ class RemoteReward:
         output_file: str | os.PathLike,
         save_every: int = 256,
         show_progress: bool = True,
+        examples: Examples = None,
         skip: Collection[int] = (),
     ) -> int:
         """Score a dataset into a file. Arguments, returns and errors are those of [`RewardDanceScorer.score_dataset`]."""
-        return score_into_file(self, rows, output_file, save_every, show_progress, skip=skip)
+        return score_into_file(self, rows, output_file, save_every, show_progress, examples, skip)
 
     def close(self) -> None:
         """Close connections."""

@@ -1,6 +1,7 @@
 """A remote judge is the local one: scores to the bit, gradients, verdicts, all kinds of media, errors."""
 
 import base64
+import inspect
 import io
 import json
 
@@ -12,7 +13,7 @@ from PIL import Image
 from serving.conftest import load_scorer
 from tiny_vlms import random_image
 
-from rewarddance_hf import Clip, JudgeServer, RemoteReward
+from rewarddance_hf import Clip, JudgeServer, RemoteReward, RewardDanceScorer
 
 
 COUNT = 5
@@ -29,6 +30,14 @@ def encoded(image: Image.Image, kind: str = "PNG", **settings) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **settings)
     return stream.getvalue()
+
+
+def test_the_same_calls():
+    """Whatever a judge is called with, a remote one is, too."""
+    for name in ("score", "__call__", "compare", "rank", "score_dataset"):
+        here, there = (inspect.signature(getattr(judge, name)) for judge in (RewardDanceScorer, RemoteReward))
+        assert [str(one) for one in here.parameters.values()] == [str(one) for one in there.parameters.values()]
+    assert RewardDanceScorer.is_probability == RemoteReward.is_probability
 
 
 def test_scores_to_the_bit(local, remote):

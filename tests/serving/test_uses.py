@@ -107,6 +107,18 @@ def test_commands(capsys, server, vlm_folder, tmp_path, monkeypatch):
         random_image(i).save(path)
     commands = [
         ["score", "--image", *paths[:2], "--prompt", "a circle", "--reference", paths[2], "--json"],
+        [
+            "score",
+            "--image",
+            *paths,
+            "--prompt",
+            "a circle",
+            "--reference",
+            paths[0],
+            "--output",
+            str(tmp_path / "scores"),
+            "--json",
+        ],
         ["rank", *paths, "--prompt", "a circle", "--json"],
         ["evaluate", "--dataset", "shapes:id", "--limit", "3", "--json"],
     ]
