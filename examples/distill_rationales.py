@@ -68,7 +68,7 @@ class RefusedError(Exception):
 
 
 class UnansweredError(Exception):
-    """The endpoint did not answer now."""
+    """The endpoint did not answer this time."""
 
 
 @dataclass
@@ -226,7 +226,7 @@ def _data_url(image: Any) -> str:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that a server wants to be left alone, given as such or as a date."""
+    """Seconds to wait before the next try, given as such or as a date."""
     try:
         return max(float(value or 0), 0.0)
     except ValueError:

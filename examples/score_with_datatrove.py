@@ -10,8 +10,8 @@ python examples/score_with_datatrove.py --model ORG/JUDGE --data "hf://datasets/
 python examples/score_with_datatrove.py ... --executor slurm --partition gpu --time 04:00:00
 ```
 
-Rows are read where they are scored, a shard by each task. A task that is lost is started again by the executor, and a shard
-that is finished is not scored again. When all are done, the last step joins them in `OUTPUT/scores.parquet`.
+Rows are read where they are scored, a shard by each task. The executor starts a lost task again, and a finished shard
+is not scored again. When all are done, the last step joins them in `OUTPUT/scores.parquet`.
 """
 
 import argparse

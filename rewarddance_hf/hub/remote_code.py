@@ -12,7 +12,7 @@ from ..scoring.loading import merge_adapters
 
 # Files of a checkpoint, and which Auto classes find their code by them.
 AUTO_CLASSES = {"config.json": ("AutoConfig", "AutoModel"), "processor_config.json": ("AutoProcessor",)}
-# What the tokenizer remembers of how it was loaded, which is nobody else's concern.
+# What the tokenizer remembers about how it was loaded here, which does not belong in a release.
 LOADING_DETAILS = ("is_local", "local_files_only")
 
 

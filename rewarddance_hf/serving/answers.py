@@ -1,4 +1,4 @@
-"""What a judge answers, as the body of a response, and back."""
+"""Answers of a judge, written as the body of a response and read back."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from .protocol import JSON, PROTOCOL, pack
 
 
 class BadAnswerError(Exception):
-    """A server answered something that is no answer."""
+    """The answer of a server cannot be read."""
 
 
 GRADIENT = "gradient of "  # prefix of names of tensors
@@ -29,7 +29,7 @@ def write_answer(answer: Any, content_type: str) -> bytes:
 
 
 def write_json(content: Mapping[str, Any]) -> bytes:
-    """JSON body. Numbers that are not finite, which JSON has none of, must have become null before."""
+    """JSON body. Numbers that are not finite must be null already, since JSON has none."""
     return (json.dumps({"protocol": PROTOCOL, **content}, allow_nan=False) + "\n").encode()
 
 

@@ -50,7 +50,7 @@ class JudgeApp:
         name (`str`):
             Name of the judge, for clients.
         token (`str`, *optional*):
-            Token that requests must bear. Without it everyone may ask.
+            Token that requests must carry. Without one, every request is answered.
         limits ([`ServerLimits`], *optional*):
             Bounds.
         merge_requests (`bool`, *optional*, defaults to `True`):
@@ -89,7 +89,7 @@ class JudgeApp:
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="rewarddance-reader")
 
     def describe(self) -> dict[str, Any]:
-        """What clients are told of the judge."""
+        """Description of the judge for clients."""
         config, processor = self.scorer.model.config, self.scorer.processor
         return {
             "model": self.name,
@@ -134,7 +134,7 @@ class JudgeApp:
         return app
 
     def _guarded(self, path: str, handle: Callable[[Request], Awaitable[Response]]) -> Callable:
-        """A handler that only those reach who may, and whose errors are answers."""
+        """A handler that checks the token first, and turns errors into answers."""
 
         async def guarded(request: Request) -> Response:
             start = time.monotonic()
@@ -181,7 +181,7 @@ class JudgeApp:
         return Response(write_json({"error": description}), status, headers, JSON)
 
     async def _discard_body(self, request: Request) -> None:
-        """Let the body of a refused request arrive without keeping it: who is cut off while sending reads no answer."""
+        """Let the body of a refused request arrive, but drop it: a client that is cut off while sending reads no answer."""
 
         async def discard() -> None:
             count = 0
@@ -235,7 +235,7 @@ class JudgeApp:
         return Response(await self._answer(request, read, flow_factory.write_rewards), media_type=JSON)
 
     async def _answer(self, request: Request, read: Callable[[bytes], Asked], write: Callable[[Any], bytes]) -> bytes:
-        """Read a request, let it wait for the judge, and write the answer, while its memory is accounted for."""
+        """Read a request, let it wait for the judge, and write the answer, while its memory is counted."""
         loop, facts, taken = asyncio.get_running_loop(), request.state.facts, 0
         length = self._length(request)
 
@@ -264,7 +264,7 @@ class JudgeApp:
             self.memory.give_back(taken)
 
     def _length(self, request: Request) -> int:
-        """Bytes of the body as its client tells them."""
+        """Size of the body in bytes, as its client declares it."""
         text, limit = request.headers.get("content-length", ""), self.limits.max_body_bytes
         if not text.isdecimal():
             raise Refusal(411, "LengthError", "The length of the body is not given. Send `Content-Length`.")

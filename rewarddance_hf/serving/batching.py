@@ -1,4 +1,4 @@
-"""Requests wait in one bounded queue, and those that can be answered together are: one thread asks the judge."""
+"""Requests wait in one bounded queue. One thread asks the judge, about several requests at once where possible."""
 
 import threading
 import time
@@ -115,7 +115,7 @@ class Batcher:
         return min(max(0.5 * self.waiting * self._seconds_each, 0.1), 60.0)
 
     def close(self) -> None:
-        """Answer what waits, and end."""
+        """Answer the waiting requests, and end."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -153,7 +153,7 @@ class Batcher:
                     return batch
 
     def _answer(self, jobs: list[Job]) -> None:
-        """Fulfil jobs. If they fail together, each is answered alone, so that one fails for itself only."""
+        """Answer jobs. If they fail together, each is answered alone, so that only the failing one fails."""
         try:
             answers = self._compute(jobs)
         except Exception as error:

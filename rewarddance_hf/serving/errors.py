@@ -1,4 +1,4 @@
-"""Errors that travel: what a server refuses or fails at comes out of the client as the error that a local judge raises."""
+"""Errors across the network: the client raises the error that a local judge would raise."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from ..rewards import NonFiniteScoreError
 
 class RemoteRewardError(RuntimeError):
     """
-    A judge elsewhere gave no rewards.
+    A remote judge returned no rewards.
 
     Args:
         message (`str`):
@@ -30,7 +30,7 @@ class JudgeChangedError(RemoteRewardError):
 
 class Refusal(Exception):
     """
-    Why a request is not answered, as the server says it.
+    Why the server does not answer a request.
 
     Args:
         status (`int`):
@@ -55,7 +55,7 @@ OF_QUESTIONS = {error.__name__: error for error in (ValueError, TypeError, NotIm
 
 
 def describe_error(error: BaseException) -> tuple[int, dict[str, Any]]:
-    """HTTP status and description of an error, as JSON can hold it. What is not expected is not described."""
+    """HTTP status and description of an error, as JSON can hold it. Unexpected errors are not described."""
     if isinstance(error, Refusal):
         return error.status, {"type": error.kind, "message": str(error)}
     if isinstance(error, NonFiniteScoreError):

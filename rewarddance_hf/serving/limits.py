@@ -1,4 +1,4 @@
-"""How much a server takes: in one request, and of all together."""
+"""How much a server accepts: in one request, and in all together."""
 
 from dataclasses import asdict, dataclass
 
@@ -8,7 +8,7 @@ from .errors import Refusal
 @dataclass(frozen=True)
 class ServerLimits:
     """
-    Bounds of a server. What is beyond them is refused with an error that names the bound.
+    Bounds of a server. A request beyond one is refused with an error that names it.
 
     Args:
         max_body_bytes (`int`, *optional*, defaults to 256 MiB):

@@ -1,4 +1,4 @@
-"""Images and clips on their way: without loss as a client has them, and within bounds as a server reads them."""
+"""Images and clips on the wire: sent without loss, and read within bounds."""
 
 import io
 import os
@@ -22,7 +22,7 @@ Description = dict[str, Any]
 class MediaWriter:
     """
     Media of one request as descriptions, and the tensors that these name: files as they are, images in memory as their pixels,
-    tensors without a gradient as the 8 bits that a judge sees, those with one as they are. What comes twice is sent once.
+    tensors without a gradient as the 8 bits that a judge sees, those with one as they are. Equal media are sent once.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ def _pixels(image: Any, name: str) -> np.ndarray:
 
 class MediaReader:
     """
-    Media of one request from their descriptions. Only bytes of the request are read: no text is ever taken for a path.
+    Media of one request from their descriptions. Only bytes of the request are read: text is never used as a path.
 
     Args:
         tensors (`dict[str, torch.Tensor]`):

@@ -1,4 +1,4 @@
-"""What an operator sees of a server: metrics, and a line of JSON for each event, without texts or images of users."""
+"""Metrics of a server, and a log with a line of JSON for each event, without texts or images of users."""
 
 import json
 import logging

@@ -37,8 +37,8 @@ class RemoteReward:
     r"""
     Judge behind `rewarddance serve`, as a reward: the same call, with the gradient of images, as of a [`RewardDanceScorer`].
 
-    The score of a sample depends on this sample only. A server gives its gradient with it, in one call and without keeping
-    anything, so that any replica may answer, and a call may be tried again. A second derivative is not to be had.
+    The score of a sample depends on this sample only. A server returns its gradient with it, in one call and without
+    keeping anything, so any replica may answer and a call can be repeated. There is no second derivative.
 
     Args:
         url (`str` or `list[str]`):
@@ -124,7 +124,7 @@ class RemoteReward:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether processes must ask together: they need not."""
+        """Whether processes must ask together: never."""
         return False
 
     def read_examples(self, examples: Examples, task: str | None = None) -> tuple[()]:
@@ -243,7 +243,7 @@ class RemoteReward:
         session: None = None,
         window: int | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Log-odds and scores of questions as they come. Arguments, returns and errors are those of [`RewardDanceScorer.stream`]."""
+        """Log-odds and scores of questions as they arrive; see [`RewardDanceScorer.stream`]."""
         rest, known = iter(questions), list[torch.Tensor]()
         while batch := list(islice(rest, window or STREAMED)):
             fields = {"images": "sample", "prompts": "prompt", "references": "reference", "conditions": "condition"}

@@ -1,4 +1,4 @@
-"""What a request asks: its header and media become a job for the judge."""
+"""Requests: header and media become a job for the judge."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -75,7 +75,7 @@ class RequestReader:
         self._loading: Any = threading.Lock() if is_counting else nullcontext()
 
     def read(self, path: str, header: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Asked:
-        """What is asked at a path. All that can be told without decoding is checked."""
+        """The request to a path. All that can be checked without decoding is checked."""
         given = {name: value for name, value in header.items() if value is not None}
         unknown = sorted(set(given) - {*FIELDS[path], *COMMON})
         missing = [name for name in NEEDED[path] if name not in given]

@@ -1,4 +1,4 @@
-"""Running a judge's web application: until it is told to stop, or beside other work in this process."""
+"""Running a judge's web application: until it is stopped, or beside other work in this process."""
 
 import ipaddress
 import threading
@@ -24,9 +24,9 @@ class JudgeServer:
         name (`str`, *optional*, defaults to `"judge"`):
             Name of the judge, for clients.
         host (`str`, *optional*, defaults to `"127.0.0.1"`):
-            Address to listen on. One that other machines reach needs a token.
+            Address to listen on. An address that other machines can reach needs a token.
         port (`int`, *optional*, defaults to `0`):
-            Port. 0 takes a free one, which `url` then tells.
+            Port. 0 takes a free one, which is in `url`.
         token, kwargs:
             As in [`~rewarddance_hf.serving.app.JudgeApp`].
 
@@ -97,7 +97,7 @@ class JudgeServer:
         return self
 
     def stop(self) -> None:
-        """End the thread, after what has been accepted is answered."""
+        """End the thread after all accepted requests are answered."""
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join()
