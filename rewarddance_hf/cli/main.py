@@ -56,14 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"rewarddance {args.command}: error: {error}\n")
         return 2
     except Exception as error:
-        message = _explain(error)
+        message = _explain(error, args)
         if args.traceback or message is None:
             raise
         sys.stderr.write(f"rewarddance {args.command}: error: {' '.join(message.split())}\n")
         return 1
 
 
-def _explain(error: Exception) -> str | None:
+def _explain(error: Exception, args: argparse.Namespace) -> str | None:
     """What to tell about an error that a user can do something about, or None for an error of this package."""
     text = str(error)
     if isinstance(error, (RuntimeError, MemoryError)) and ("out of memory" in text or "can't allocate memory" in text):
@@ -71,10 +71,11 @@ def _explain(error: Exception) -> str | None:
             f"Memory ran out ({text[:200]}). Use smaller batches (--batch-size; in training --per_device_train_batch_size, with "
             "--gradient_accumulation_steps), --use_peft in training, --load-in-8bit, smaller images or a smaller model."
         )
-    if type(error).__module__.partition(".")[0] in ("httpx", "httpcore"):  # of huggingface_hub
+    if type(error).__module__.startswith(("httpx", "httpcore")):  # the client of huggingface_hub: httpx, or httpx2
+        wanted = f" for {args.model!r}" if getattr(args, "model", None) else ""
         return (
-            f"The Hub cannot be reached ({type(error).__name__}: {text}). Check the network and HF_ENDPOINT, or pass a local "
-            "folder; with HF_HUB_OFFLINE=1 only files of the cache are used."
+            f"The Hub cannot be reached{wanted} ({type(error).__name__}: {text}). Check the network and HF_ENDPOINT, or pass a "
+            "local folder; with HF_HUB_OFFLINE=1 only files of the cache are used."
         )
     is_known = isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError, SomeFailed))
     return text if is_known else None

@@ -14,6 +14,7 @@ from .columns import (
     EXTRA,
     MEDIA,
     PAIR_COLUMNS,
+    PROMPT_COLUMNS,
     REQUIRED_COLUMNS,
     SAMPLE_COLUMNS,
     SAMPLES,
@@ -137,6 +138,28 @@ def load_samples(
     for index, problem in check_media(rows, ("image", "reference", "condition"), show_progress).items():
         problems.setdefault(index, f"{table.place(index)}: {problem}")
     return rows, problems
+
+
+def load_prompts(
+    data: str | os.PathLike, split: str | None = None, columns: str | Mapping[str, str] | None = None, **source: Any
+) -> Any:
+    """
+    Load prompts that a generator is tuned on: a text file with a prompt a line, or anything that [`load_rows`] takes, whose
+    `prompt`, `references`, `task`, `criteria` and `condition` are kept. Arguments and errors are those of [`load_rows`].
+    """
+    table, roles, _ = _open(data, split, columns, PROMPT_COLUMNS, None, source)
+    if "prompt" not in roles:
+        raise ValueError(
+            f"{table.name} lacks the column 'prompt'; it has {table.columns}. Say which it is: --columns prompt=NAME"
+        )
+    rows, problems = fetch_media(_renamed(table, roles), table.folder, table.place)
+    problems = {**problems, **table_problems(table)}
+    for index, row in enumerate(rows if isinstance(rows, list) else _without_media(rows)):
+        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+            problems.setdefault(index, f"{table.place(index)}: `prompt` is {row['prompt']!r}, but must be a text")
+    if isinstance(rows, list) and not problems:
+        rows = datasets.Dataset.from_list(rows)
+    return _finish(table, rows, problems, False, _describe(table, roles, list(roles), ()))
 
 
 def hold_out(rows: Any, size: float, seed: int = 0) -> tuple[Any, Any]:
@@ -310,7 +333,11 @@ def _finish(
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         count = f"{len(problems)} of {len(rows)} rows of {table.name} cannot be used"
         if not skip or not good:
-            fix = "Correct them, or leave them out with --skip-bad-rows." if good else "Correct them."
+            fix = (
+                "Correct them, or leave them out (--skip-bad-rows where the command has it)."
+                if good
+                else "Correct them."
+            )
             raise ValueError(f"{count}. {shown}{more}. {fix}")
         logger.warning(f"{count} and are left out. {shown}{more}.")
         rows = rows.select(good)

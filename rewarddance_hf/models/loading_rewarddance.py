@@ -133,7 +133,7 @@ class LoadingMixin:
         reader = reader.sample(self.num_frames, self.fps, self.max_frames)
         if self.max_clip_tokens is None or reader.size is None or len(reader) < 2:
             return reader
-        tokens = self._count_frame_tokens(reader.size)
+        tokens = self.count_frame_tokens(reader.size)
         affordable = self.max_clip_tokens // tokens
         if affordable < 2:
             raise ValueError(
@@ -185,7 +185,7 @@ class LoadingMixin:
         found.is_image = is_image
         return found
 
-    def _count_frame_tokens(self, size: "tuple[int, int]") -> int:
+    def count_frame_tokens(self, size: "tuple[int, int]") -> int:
         """Tokens that the wrapped processor makes of one frame among others, with what surrounds it."""
         if size not in self._frame_tokens:
             text = "\n".join([str(self.vlm_processor.image_token)] * 2)

@@ -7,7 +7,7 @@ from typing import Any
 from transformers.utils import logging
 from trl import ScriptArguments
 
-from ..data.files import hold_out, load_rows
+from ..data.files import hold_out, load_prompts, load_rows
 from ..data.tables import NoSplitError
 
 
@@ -93,6 +93,31 @@ def load_preferences_of(arguments: DataArguments, with_eval: bool, show_progress
         return train, None
     logger.info(f"{len(test)} rows are held out, and {len(train)} are trained on.")
     return train, test
+
+
+def load_prompts_of(arguments: DataArguments, split: str, holds_out: bool) -> Any:
+    """
+    Prompts of a split. If there is something to be measured on and data has no split for it, prompts are held out of those of the
+    training split.
+    """
+    train, test = arguments.dataset_train_split, arguments.dataset_test_split
+    size = arguments.test_split_size
+    if size is None and (holds_out or split == test):
+        try:
+            rows = _load_prompts(arguments, test)
+            return rows if split == test else _load_prompts(arguments, split)
+        except NoSplitError:
+            if test != DataArguments.dataset_test_split:
+                raise
+    rows = _load_prompts(arguments, train)
+    if not size and not holds_out and split == train:
+        return rows
+    return hold_out(rows, size or min(HELD_OUT_SHARE, MOST_HELD_OUT / len(rows)))[split == test]
+
+
+def _load_prompts(arguments: DataArguments, split: str) -> Any:
+    name, config = str(arguments.dataset_name), arguments.dataset_config
+    return load_prompts(name, split, columns=arguments.columns, config=config)
 
 
 def _load(arguments: DataArguments, split: str, show_progress: bool = False, streaming: bool = False) -> Any:

@@ -87,6 +87,10 @@ def main(
         processor = RewardDanceProcessor.from_pretrained(
             model_name, revision=model_args.model_revision, **processor_kwargs
         )
+    if script_args.dry_run:
+        from .dry_run import show_training
+
+        return show_training(train_dataset, eval_dataset, str(model_name), processor, training_args, model_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

@@ -10,18 +10,18 @@ from trl import get_peft_config
 from ..alignment.refl.arguments import ReFLTrainingArguments
 from ..rewards import is_address
 from .arguments import PipelineModelConfig, required
-from .data import DataArguments
+from .data import DataArguments, load_prompts_of
 from .parser import RecipeParser
 
 
 SHAPES = "shapes"
-# What a generator, a reward or the trainer may take of a row
-COLUMNS = ("prompt", "references", "task", "criteria", "condition")
 
 
 @dataclass
 class ReFLScriptArguments(DataArguments):
     """Arguments of the script that belong neither to the generator nor to the run."""
+
+    measures = False  # whether prompts are needed to measure on; set when the run begins
 
     judge: str | None = field(
         default=None,
@@ -94,17 +94,16 @@ def load_prompts(
     script_args: ReFLScriptArguments, split: str, count: int | None, seed: int = 0, without: Sequence[str] = ()
 ) -> Any:
     """Rows with each prompt once, as pairs of preferences often share one, and none of those `without`."""
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset
 
     if script_args.dataset_name == SHAPES:
         from ..shapes.generated import ShapesPrompts
 
         rows = ShapesPrompts(count or 1000, "train" if split == script_args.dataset_train_split else "id", seed)
         return Dataset.from_list([{"prompt": rows[index]["prompt"]} for index in range(len(rows))])
-    rows = load_dataset(script_args.dataset_name, script_args.dataset_config, split=split)
-    if script_args.prompt_column != "prompt":
-        rows = rows.rename_column(script_args.prompt_column, "prompt")
-    rows = rows.select_columns([name for name in COLUMNS if name in rows.column_names])
+    if script_args.prompt_column != "prompt" and script_args.columns is None:
+        script_args.columns = f"prompt={script_args.prompt_column}"
+    rows = load_prompts_of(script_args, split, script_args.measures)
     if "condition" in rows.column_names:  # a prompt may come again with another image
         return rows.select(range(len(rows))[:count])
     first = {prompt: index for index, prompt in reversed(list(enumerate(rows["prompt"])))}
@@ -174,9 +173,16 @@ def main(
     required(model_args, "model_name_or_path", "stabilityai/stable-diffusion-3.5-medium")
     required(script_args, "judge", "org/my-judge")
     required(script_args, "dataset_name", "me/my-prompts")
+    script_args.measures = training_args.eval_strategy != "no" or script_args.held_out_judge is not None
+    # Prompts are checked before anything is loaded that takes long.
+    train_dataset = load_prompts(script_args, script_args.dataset_train_split, script_args.num_prompts)
+    if script_args.dry_run:
+        from .dry_run import show_tuning
+
+        show_tuning(train_dataset, script_args, training_args, model_args)
+        return {}
     pipeline = load_pipeline(model_args, training_args.device)
     judge = load_judge(script_args.judge, script_args, training_args.device)
-    train_dataset = load_prompts(script_args, script_args.dataset_train_split, script_args.num_prompts)
     train_dataset = add_references(train_dataset, pipeline, judge, script_args, training_args, "train")
     eval_dataset, trained = None, train_dataset["prompt"]
     if training_args.eval_strategy != "no":

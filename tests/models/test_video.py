@@ -142,7 +142,7 @@ def test_token_budget(family, vlm_folder):
     per_frame = base([FRAMES[:3]], ["a"])["input_ids"].shape[1] - base([FRAMES[:2]], ["a"])["input_ids"].shape[1]
     processor = RewardDanceProcessor.from_pretrained(vlm_folder(family), max_clip_tokens=5 * per_frame)
     taken = len(processor.load_frames(FRAMES))
-    text = per_frame - processor._count_frame_tokens(SIZE)  # "Image 1, frame 2: " is no token of a frame
+    text = per_frame - processor.count_frame_tokens(SIZE)  # "Image 1, frame 2: " is no token of a frame
     assert 0 <= text < 25
     assert taken == min(12, 5 * per_frame // (per_frame - text))
     with pytest.raises(ValueError, match="`max_clip_tokens` is 1, but a frame of `images\\[0\\]` takes [0-9]+ tokens"):
