@@ -1,6 +1,7 @@
 """The demo's first half: fine-tune the tiny base model as a judge of shapes and as the paper's baseline, and measure them."""
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def _arguments(
         max_steps=steps,
         per_device_train_batch_size=BATCH_SIZE,
         per_device_eval_batch_size=100,
+        # All else waits for the judge: its rows are prepared beside it.
+        dataloader_num_workers=1 if paradigm == "pairwise" and multiprocessing.get_start_method() == "fork" else 0,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=warmup_steps,

@@ -2,6 +2,7 @@
 
 import json
 import random
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from ..scoring.scorer import RewardDanceScorer  # noqa: E402
 from .alignment_demo import gains  # noqa: E402
-from .alignment_report import draw_generators, generator_lines  # noqa: E402
+from .alignment_report import RIGHT, WRONG, draw_generators, generator_lines  # noqa: E402
 from .captions import canonical_caption
 from .demo import METRICS_FILE, SPLIT_NAMES, metric_files  # noqa: E402
 from .drawing import OUT_OF_DOMAIN, render_scene
@@ -108,11 +109,15 @@ def draw_learning_curve(folder: Path, metrics: dict[str, Any]) -> Figure:
             key = f"eval_{split}_accuracy"
             points = [(log["step"], 100 * log[key]) for log in history if key in log]
             axes.plot(*zip(*points, strict=True), style, color=COLORS[name], label=f"{name}, {SPLIT_NAMES[split]}")
+    switch, *more = [log["step"] for log in read_history(folder / "judge") if "train_runtime" in log]
+    if more:
+        axes.axvline(switch, color="#bbbbbb", linewidth=1)
+        axes.text(switch, 41, " generator's samples too", fontsize=7, color="#777777", rotation=90, va="bottom")
     untrained = 100 * metrics["untrained/id/accuracy"]
     axes.axhline(untrained, color=COLORS["untrained"], linewidth=1, label="untrained, in domain")
     axes.set(xlabel="training step", ylabel="held-out accuracy, %", ylim=(40, 101))
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower left")
     return figure
 
 
@@ -124,7 +129,9 @@ def draw_judged_pairs(scorer: RewardDanceScorer, report: Report) -> Figure:
     for i in range(len(dataset)):
         by_category.setdefault(dataset[i]["category"], []).append(dataset[i])
     picked = [rows[i] for i in range(SHEET_ROWS) for rows in by_category.values() if i < len(rows)][:SHEET_ROWS]
-    figure, grid = plt.subplots(SHEET_ROWS // 2, 4, figsize=(13, 2.15 * SHEET_ROWS // 2), layout="constrained")
+    figure, grid = plt.subplots(
+        SHEET_ROWS // 2, 6, figsize=(13, 2.15 * SHEET_ROWS // 2), width_ratios=(1, 1, 1.1) * 2, layout="constrained"
+    )
     for axes in grid.flat:
         axes.set_axis_off()
     for i, row in enumerate(picked):
@@ -134,14 +141,21 @@ def draw_judged_pairs(scorer: RewardDanceScorer, report: Report) -> Figure:
         verdict = scorer.compare(*pair, row["prompt"], criteria=row["criteria"], explain=True, max_new_tokens=60)
         right = (verdict.winner == "b") == second_is_chosen
         for j, image in enumerate(pair):
-            axes = grid[i // 2, 2 * (i % 2) + j]
+            axes = grid[i // 2, 3 * (i % 2) + j]
             axes.imshow(image, interpolation="nearest")
             better = second_is_chosen == (j == 1)
-            axes.set_title(f"image {j + 1}" + (" (better)" if better else ""), fontsize=8)
-        text = f'"{row["prompt"]}"\njudged by {row["criteria"]}\n\n'
-        text += f"image 2 is better: {100 * verdict.probability_b:.0f} %\n{'right' if right else 'WRONG'}\n\n"
-        text += "\n".join((verdict.rationale or "").replace(". ", ".|").split("|"))
-        axes.text(1.06, 0.98, text, transform=axes.transAxes, fontsize=7, va="top", wrap=True)
+            axes.set_title(f"image {j + 1}" + (", in truth the better one" if better else ""), fontsize=8)
+        certainty = verdict.probability_b if verdict.winner == "b" else 1 - verdict.probability_b
+        paragraphs = [
+            f'"{row["prompt"]}"',
+            f"Judged by {row['criteria']}.",
+            f"The judge: image {2 if verdict.winner == 'b' else 1} is better ({100 * certainty:.0f}\u00a0%). "
+            f"{'Right.' if right else 'WRONG.'}",
+            *(verdict.rationale or "").replace(". ", ".|").split("|"),
+        ]
+        text = "\n".join(textwrap.fill(paragraph, 34) for paragraph in paragraphs)
+        color = RIGHT if right else WRONG
+        grid[i // 2, 3 * (i % 2) + 2].text(0, 0.98, text, fontsize=8, va="top", linespacing=1.4, color=color)
     return figure
 
 

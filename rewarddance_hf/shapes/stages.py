@@ -122,11 +122,13 @@ def prepare_process() -> None:
     torch.set_num_threads(1)
     # Numbers too small for the usual form, which backward passes are full of, cost many times the time of others.
     torch.set_flush_denormal(True)
+    if "fork" in multiprocessing.get_all_start_methods():  # for workers of data loaders, which share what is imported
+        multiprocessing.set_start_method("fork", force=True)
 
 
 def _failure(title: str, log: Path, code: int) -> RuntimeError:
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
-    end = "\n".join(f"    {line}" for line in lines[-LINES_SHOWN:])
+    end = "\n".join(f"    {line[:200]}" for line in lines[-LINES_SHOWN:])
     return RuntimeError(
         f"'{title}' failed (exit code {code}). What the stages before have written is kept. The end of {log}:\n{end}"
     )

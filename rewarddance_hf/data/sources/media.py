@@ -135,6 +135,7 @@ def _extract(repository: DatasetRepository, archive: str, paths: list[str]) -> P
     target = parent / archive.replace("/", "--")
     if target.is_dir():
         return target
+    # A whole folder appears at once, by its renaming: `resumable.write_atomically` is for single files.
     unfinished = tempfile.mkdtemp(dir=parent, prefix="unfinished-")
     try:
         with _JoinedFiles(paths) as joined:

@@ -153,7 +153,7 @@ class ImageDesk:
         vlm_processor: Any = self.processor.vlm_processor
         question = "\n".join([self._placeholder] * (1 + has_company))
         arguments = {"text": [question], **self.processor.vlm_arguments("")}
-        size = tuple(image.shape[-1:-3:-1]) if isinstance(image, torch.Tensor) else image.size
+        size = (image.shape[-1], image.shape[-2]) if isinstance(image, torch.Tensor) else image.size
         call = self._calls.find((size, alone), lambda: learn_call(vlm_processor, nested(noise(size)), arguments))
         run = preprocess_with_gradient if isinstance(image, torch.Tensor) else run_plainly
         if call is None:
