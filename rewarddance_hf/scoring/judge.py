@@ -68,7 +68,9 @@ class Judge:
         self._engine: ScoringEngine | None = None
         self._kept: EngineSession | None = None  # by `reuse`
         self._needs_one_by_one: bool | None = None  # not known before the first padded batch
-        reason = None if engine == "plain" else ScoringEngine.unsupported_reason(model)
+        reason = None if engine == "plain" else ScoringEngine.unsupported_reason(model, processor)
+        if engine == "auto" and reason is not None:
+            logger.info(f"Questions are answered one batch at a time, and nothing is shared: {reason}.")
         if engine == "features" and reason is not None:
             raise ValueError(
                 f"`engine` is 'features', but {reason}, so that scores may differ. Pass `engine=\"plain\"`, or leave it out."

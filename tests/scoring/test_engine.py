@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_vlms import FAMILIES, random_image
+from tiny_vlms import FAMILIES, TEXT, random_image
+from transformers import AutoConfig
 
-from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
+from rewarddance_hf import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.models.modeling_rewarddance import CACHE_NAME
 from rewarddance_hf.models.question_rewarddance import Question
 from rewarddance_hf.scoring.engine import engine as engine_module
+from rewarddance_hf.scoring.engine import proof as proof_module
 from rewarddance_hf.scoring.engine import session as session_module
 from rewarddance_hf.scoring.engine import states as states_module
 from rewarddance_hf.scoring.engine import vision as vision_module
@@ -209,15 +211,83 @@ def test_errors_of_threads_are_raised(make_scorer, tmp_path):
         list(make_scorer().stream([Question(s, PROMPT, IMAGES[0]) for s in samples], lambda _: None, window=2))
 
 
-def test_unknown_models_are_scored_plainly(make_scorer, monkeypatch):
-    """What is not known to be exact takes the plain path."""
-    scorer = make_scorer()
-    monkeypatch.setattr(engine_module, "EXACT_MODEL_TYPES", ("gemma3",))
-    plain = RewardDanceScorer(scorer.model, scorer.processor)
-    assert torch.allclose(plain.rank(IMAGES, PROMPT).matrix, scorer.rank(IMAGES, PROMPT).matrix, equal_nan=True)
-    assert plain.statistics is None
-    with pytest.raises(ValueError, match="`engine` is 'features', but model type 'internvl' is not among"):
-        RewardDanceScorer(scorer.model, scorer.processor, engine="features")
+def internvl_with(folder, **text_config):
+    """Tiny InternVL around another language model, and its processor."""
+    config = RewardDanceForYesScoring.from_pretrained(folder).config.vlm_config
+    processor = RewardDanceProcessor.from_pretrained(folder, prompt_layout="text_first")
+    sizes = {name: value for name, value in config.text_config.to_dict().items() if name in (*TEXT, "vocab_size")}
+    text = AutoConfig.for_model(**{**sizes, "pad_token_id": 0, **text_config})
+    config = type(config).from_dict({**config.to_dict(), "text_config": text.to_dict()})
+    own = {"yes_token_id": processor.yes_token_id, "no_token_id": processor.no_token_id}
+    torch.manual_seed(0)
+    model = RewardDanceForYesScoring(RewardDanceConfig(vlm_config=config, **own)).eval().requires_grad_(False)
+    for name, weights in model.named_parameters():
+        if weights.ndim >= 2 and "embed" not in name:
+            weights.mul_(3)
+    return model, processor
+
+
+@pytest.mark.every_family
+def test_trial_passes_tested_families(make_scorer, family):
+    """What the tests know to be exact, a trial on a small copy finds as well; it errs on the safe side only."""
+    scorer = make_scorer(family)
+    got = proof_module.difference_from_plain_path(scorer.model, scorer.processor)
+    # Answers of random Gemma 3 hardly depend on what comes early, which a trial cannot tell from a question that is cut off.
+    assert got == ("the answers of a small copy do not tell questions apart" if family == "gemma3" else None)
+
+
+@pytest.mark.parametrize(
+    "text_config",
+    [
+        {"model_type": "mistral", "sliding_window": 48},
+        {"model_type": "mistral", "sliding_window": 4096},
+        {"model_type": "olmo2"},
+        {"model_type": "cohere2", "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    ],
+    ids=lambda config: "_".join(map(str, config.values()))[:24],
+)
+def test_models_that_pass_a_trial_are_shared(vlm_folder, text_config):
+    """A language model that is in no list, with windows or without, is shared after a trial, and its scores are the same."""
+    scorer = RewardDanceScorer(*internvl_with(vlm_folder("internvl"), **text_config), batch_size=4)
+    statistics = assert_same(scorer, round_robin(IMAGES[:4]))
+    assert statistics.tokens < statistics.plain_tokens / 1.5
+
+
+@pytest.mark.parametrize(
+    ("text_config", "reason"),
+    [
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "log-odds of a small copy"),
+        ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "cannot be"),
+        (
+            {"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "depend on the length",
+        ),
+    ],
+    ids=["bidirectional", "convolutions", "dynamic_rope"],
+)
+def test_models_that_fail_a_trial_are_scored_plainly(vlm_folder, text_config, reason, caplog, monkeypatch):
+    """What looks forward, keeps other states or depends on the whole length takes the plain path, and says why."""
+    monkeypatch.setattr(engine_module, "EXACT_TEXT_TYPES", ())
+    model, processor = internvl_with(vlm_folder("internvl"), **text_config)
+    assert reason in proof_module.difference_from_plain_path(model, processor)
+    with caplog.at_level("INFO"):
+        scorer = RewardDanceScorer(model, processor)
+    assert len(scorer.score(IMAGES[:2], PROMPT, IMAGES[1:3])) == 2
+    assert scorer.statistics is None
+    with pytest.raises(ValueError, match="`engine` is 'features', but model type 'internvl' is not known"):
+        RewardDanceScorer(model, processor, engine="features")
+
+
+def test_trial_is_made_once(make_scorer, monkeypatch):
+    """A configuration is tried out once in a process; the random state of the caller stays."""
+    scorer, tried = make_scorer(), []
+    monkeypatch.setattr(proof_module, "_known", {})
+    monkeypatch.setattr(proof_module, "_try_out", lambda *arguments: tried.append(torch.rand(())) or "no")
+    before = torch.get_rng_state()
+    for _ in range(2):
+        assert proof_module.difference_from_plain_path(scorer.model, scorer.processor) == "no"
+    assert len(tried) == 1
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_other_caches_are_not_shared(make_scorer, monkeypatch):
@@ -359,15 +429,16 @@ def test_adapter_is_part_of_the_judge(vlm_folder, tmp_path):
     assert_same(scorer, round_robin(IMAGES[:3]))
     assert (scorer.rank(IMAGES[:3], PROMPT).matrix - before).nan_to_num().abs().max() > 1e-4
     model.peft_config["default"] = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
-    assert "virtual tokens" in engine_module.ScoringEngine.unsupported_reason(model)
+    assert "virtual tokens" in engine_module.ScoringEngine.unsupported_reason(model, processor)
 
 
 def test_sharded_models_are_scored_plainly(vlm_folder):
     """Parts of a model whose weights are sharded cannot be called alone."""
     model = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"))
-    assert engine_module.ScoringEngine.unsupported_reason(model) is None
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
+    assert engine_module.ScoringEngine.unsupported_reason(model, processor) is None
     next(model.parameters()).device_mesh = "mesh"
-    assert "sharded" in engine_module.ScoringEngine.unsupported_reason(model)
+    assert "sharded" in engine_module.ScoringEngine.unsupported_reason(model, processor)
 
 
 def test_out_of_memory_is_survived(make_scorer, caplog):

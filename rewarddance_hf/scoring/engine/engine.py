@@ -27,6 +27,7 @@ from ..loading import is_sharded
 from .checkpointing import layers_computed_again
 from .media_desk import ImageDesk, needs_graph
 from .memory import BatchLimit
+from .proof import difference_from_plain_path
 from .session import EngineSession
 from .states import PrefixesNotShareableError, expand_states, take_states
 from .tree import Node, QuestionWriter, TokenizedQuestion, build_tree
@@ -35,8 +36,9 @@ from .vision import VisionEncoder
 
 logger = logging.get_logger(__name__)
 
-# Model types whose scores were found equal to those of the plain path, with images, clips, and gradient.
+# Model types whose scores the tests find equal to those of the plain path, with images, clips, and gradient. Others are tried out.
 EXACT_MODEL_TYPES = tuple("gemma3 glm4v idefics3 internvl llava_onevision qwen2_5_vl qwen3_vl smolvlm".split())
+EXACT_TEXT_TYPES = tuple("gemma3_text glm4v_text llama qwen2 qwen2_5_vl_text qwen3 qwen3_vl_text".split())
 # Attention functions that take a mask over cached and new tokens as it is.
 EXACT_ATTENTION = ("eager", "sdpa")
 
@@ -65,6 +67,7 @@ class ScoringEngine:
         self.max_batch_tokens = max_batch_tokens
         self.num_workers = num_workers
         self.share_prefixes = share_prefixes
+        self.min_saving: int | None = None
         self.is_compiled = compile_model is not False
         self.pad_to_multiple_of = 64 if self.is_compiled and pad_to_multiple_of is None else pad_to_multiple_of
         if self.is_compiled:
@@ -82,17 +85,17 @@ class ScoringEngine:
         self._answers = [model.config.yes_token_id, model.config.no_token_id]
 
     @staticmethod
-    def unsupported_reason(model: RewardDanceForYesScoring) -> str | None:
+    def unsupported_reason(model: RewardDanceForYesScoring, processor: RewardDanceProcessor) -> str | None:
         """Why a model cannot be scored by the engine, or None if the scores are known to be those of the plain path."""
-        model_type = model.config.vlm_config.model_type
-        if model_type not in EXACT_MODEL_TYPES:
-            return f"model type {model_type!r} is not among {EXACT_MODEL_TYPES}"
         adapters = getattr(model, "peft_config", None) or {}
         if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters.values()):
             return "an adapter adds virtual tokens to the prompt"
         if is_sharded(model):
             return "its weights are sharded over devices"
-        return None
+        model_type, text_type = model.config.vlm_config.model_type, model.config.get_text_config().model_type
+        is_known = model_type in EXACT_MODEL_TYPES and text_type in EXACT_TEXT_TYPES
+        difference = None if is_known else difference_from_plain_path(model, processor)
+        return difference and f"model type {model_type!r} is not known to be scored equally: {difference}"
 
     @contextmanager
     def session(self) -> Iterator[EngineSession]:
@@ -140,10 +143,11 @@ class ScoringEngine:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         attention = self.model.config.get_text_config()._attn_implementation
         may_share = self.share_prefixes and attention in EXACT_ATTENTION
-        roots, minimum = build_tree(questions, MIN_SAVING if may_share else 1 << 62)
+        min_saving = MIN_SAVING if self.min_saving is None else self.min_saving
+        roots, minimum = build_tree(questions, min_saving if may_share else 1 << 62)
         if may_share and not needs_graph(self.model, is_sample=False):
             for root in roots:
-                root.split_before_gradient(MIN_SAVING // 2)  # a backward pass costs twice a forward pass
+                root.split_before_gradient(min_saving // 2)  # a backward pass costs twice a forward pass
         session.statistics.minimum_tokens += minimum
         session.statistics.plain_tokens += sum(len(question.token_ids) for question in questions)
         rows: list[int] = []
