@@ -146,7 +146,9 @@ def write(written: dict[str, Any], text: str) -> str:
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin in text:
             before, rest = text.split(begin)
-            lines = ["", *where(written, name), "", *make(written["results"]), ""]
+            is_measured = any(measured.startswith(f"{name}/") for measured in written["commits"])
+            lines = [*where(written, name), "", *make(written["results"])] if is_measured else ["Not measured yet."]
+            lines = ["", *lines, ""]
             text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
     return text
 
