@@ -10,7 +10,7 @@ the last K steps. The paper uses ReFL; DRaFT-K is an addition.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,8 @@ from diffusers.callbacks import PipelineCallback  # noqa: E402
 from diffusers.configuration_utils import register_to_config  # noqa: E402
 
 from .pipelines.hooks import Hooks, argument_of  # noqa: E402
-from .pipelines.noise_levels import detach_state, step_to_clean  # noqa: E402
+from .pipelines.models import check_trained, clone_inputs, listed, models_of, save_copies, trained_models  # noqa: E402
+from .pipelines.noise_levels import detach_state, place_of, step_to_clean  # noqa: E402
 from .pipelines.vae import decode_in_parts  # noqa: E402
 
 
@@ -229,13 +230,16 @@ class RewardGradientCallback(PipelineCallback):
         hooks.callback(self._end)
         if hasattr(pipeline, "_interrupt"):
             hooks.callback(setattr, pipeline, "_interrupt", pipeline._interrupt)
-        for model in _models(pipeline).values():
+        for model in models_of(pipeline).values():
+            hooks.callback(model.register_forward_pre_hook(clone_inputs, with_kwargs=True).remove)
             # HiDream's denoiser gives another layout in training mode, but its experts give no gradient in evaluation mode.
             hooks.set(model, "training", False)
             for experts in (module for module in model.modules() if hasattr(module, "moe_infer")):
                 hooks.set(experts, "training", True)
+                hooks.set(experts, "_force_inference_output", False)  # by a setting of its configuration
         hooks.wrap(pipeline.scheduler, step=self._step, add_noise=self._noise, scale_noise=self._noise, **more)
         hooks.wrap(pipeline, maybe_free_model_hooks=_before(self._check_steps, end), **more)
+        hooks.wrap(pipeline, normalize_first_frame=save_copies)
         for name in ("vae", "movq"):
             if getattr(pipeline, name, None) is not None:
                 hooks.wrap(getattr(pipeline, name), decode=functools.partial(self._decode, pipeline))
@@ -246,7 +250,7 @@ class RewardGradientCallback(PipelineCallback):
     def _begin(self, pipeline: Any, num_steps: int, num_steps_made: int) -> None:
         """Begin the denoising loop of one call."""
         self._end()
-        _check_call(pipeline)
+        check_trained(pipeline)
         self._run = _Run(self, pipeline, num_steps, self._draw_step(num_steps, num_steps_made), num_steps_made)
 
     def _end(self) -> None:
@@ -312,7 +316,8 @@ class RewardGradientCallback(PipelineCallback):
             if getattr(pipeline, name, None) is not None:
                 raise ValueError(
                     f"`pipeline.{name}` is a `{type(getattr(pipeline, name)).__name__}`, but it turns images into arrays, "
-                    f"which cuts the gradient. Set `pipeline.{name} = None`."
+                    f"which cuts the gradient. Set `pipeline.{name} = None`, or, if the pipeline does not run without (Cosmos), "
+                    'call it with `output_type="latent"` and decode the latents.'
                 )
         if self.vae_checkpointing or self.vae_slicing or self.vae_scale < 1.0:
             decode = decode_in_parts(decode, self.vae_checkpointing, self.vae_slicing, self.vae_scale)
@@ -342,6 +347,7 @@ class _Run:
         # Some pipelines copy their scheduler: each copy counts its own steps and has its own prediction.
         self.schedulers: list[Any] = []
         self.steps: dict[int, int] = {}
+        self.places: dict[int, Any] = {}
         self.clean: dict[int, Any] = {}
         # Pipelines without this attribute make all steps.
         self.interruptible = hasattr(pipeline, "_interrupt")
@@ -349,9 +355,17 @@ class _Run:
 
     def step(self, scheduler: Any, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A step of a scheduler. From ReFL's random step on, its result is the clean prediction."""
+        timestep = argument_of(step, args, kwargs, "timestep")
         if id(scheduler) not in self.steps:
             self.schedulers.append(scheduler)
-            self._check_schedule(scheduler, argument_of(step, args, kwargs, "timestep"))
+            self._check_schedule(scheduler, timestep)
+        place = place_of(scheduler, timestep)
+        if place is not None and place == self.places.get(id(scheduler)):
+            raise NotImplementedError(
+                f"`{type(self.pipeline).__name__}` calls `scheduler.step` several times for each of its steps, but gradient "
+                "requires one call for each. Use another pipeline."
+            )
+        self.places[id(scheduler)] = place
         index = self.steps.get(id(scheduler), self.begins_at)
         if self.refl and index >= self.first_step:
             output = self._hold(scheduler, step, args, kwargs, index)
@@ -398,7 +412,7 @@ class _Run:
         if not latents.requires_grad:
             raise ValueError(
                 f"Step {index} ran without gradient: the denoiser that made it has no parameter that requires grad, while "
-                f"{_listed(_trained(self.pipeline))} has. Put the adapter on the denoiser of this step, or choose other steps."
+                f"{listed(trained_models(self.pipeline))} has. Put the adapter on the denoiser of this step, or choose other steps."
             )
 
 
@@ -411,36 +425,3 @@ def _before(*actions: Callable[[], None]) -> Callable[..., Any]:
         return method(*args, **kwargs)
 
     return hook
-
-
-def _models(pipeline: Any) -> dict[str, torch.nn.Module]:
-    """Models that the gradient may reach."""
-    frozen = ("text_encoder", "image_encoder", "vae", "safety_checker")
-    return {
-        name: model
-        for name, model in pipeline.components.items()
-        if isinstance(model, torch.nn.Module) and not name.startswith(frozen)
-    }
-
-
-def _trained(pipeline: Any) -> list[str]:
-    return [name for name, model in _models(pipeline).items() if any(p.requires_grad for p in model.parameters())]
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`pipeline.{name}`" for name in names)
-
-
-def _check_call(pipeline: Any) -> None:
-    """Refuse calls whose images could not carry gradient."""
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "The pipeline runs in `torch.inference_mode()`, but gradient requires normal mode or `torch.no_grad()`. "
-            "Call the pipeline outside of inference mode."
-        )
-    if not _trained(pipeline):
-        raise ValueError(
-            f"No parameter of {_listed(_models(pipeline))} requires grad, but the images "
-            "must carry gradient to at least one. Add an adapter with `add_adapter(lora_config)` or call "
-            "`requires_grad_(True)`."
-        )

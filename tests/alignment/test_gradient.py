@@ -914,7 +914,7 @@ class TestErrors:
             model.pipeline.scheduler.step(noise(0, 1), 1.0, noise(1, 1))
 
 
-def tiny_hidream() -> tuple[diffusers.HiDreamImagePipeline, dict]:
+def tiny_hidream(force_inference_output: bool) -> tuple[diffusers.HiDreamImagePipeline, dict]:
     torch.manual_seed(0)
     transformer = diffusers.HiDreamImageTransformer2DModel(
         patch_size=2,
@@ -928,6 +928,7 @@ def tiny_hidream() -> tuple[diffusers.HiDreamImagePipeline, dict]:
         axes_dims_rope=(4, 2, 2),
         max_resolution=(8, 8),
         llama_layers=[0, 1],
+        force_inference_output=force_inference_output,
     )
     absent = {f"{part}{number}": None for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3", "_4")}
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
@@ -945,10 +946,10 @@ def tiny_hidream() -> tuple[diffusers.HiDreamImagePipeline, dict]:
     return pipeline, inputs | settings | {"latents": noise(4, 1, 4, 8, 8).double()}
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_experts_get_their_gradient(training):
+@pytest.mark.parametrize(("training", "force_inference_output"), [(True, False), (False, False), (True, True)])
+def test_experts_get_their_gradient(training, force_inference_output):
     """HiDream's denoiser fails in training mode, and its experts are under `no_grad` in evaluation mode."""
-    pipeline, inputs = tiny_hidream()
+    pipeline, inputs = tiny_hidream(force_inference_output)
     pipeline.vae.requires_grad_(False).eval()
     pipeline.transformer.train(training)
     with draft(num_gradient_steps=1).attach(pipeline):

@@ -7,6 +7,7 @@ import os
 import random
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -578,6 +579,36 @@ class TestErrors:
             best_of_n(pipeline, "a", "judge", 2, **arguments)
         with pytest.raises(ValueError, match=r"`context\[\"conditions\"\]` has 2 entries for 1 prompts"):
             best_of_n(pipeline, "a", judge, 2, context={"conditions": [1, 2]}, **arguments)
+
+    def test_a_refused_search_spends_nothing(self, scorers, monkeypatch):
+        """No sample goes through the denoiser, and none is judged, before what cannot be searched is refused."""
+        name = "StableDiffusion"
+        pipeline, arguments = tiny(name).pipeline, arguments_of(name, [0])
+        spent = []
+
+        def counting(images, prompts):
+            spent.append("score")
+            return reward(images)
+
+        hook = tiny(name).denoiser.register_forward_pre_hook(lambda *_: spent.append("evaluation"))
+        branching = functools.partial(search_over_paths, pipeline, "a", num_branches=2)
+        try:
+            for scheduler in (diffusers.PNDMScheduler(), diffusers.HeunDiscreteScheduler()):
+                with monkeypatch.context() as patch:
+                    patch.setattr(pipeline, "scheduler", scheduler)
+                    with pytest.raises(NotImplementedError, match="Set `pipeline.scheduler` to a flow-matching"):
+                        branching(counting, **arguments)
+                    with pytest.raises(NotImplementedError, match="Set `pipeline.scheduler` to a flow-matching"):
+                        best_of_n(pipeline, "a", counting, 2, preview_step=2, **arguments)
+            with pytest.raises(ValueError, match="The reward is pairwise"):
+                branching(scorers["pairwise"], **arguments)
+            with pytest.raises(ValueError, match="`max_denoiser_evaluations` is 3, but one image takes 4"):
+                branching(counting, max_denoiser_evaluations=3, **arguments)
+            with pytest.raises(ValueError, match="`prompt_embeds` has 1 entries for 2 prompts"):
+                zero_order_search(pipeline, ["a", "b"], counting, num_rounds=1, **arguments)
+        finally:
+            hook.remove()
+        assert not spent
 
     def test_missing_diffusers(self, monkeypatch):
         """Without diffusers, the import names the extra that brings it."""

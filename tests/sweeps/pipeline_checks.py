@@ -70,6 +70,8 @@ class Tiny:
     def image(self) -> torch.Tensor:
         """Image of the pipeline alone."""
         image = plain(self)
+        if not image.isfinite().all():
+            raise NotApplicableError("the pipeline alone makes an image that is not finite")
         if torch.equal(image, plain(self, seed=8)):
             raise NotApplicableError("the pipeline alone makes the same image of every seed")
         return image
@@ -112,16 +114,33 @@ class Tiny:
         self, call: Callable[..., Any] | None = None, seed: int | list[int] = 7, **changes: Any
     ) -> torch.Tensor:
         """Images of the pipeline, or of another function with the same arguments."""
+        arguments = self._arguments(seed) | changes
+        # Without a processor, a pipeline leaves tensors as its decoder gives them, while a search takes its arrays.
+        with_gradient = torch.is_grad_enabled()
+        output_type = "pt" if self.has_processor or with_gradient else "np"
+        images = tensor_of((call or self.pipeline)(**arguments, output_type=output_type)[0])
+        if not self.has_processor and with_gradient and self.is_unscaled:
+            images = (images / 2 + 0.5).clamp(0, 1)
+        return images
+
+    @property
+    def has_processor(self) -> bool:
+        return hasattr(self.pipeline, "image_processor") or hasattr(self.pipeline, "video_processor")
+
+    @functools.cached_property
+    def is_unscaled(self) -> bool:
+        """Whether tensors of the pipeline alone are in [-1, 1], though its arrays are in [0, 1]."""
+        tensors = tensor_of(self.pipeline(**self._arguments(7), output_type="pt")[0])
+        return bool((tensors - self.image).abs().max() > 1e-3)
+
+    def _arguments(self, seed: int | list[int]) -> dict[str, Any]:
         torch.manual_seed(3)  # some pipelines let the scheduler draw its noise without their generator
-        arguments = {name: clone(value) for name, value in self.inputs.items()} | changes
+        arguments = {name: clone(value) for name, value in self.inputs.items()}
         if "generator" in self.takes:
             seeds = seed if isinstance(seed, list) else [seed]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             arguments["generator"] = generators if isinstance(seed, list) else generators[0]
-        # Without a processor, a pipeline leaves tensors as its decoder gives them, while a search takes its arrays.
-        has_processor = hasattr(self.pipeline, "image_processor") or hasattr(self.pipeline, "video_processor")
-        output_type = "pt" if has_processor or torch.is_grad_enabled() else "np"
-        return tensor_of((call or self.pipeline)(**arguments, output_type=output_type)[0])
+        return arguments
 
     def search_arguments(self) -> dict[str, Any]:
         return {name: clone(value) for name, value in self.settings.items()} | {"output_type": "pt"}
@@ -177,12 +196,16 @@ def steps_of(scheduler: Any, change: Callable[..., Any]) -> Iterator[None]:
     """Give each step of a scheduler and its copies to `change(scheduler, index, step, model_output, timestep, sample)`."""
     kind, step = type(scheduler), type(scheduler).step
     counts: dict[int, int] = {}
+    latest: dict[int, Any] = {}
     alive = []  # so that no two of them have the same address
 
     @functools.wraps(step)
     def changed(self, model_output, timestep, sample, *args, **kwargs):
         alive.append(self)
-        counts[id(self)] = counts.get(id(self), -1) + 1
+        place = (getattr(self, "_step_index", None) or 0, timestep)
+        if not hasattr(self, "_step_index") or place != latest.get(id(self)):  # Cosmos steps twice from the same place
+            counts[id(self)] = counts.get(id(self), -1) + 1
+        latest[id(self)] = place
         more = inspect.signature(step).bind(self, model_output, timestep, sample, *args, **kwargs).arguments
         more = {
             name: value for name, value in more.items() if name not in ("self", "model_output", "timestep", "sample")
@@ -196,9 +219,27 @@ def steps_of(scheduler: Any, change: Callable[..., Any]) -> Iterator[None]:
         kind.step = step
 
 
-def whole_call(tiny: Tiny) -> Callable[..., Any]:
-    """The pipeline's own code with gradient all along."""
-    return functools.partial(inspect.unwrap(type(tiny.pipeline).__call__), tiny.pipeline)
+@contextlib.contextmanager
+def whole_call(tiny: Tiny) -> Iterator[Callable[..., Any]]:
+    """
+    The pipeline's own code with gradient all along, also in experts, which it computes without (HiDream). Denoisers work on
+    copies of the latents, which some pipelines write into (Kandinsky 5), and what the backward pass needs is copied.
+    """
+
+    def copy_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def copied(value: Any) -> Any:
+            return value * 1.0 if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+        return tuple(copied(value) for value in args), {name: copied(value) for name, value in kwargs.items()}
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved))
+        for denoiser in tiny.denoisers:
+            stack.callback(denoiser.register_forward_pre_hook(copy_inputs, with_kwargs=True).remove)
+            for kind in {type(module) for module in denoiser.modules() if hasattr(module, "moe_infer")}:
+                stack.callback(setattr, kind, "moe_infer", kind.moe_infer)
+                kind.moe_infer = inspect.unwrap(kind.moe_infer)
+        yield functools.partial(inspect.unwrap(type(tiny.pipeline).__call__), tiny.pipeline)
 
 
 def independent_draft(tiny: Tiny, num_steps: int) -> torch.Tensor:
@@ -207,8 +248,8 @@ def independent_draft(tiny: Tiny, num_steps: int) -> torch.Tensor:
             model_output, sample = model_output.detach(), sample.detach()
         return step(model_output, timestep, sample)
 
-    with steps_of(tiny.pipeline.scheduler, change):
-        return tiny(whole_call(tiny))
+    with steps_of(tiny.pipeline.scheduler, change), whole_call(tiny) as call:
+        return tiny(call)
 
 
 def independent_refl(tiny: Tiny, drawn_step: int) -> torch.Tensor:
@@ -222,8 +263,8 @@ def independent_refl(tiny: Tiny, drawn_step: int) -> torch.Tensor:
         returns_tuple = step.keywords.get("return_dict") is False
         return (clean[scheduler],) if returns_tuple else SchedulerOutput(prev_sample=clean[scheduler])
 
-    with steps_of(tiny.pipeline.scheduler, change):
-        return tiny(whole_call(tiny))
+    with steps_of(tiny.pipeline.scheduler, change), whole_call(tiny) as call:
+        return tiny(call)
 
 
 def textbook_clean(scheduler, index, step, model_output, timestep, sample):

@@ -2,7 +2,9 @@
 Gradient, training and search on every pipeline of diffusers that can be built tiny: `make test-pipelines`.
 
 Each check ends as "ok", as a reason why it does not apply (the pipeline alone cannot do it either), as an error of this
-package that says what to do, or as a fault. Outcomes go to files, which the table in `rewarddance_hf/alignment/README.md` is made from.
+package that says what to do, or as a fault. Outcomes go to one file for each pipeline, which the table in
+`rewarddance_hf/alignment/README.md` is made from. A sweep that was interrupted goes on: pipelines
+without a file come first, and those that ended without fault are not run again, except with `AGAIN=1` or another version of diffusers.
 """
 
 import json
@@ -28,12 +30,14 @@ from tiny_checkpoints import save_checkpoints  # noqa: E402
 from tiny_pipelines import BUILDERS  # noqa: E402
 
 import rewarddance_hf  # noqa: E402
+from rewarddance_hf.resumable import write_atomically  # noqa: E402
 
 
 PACKAGE = str(Path(rewarddance_hf.__file__).parent)
 RESULTS = Path(os.environ.get("REWARDDANCE_PIPELINES", "outputs/pipelines")).resolve()
 # The folder `tests` of a checkout of diffusers, whose source distribution lacks it
 TESTS = os.environ.get("DIFFUSERS_TESTS")
+AGAIN = bool(os.environ.get("AGAIN"))
 OWN_ERRORS = (ValueError, TypeError, NotImplementedError)
 
 
@@ -52,7 +56,21 @@ def pipelines():
     found = {f"{name} [own]": for_one_prompt(build) for name, build in BUILDERS.items()}
     if TESTS:
         found |= dict(tiny_pipelines(Path(TESTS).resolve()))
-    return found
+    return dict(sorted(found.items(), key=lambda build: file_of(build[0]).exists()))
+
+
+def file_of(name: str) -> Path:
+    return RESULTS / (re.sub(r"\W+", "-", name).strip("-") + ".json")
+
+
+def has_ended(file: Path) -> bool:
+    """Whether a pipeline was put to all checks with this version of diffusers, and none found a fault."""
+    if not file.exists():
+        return False
+    results = json.loads(file.read_text(encoding="utf-8"))
+    outcomes = results["outcomes"]
+    is_whole = set(outcomes) == set(CHECKS) and results.get("diffusers") == diffusers.__version__
+    return is_whole and not any(outcome.startswith("fault") for outcome in outcomes.values())
 
 
 BUILDS = pipelines()
@@ -89,7 +107,7 @@ def outcome_of(check, tiny) -> str:
 def outcomes_of(name, build) -> dict:
     """Outcomes of all checks of a pipeline, which go to a file too."""
     started = time.perf_counter()
-    results = {"name": name, "outcomes": {}}
+    results = {"name": name, "diffusers": diffusers.__version__, "outcomes": {}}
     try:
         if isinstance(build, str):
             raise RuntimeError(build)
@@ -104,12 +122,14 @@ def outcomes_of(name, build) -> dict:
                 results["outcomes"][check_name] = outcome_of(check, tiny)
     results["seconds"] = round(time.perf_counter() - started, 1)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / (re.sub(r"\W+", "-", name).strip("-") + ".json")).write_text(json.dumps(results, indent=2) + "\n")
+    write_atomically(file_of(name), (json.dumps(results, indent=2) + "\n").encode())
     return results
 
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_pipeline(name):
+    if has_ended(file_of(name)) and not AGAIN:
+        pytest.skip("ended before; AGAIN=1 runs it again")
     results = outcomes_of(name, BUILDS[name])
     if "not built" in results:
         pytest.skip(f"not built: {results['not built']}")

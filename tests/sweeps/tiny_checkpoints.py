@@ -44,7 +44,9 @@ def t5_tokenizer():
 
 def gemma_tokenizer():
     symbols = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *LETTERS]
-    return hf.GemmaTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
+    return hf.GemmaTokenizer(
+        vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[], add_bos_token=True
+    )
 
 
 def qwen_tokenizer():
@@ -54,12 +56,131 @@ def qwen_tokenizer():
     return tokenizer
 
 
-def qwen_processor():
-    images = hf.Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56})
+def llama_tokenizer():
+    symbols = ["<unk>", "<s>", "</s>", "\u2581", *LETTERS]
+    tokenizer = hf.LlamaTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
+    tokenizer.pad_token = "</s>"
+    return tokenizer
+
+
+def bert_tokenizer():
+    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    return hf.BertTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, model_max_length=77)
+
+
+def glm_tokenizer():
+    tokenizer = qwen_tokenizer()
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def qwen2_vl_processor():
+    pixels = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
     return hf.Qwen2VLProcessor(
-        images, qwen_tokenizer(), hf.Qwen2VLVideoProcessor() if hasattr(hf, "Qwen2VLVideoProcessor") else None,
+        hf.Qwen2VLImageProcessor(size=pixels),
+        qwen_tokenizer(),
+        hf.Qwen2VLVideoProcessor(),
         chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+    )
+
+
+def qwen3_vl_processor():
+    images = hf.Qwen2VLImageProcessor(patch_size=16, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64})
+    return hf.Qwen3VLProcessor(images, qwen_tokenizer(), hf.Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+
+
+def siglip_images():
+    return hf.SiglipImageProcessorPil(size={"height": 30, "width": 30})
+
+
+def depth_images():
+    return hf.DPTImageProcessorPil(size={"height": 32, "width": 32})
+
+
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def qwen2_vl():
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+    }
+    config = hf.Qwen2VLConfig(
+        text_config=TEXT | {"hidden_size": 32, "vocab_size": 152064, "rope_parameters": rope}, vision_config=vision
+    )
+    return hf.Qwen2VLForConditionalGeneration(config)
+
+
+def qwen3_vl():
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6, "mrope_interleaved": True}
+    text = TEXT | {"vocab_size": 152064, "head_dim": 8, "rope_parameters": rope}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 4,
+        "out_hidden_size": 16,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "deepstack_visual_indexes": [0, 1],
+        "num_position_embeddings": 64,
+    }
+    return hf.Qwen3VLForConditionalGeneration(hf.Qwen3VLConfig(text_config=text, vision_config=vision))
+
+
+def gemma3():
+    text = TEXT | {"vocab_size": 128, "head_dim": 8, "sliding_window": 16}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 37,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    return hf.Gemma3ForConditionalGeneration(
+        hf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    )
+
+
+def llama():
+    return hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=32000, **TEXT))
+
+
+def bert():
+    config = {name: value for name, value in TEXT.items() if name != "num_key_value_heads"}
+    return hf.BertModel(hf.BertConfig(vocab_size=1124, **config | {"hidden_size": 32}))
+
+
+def umt5():
+    return hf.UMT5EncoderModel(
+        hf.UMT5Config(vocab_size=1103, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, pad_token_id=0)
+    )
+
+
+def siglip():
+    return hf.SiglipVisionModel(
+        hf.SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=37,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=30,
+            patch_size=2,
+        )
+    )
 
 
 def t5():
@@ -84,7 +205,18 @@ CHECKPOINTS = {
     "hf-internal-testing/tiny-random-clip": [clip_tokenizer],
     "hf-internal-testing/tiny-random-t5": [t5_tokenizer, t5],
     "hf-internal-testing/dummy-gemma": [gemma_tokenizer],
-    "hf-internal-testing/tiny-random-Qwen2VLForConditionalGeneration": [qwen_tokenizer, qwen_processor],
+    "hf-internal-testing/tiny-gemma3": [gemma_tokenizer, gemma3],
+    "hf-internal-testing/tiny-random-Qwen2VLForConditionalGeneration": [qwen_tokenizer, qwen2_vl_processor, qwen2_vl],
+    "huangfeice/tiny-random-Qwen3VLForConditionalGeneration": [qwen_tokenizer, qwen3_vl_processor, qwen3_vl],
+    "hf-internal-testing/tiny-random-LlamaForCausalLM": [llama_tokenizer, llama],
+    "hf-internal-testing/llama-tokenizer": [llama_tokenizer],
+    "finetrainers/dummy-hunyaunvideo/tokenizer": [llama_tokenizer],
+    "hf-internal-testing/tiny-random-BertModel": [bert_tokenizer, bert],
+    "hf-internal-testing/tiny-random-umt5": [umt5],
+    "hf-internal-testing/tiny-random-SiglipVisionModel": [siglip_images, siglip],
+    "hf-internal-testing/tiny-random-DPTForDepthEstimation": [depth_images],
+    "hf-internal-testing/tiny-cosmos3-modular-pipe/text_tokenizer": [qwen_tokenizer],
+    "THUDM/glm-4-9b-chat": [glm_tokenizer],
     "hf-internal-testing/tiny-controlnet": [controlnet],
 }
 
@@ -97,5 +229,5 @@ def save_checkpoints(folder: Path) -> dict[str, str]:
             try:
                 make().save_pretrained(folder / name)
             except Exception as error:
-                failed[name] = f"{make.__name__}: {error!r}"
+                failed[f"{name}: {make.__name__}"] = repr(error)
     return failed

@@ -100,6 +100,16 @@ def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
     return levels
 
 
+def place_of(scheduler: Any, timestep: Any) -> tuple[int, float] | None:
+    """
+    Where a scheduler stands before a step, if it knows. The first Cosmos pipelines make each step twice, once for its clean
+    prediction, and set the scheduler back in between: both times it stands at the same place.
+    """
+    if not hasattr(scheduler, "_step_index") or torch.as_tensor(timestep).numel() != 1:
+        return None
+    return scheduler._step_index or 0, float(timestep)
+
+
 def step_to_clean(scheduler: Any, step: Callable[..., Any], arguments: inspect.BoundArguments) -> Any:
     """
     Make a step of a scheduler, with the clean prediction as `prev_sample` of its output. It is the scheduler's own where its

@@ -2,15 +2,16 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 from .hooks import Hooks, argument_of
-from .noise_levels import step_to_clean
+from .noise_levels import place_of, step_to_clean
+from .output import check_count
 
 
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -41,6 +42,7 @@ class _Stream:
     scheduler: Any
     before: dict[str, Any]
     num_steps: int = 0
+    place: Any = None  # where the scheduler stood before the latest step
     latents: Any = None
 
 
@@ -57,7 +59,7 @@ class Stage:
         self.is_last = stop == num_steps
         self.is_part = self.length < num_steps
         self.num_passes = 0
-        self.timesteps: Any = None
+        self.hooks = hooks
         self.prepared: list[torch.Tensor] = []
         self.streams: dict[int, _Stream] = {}
         self.random_states = [trajectory.generator.get_state() for trajectory in trajectories]
@@ -112,13 +114,17 @@ class Stage:
         named = [kwargs[name] for name in ("hidden_states", "sample", "x") if name in kwargs]
         self.num_passes += len([*args, *named, *kwargs.values()][0])
 
-    def _prepare_latents(self, _: Any, prepare_latents: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_latents(
+        self, pipeline: Any, prepare_latents: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
         place = len(self.prepared)
         output = prepare_latents(*args, **kwargs)
         latents = output[0] if isinstance(output, tuple) else output
         if self.trajectories[0].latents is not None:
+            check_count(pipeline, latents, len(self.trajectories))
             latents = torch.cat([t.latents[place] for t in self.trajectories if t.latents is not None])
         elif self.trajectories[0].pivot is not None:
+            check_count(pipeline, latents, len(self.trajectories))
             pivots = torch.cat([t.pivot[place] for t in self.trajectories if t.pivot is not None])
             strength = self.trajectories[0].strength
             latents = math.sqrt(1 - strength**2) * pivots + strength * latents
@@ -128,10 +134,24 @@ class Stage:
     def _set_timesteps(self, scheduler: Any, set_timesteps: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         set_timesteps(*args, **kwargs)
         if self.is_part:
-            self.timesteps = scheduler.timesteps
-            scheduler.timesteps = self.timesteps[self.start : self.start + self.length]
-            if _is_sliced(scheduler):
-                scheduler.sigmas = scheduler.sigmas[self.start :]
+            whole = {name: vars(scheduler)[name] for name in ("timesteps", "sigmas") if name in vars(scheduler)}
+            self.hooks.set(scheduler, "_whole_schedule", whole)  # which copies have too
+            scheduler.timesteps = whole["timesteps"][self.start : self.start + self.length]
+            if "sigmas" in whole:
+                scheduler.sigmas = whole["sigmas"][self.start :]
+
+    @contextmanager
+    def _whole_sigmas(self, scheduler: Any) -> Iterator[None]:
+        """Noise levels of the whole schedule, for the scheduler alone: pipelines that read `sigmas[i]` count from 0."""
+        whole = getattr(scheduler, "_whole_schedule", {})
+        if "sigmas" not in whole:
+            yield
+            return
+        of_stage, scheduler.sigmas = scheduler.sigmas, whole["sigmas"]
+        try:
+            yield
+        finally:
+            scheduler.sigmas = of_stage
 
     def _stream(self, scheduler: Any) -> _Stream:
         """The pipeline has taken its timesteps: give the scheduler the whole schedule back, at the right place."""
@@ -142,9 +162,9 @@ class Stage:
             if trajectory.random_state is not None and place == 0:  # the loop begins
                 trajectory.generator.set_state(state)
         stream = self.streams[id(scheduler)] = _Stream(scheduler, dict(vars(scheduler)))
-        if not self.is_part or _is_sliced(scheduler):
+        if not self.is_part:
             return stream
-        scheduler.timesteps = self.timesteps
+        scheduler.timesteps = scheduler._whole_schedule["timesteps"]
         states = [t.scheduler_states[place] for t in self.trajectories if t.scheduler_states is not None]
         for name in states[0] if states else ():
             setattr(scheduler, name, _join([state[name] for state in states]))
@@ -154,10 +174,20 @@ class Stage:
 
     def _scale_model_input(self, scheduler: Any, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         self._stream(scheduler)
-        return method(*args, **kwargs)
+        with self._whole_sigmas(scheduler):
+            return method(*args, **kwargs)
 
     def _step(self, scheduler: Any, step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         stream = self._stream(scheduler)
+        with self._whole_sigmas(scheduler):
+            return self._step_of(stream, step, *args, **kwargs)
+
+    def _step_of(self, stream: _Stream, step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        place = place_of(stream.scheduler, argument_of(step, args, kwargs, "timestep"))
+        if place is not None and place == stream.place:
+            self._refuse_repeated()
+            return step(*args, **kwargs)
+        stream.place = place
         if (
             self.is_part
             and stream.num_steps
@@ -180,11 +210,18 @@ class Stage:
             # The pipeline decodes what the last step of a stage gives it: the clean prediction.
             arguments = inspect.signature(step).bind(*args, **kwargs)
             return_dict = arguments.arguments.get("return_dict", True)
-            clean = step_to_clean(scheduler, recorded, arguments)
+            clean = step_to_clean(stream.scheduler, recorded, arguments)
             output = clean if return_dict else clean.to_tuple()
         if self.is_part:
-            self._check_shape(list(self.streams).index(id(scheduler)), stream.latents)
+            self._check_shape(list(self.streams).index(id(stream.scheduler)), stream.latents)
         return output
+
+    def _refuse_repeated(self) -> None:
+        if self.is_part:
+            raise NotImplementedError(
+                f"`{self.name}` calls `scheduler.step` several times for each of its steps, but a search that stops in between "
+                "requires one call for each. Use `best_of_n` without `preview_step`."
+            )
 
     def _check_shape(self, place: int, latents: torch.Tensor) -> None:
         prepared = self.prepared[place].shape if place < len(self.prepared) else None
@@ -194,11 +231,6 @@ class Stage:
                 f"{tuple(latents.shape)} in `scheduler.step`, but a search that stops in between requires that they are the "
                 "same. Use `best_of_n` without `preview_step`."
             )
-
-
-def _is_sliced(scheduler: Any) -> bool:
-    """Whether a stage has its own schedule from 0, as pipelines need that read `sigmas[i]` themselves (LTX2)."""
-    return isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
 
 
 def _state(stream: _Stream, index: int, count: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import torch
 
 from .hooks import Hooks
 from .noise_levels import noise_levels
+from .output import check_count, has_processor
 from .stage import Stage, Trajectory
 
 
@@ -181,19 +182,19 @@ class StagedPipeline:
 
     def _run(self, trajectories: Sequence[Trajectory], start: int, stop: int) -> tuple[list[Trajectory], torch.Tensor]:
         prompt_indices = [trajectory.prompt_index for trajectory in trajectories]
-        # Without a processor of its own, a pipeline may leave tensors in [-1, 1].
-        has_processor = hasattr(self.pipeline, "image_processor") or hasattr(self.pipeline, "video_processor")
+        scales_tensors = has_processor(self.pipeline)
         with Hooks(self.pipeline) as hooks, torch.no_grad():
             stage = Stage(self.pipeline, hooks, trajectories, start, stop, self.num_steps)
             images = self.pipeline(
                 **self._call_arguments(prompt_indices),
                 generator=[trajectory.generator for trajectory in trajectories],
-                output_type="pt" if has_processor else "np",
+                output_type="pt" if scales_tensors else "np",
             )[0]
+        check_count(self.pipeline, images, len(prompt_indices))
         for index in prompt_indices:
             self.evaluations[index] += stage.num_steps_made
             self.forward_passes[index] += stage.num_passes // len(prompt_indices)
-        if not has_processor:
+        if not scales_tensors:
             images = torch.from_numpy(images).movedim(-1, -3)
         elif not isinstance(images, torch.Tensor):
             images = torch.stack(list(images))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...models.media_rewarddance import load_image
+from ..pipelines.output import check_count
 
 
 def draw(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], condition: Any = None, **arguments: Any) -> Any:
@@ -18,7 +19,9 @@ def draw(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], condition:
     for name, value in arguments.items():
         if name.startswith("negative_prompt") and isinstance(value, str):
             arguments[name] = [value] * len(prompts)  # some pipelines want the type of `prompt`
-    return pipeline(prompt=list(prompts), generator=generators, **arguments)
+    output = pipeline(prompt=list(prompts), generator=generators, **arguments)
+    check_count(pipeline, output[0], len(prompts))
+    return output
 
 
 def check_conditions(pipeline: Any, name: str, arguments: Mapping[str, Any]) -> None:

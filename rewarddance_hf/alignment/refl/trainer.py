@@ -20,6 +20,7 @@ from ...parallel import Processes, run_split  # noqa: E402
 from ...rewards import as_reward  # noqa: E402
 from ...trainer.common import SetEpochCallback  # noqa: E402
 from ..gradient import RewardGradientCallback  # noqa: E402
+from ..pipelines.output import scaled  # noqa: E402
 from .arguments import ReFLTrainingArguments  # noqa: E402
 from .base_trainer import DenoiserTrainer  # noqa: E402
 from .callbacks import TellCallbacks  # noqa: E402
@@ -350,9 +351,11 @@ class ReFLTrainer(DenoiserTrainer):
                 part = slice(start, start + size)
                 output = draw(self.pipeline, prompts[part], seeds[part], condition, **arguments)
                 self.output_fields = tuple(output)
-                batches.append(output[0])
+                samples = output[0]
                 if output_type == "pt":
-                    check_range(self.pipeline, output[0])
+                    samples = scaled(self.pipeline, samples)
+                    check_range(self.pipeline, samples)
+                batches.append(samples)
         return torch.cat(batches) if output_type == "pt" else [sample for batch in batches for sample in batch]
 
     def _finish_update(self) -> None:

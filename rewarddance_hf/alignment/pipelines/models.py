@@ -1,0 +1,61 @@
+"""Models of a pipeline that the gradient may reach."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+
+def models_of(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """Models that the gradient may reach."""
+    frozen = ("text_encoder", "image_encoder", "vae", "safety_checker")
+    return {
+        name: model
+        for name, model in pipeline.components.items()
+        if isinstance(model, torch.nn.Module) and not name.startswith(frozen)
+    }
+
+
+def trained_models(pipeline: Any) -> list[str]:
+    """Names of those that train."""
+    return [name for name, model in models_of(pipeline).items() if any(p.requires_grad for p in model.parameters())]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of components, as messages tell them."""
+    return ", ".join(f"`pipeline.{name}`" for name in names)
+
+
+def clone_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """
+    Hook before a model's call: gradient needs its inputs as they were, but some pipelines write each step's result into the
+    latents that they gave it (Kandinsky 5 from an image).
+    """
+    if not torch.is_grad_enabled():
+        return None
+
+    def clone(value: Any) -> Any:
+        return value.clone() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return tuple(clone(value) for value in args), {name: clone(value) for name, value in kwargs.items()}
+
+
+def save_copies(_: Any, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Hook in place of a method that writes into what the backward pass needs (Kandinsky 5, after the last step)."""
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved):
+        return method(*args, **kwargs)
+
+
+def check_trained(pipeline: Any) -> None:
+    """Refuse calls whose images could not carry gradient."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "The pipeline runs in `torch.inference_mode()`, but gradient requires normal mode or `torch.no_grad()`. "
+            "Call the pipeline outside of inference mode."
+        )
+    if not trained_models(pipeline):
+        raise ValueError(
+            f"No parameter of {listed(models_of(pipeline))} requires grad, but the images "
+            "must carry gradient to at least one. Add an adapter with `add_adapter(lora_config)` or call "
+            "`requires_grad_(True)`."
+        )
