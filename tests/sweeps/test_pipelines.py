@@ -3,8 +3,8 @@ Gradient, training and search on every pipeline of diffusers that can be built t
 
 Each check ends as "ok", as a reason why it does not apply (the pipeline alone cannot do it either), as an error of this
 package that says what to do, or as a fault. Outcomes go to one file for each pipeline, which the table in
-`rewarddance_hf/alignment/README.md` is made from. A sweep that was interrupted goes on: pipelines
-without a file come first, and those that ended without fault are not run again, except with `AGAIN=1` or another version of diffusers.
+`rewarddance_hf/alignment/README.md` is made from. A sweep that was interrupted goes on: pipelines without a file come first,
+and those that ended without fault are not run again, except with `AGAIN=1` or another version of diffusers.
 """
 
 import json
