@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import dropwhile
 
 
 def code_blocks(text: str, language: str = "python") -> list[str]:
@@ -17,7 +18,13 @@ def printed_blocks(text: str) -> list[tuple[str, str]]:
 def commands(text: str) -> list[list[str]]:
     """Words of all shell commands, without comments; lines that end with a backslash go on."""
     lines = "\n".join(code_blocks(text, "bash")).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    found = [[*dropwhile(is_variable, shlex.split(line, comments=True))] for line in lines]
+    return [words for words in found if words]
+
+
+def is_variable(word: str) -> bool:
+    """Whether a word sets a variable of the environment for the command that follows."""
+    return re.match(r"[A-Z_]+=", word) is not None
 
 
 def anchors(text: str) -> set[str]:

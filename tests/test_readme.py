@@ -32,8 +32,8 @@ DOCUMENTS = {
 }
 BLOCKS = [(name, block) for name, text in DOCUMENTS.items() for block in code_blocks(text)]
 SHELL = [(name, words) for name, text in DOCUMENTS.items() for words in commands(text)]
-# Each holds a text by which a block is known. These need a download, or run elsewhere (the Hub's snippets are run by tests/hub).
-ELSEWHERE = ["load_dataset(", "load_preferences(", "load_rows(", "trust_remote_code"]
+# Each holds a text by which a block is known. These need a download, or run elsewhere (the Hub's snippets by tests/hub, a remote judge by tests/serving).
+ELSEWHERE = ["load_dataset(", "load_preferences(", "load_rows(", "RemoteReward(", "trust_remote_code"]
 SMALL = {
     "OpenGVLab/InternVL3_5-2B-HF": str(BASE_VLM),
     "org/my-judge": str(BASE_VLM),
@@ -172,4 +172,4 @@ def test_commands(name, words, monkeypatch):
         with pytest.raises(Parsed):
             run(program[0], run_name="__main__")
     else:
-        assert words[0] in ("pip", "pre-commit")
+        assert words[0] in ("curl", "pip", "pre-commit", "vllm")
