@@ -293,16 +293,17 @@ class JudgeApp:
             ) from error
         return bytes(body)
 
-    @staticmethod
-    async def _wait(job: Job, request: Request) -> Any:
+    async def _wait(self, job: Job, request: Request) -> Any:
         """The answer to a job. It is withdrawn if its client is gone before the judge begins."""
         answer = asyncio.wrap_future(job.future)
         gone = asyncio.ensure_future(request.receive())  # after the body nothing comes but the end of the connection
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise ClientDisconnect
-            return answer.result()
+            if answer.done():
+                return answer.result()
+            if not self.batcher.withdraw(job):
+                await asyncio.wait({answer})  # its images are held until then
+            raise ClientDisconnect
         finally:
             gone.cancel()
             answer.cancel()

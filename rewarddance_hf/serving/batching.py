@@ -109,6 +109,15 @@ class Batcher:
             self.waiting += job.size
             self._changed.notify()
 
+    def withdraw(self, job: Job) -> bool:
+        """Forget a job whose client is gone. Returns False if the judge has begun with it."""
+        with self._changed:
+            if job not in self._jobs:
+                return False
+            self._jobs.remove(job)
+            self.waiting -= job.size
+            return True
+
     @property
     def retry_after(self) -> float:
         """Seconds until half of what waits will be answered."""

@@ -197,7 +197,8 @@ class EngineJudge(RewardDanceScorer):
         with torch.no_grad():
             loaded = self.processor.load(question)
         media = (question.sample, question.reference, question.condition)
-        if torch.is_grad_enabled() and any(isinstance(one, torch.Tensor) and one.requires_grad for one in media):
+        frames = [frame for one in media for frame in (one if isinstance(one, (list, tuple)) else [one])]
+        if torch.is_grad_enabled() and any(getattr(frame, "requires_grad", False) for frame in frames):
             raise NotImplementedError(
                 f"`{question.names[0]}` or what it is shown with requires a gradient, but engines give none. Detach it, or "
                 "serve the judge with `rewarddance serve`."

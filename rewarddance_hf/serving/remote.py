@@ -284,18 +284,18 @@ class RemoteReward:
             except BadAnswerError as error:
                 raise RemoteRewardError(f"Samples {part.rows} have no reward: {error}.", part.rows) from error
 
-        for part, answer in _in_flight(post, parts, num_replicas):
-            try:
-                logits, scores = _with_gradient(part, answer.result())
-            except NonFiniteScoreError as error:
-                before = [known.detach() for _, known in answers]
-                start = sum(map(len, before))
-                scores = torch.cat([*before, error.scores.view(-1, *before[0].shape[1:]) if before else error.scores])
-                raise non_finite_error([start + row for row in error.rows], scores) from error
-            if dimensions is not None:
-                logits, scores = logits.view(-1, width), scores.view(-1, width)
-            answers.append((logits, scores))
-            on_progress(len(part.rows))
+        try:
+            for part, answer in _in_flight(post, parts, num_replicas):
+                logits, scores = _with_gradient(part, answer)
+                if dimensions is not None:
+                    logits, scores = logits.view(-1, width), scores.view(-1, width)
+                answers.append((logits, scores))
+                on_progress(len(part.rows))
+        except NonFiniteScoreError as error:
+            before = [known.detach() for _, known in answers]
+            start = sum(map(len, before))
+            scores = torch.cat([*before, error.scores.view(-1, *before[0].shape[1:]) if before else error.scores])
+            raise non_finite_error([start + row for row in error.rows], scores) from error
         return answers
 
 
@@ -350,17 +350,22 @@ def _write_parts(
         start += count
 
 
-def _in_flight(
-    post: Callable[[_Part], Answer], parts: Iterator[_Part], count: int
-) -> Iterator[tuple[_Part, "Future[Answer]"]]:
+def _in_flight(post: Callable[[_Part], Answer], parts: Iterator[_Part], count: int) -> Iterator[tuple[_Part, Answer]]:
     """Parts and their answers in order, with so many on their way at a time."""
-    with ThreadPoolExecutor(count) as threads:
+    if count == 1:
+        yield from ((part, post(part)) for part in parts)
+        return
+    threads = ThreadPoolExecutor(count)
+    try:
         sent: deque[tuple[_Part, Future[Answer]]] = deque()
         for part in parts:
             sent.append((part, threads.submit(post, part)))
             if len(sent) == count:
-                yield sent.popleft()
-        yield from sent
+                first, answer = sent.popleft()
+                yield first, answer.result()
+        yield from ((part, answer.result()) for part, answer in sent)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _with_gradient(part: _Part, answer: Answer) -> tuple[torch.Tensor, torch.Tensor]:
