@@ -239,7 +239,7 @@ class RewardGradientCallback(PipelineCallback):
                 hooks.set(experts, "_force_inference_output", False)  # by a setting of its configuration
         hooks.wrap(pipeline.scheduler, step=self._step, add_noise=self._noise, scale_noise=self._noise, **more)
         hooks.wrap(pipeline, maybe_free_model_hooks=_before(self._check_steps, end), **more)
-        hooks.wrap(pipeline, normalize_first_frame=save_copies)
+        hooks.wrap(pipeline, normalize_first_frame=save_copies, decode_latents=_without_arrays)
         for name in ("vae", "movq"):
             if getattr(pipeline, name, None) is not None:
                 hooks.wrap(getattr(pipeline, name), decode=functools.partial(self._decode, pipeline))
@@ -414,6 +414,19 @@ class _Run:
                 f"Step {index} ran without gradient: the denoiser that made it has no parameter that requires grad, while "
                 f"{listed(trained_models(self.pipeline))} has. Put the adapter on the denoiser of this step, or choose other steps."
             )
+
+
+def _without_arrays(pipeline: Any, decode_latents: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Refuse pipelines that make arrays of their images, whatever they were asked for (T2I adapters)."""
+    try:
+        return decode_latents(*args, **kwargs)
+    except RuntimeError as error:
+        if "numpy()" not in str(error):
+            raise
+        raise NotImplementedError(
+            f"`{type(pipeline).__name__}` makes arrays of its images whatever its `output_type`, which cuts the gradient. Use "
+            "another pipeline."
+        ) from error
 
 
 def _before(*actions: Callable[[], None]) -> Callable[..., Any]:

@@ -23,7 +23,9 @@ def tiny_pipelines(folder: Path) -> Iterator[tuple[str, Callable[[], tuple[Any, 
     if PACKAGE not in sys.modules:
         sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
         sys.modules[PACKAGE].__path__ = [str(folder)]
-        sys.modules.setdefault("tests", sys.modules[PACKAGE])  # two files name it in full
+        # Some files name it in full, as pytest does the folder of this sweep.
+        tests = sys.modules.setdefault("tests", sys.modules[PACKAGE])
+        tests.__path__ = list(dict.fromkeys([*getattr(tests, "__path__", []), str(folder)]))
         sys.modules["tests.pipelines"] = importlib.import_module(f"{PACKAGE}.pipelines")
     for file in test_files(folder):
         module_name = ".".join([PACKAGE, *file.relative_to(folder).with_suffix("").parts])

@@ -61,11 +61,11 @@ class StagedPipeline:
             )
         self.pipeline = pipeline
         self.prompts = list(prompts)
+        self.takes = inspect.signature(type(pipeline).__call__).parameters
         self.batch_size = 1 if any(_is_pixels(name, value) for name, value in arguments.items()) else batch_size
         self.arguments = {
             name: self._per_prompt(name, value) for name, value in arguments.items() if name != "output_type"
         }
-        self.takes = inspect.signature(type(pipeline).__call__).parameters
         if arguments.get("prompt_embeds") is None and "prompt" in self.takes:
             self.arguments["prompt"] = (True, self.prompts)
         # For each prompt: one for each path and step, and samples that went through the denoiser (twice as many with guidance)
@@ -79,12 +79,25 @@ class StagedPipeline:
             return True, [value] * len(self.prompts)
         if not (about_prompts or name in IMAGE_ARGUMENTS) or not isinstance(value, (list, tuple, torch.Tensor)):
             return False, value
+        if name == self._control_argument and isinstance(value, (list, tuple)):
+            return False, value
         if len(value) != len(self.prompts):
             raise ValueError(
                 f"`{name}` has {len(value)} entries for {len(self.prompts)} prompts, but must have one for each. Make both "
                 "equally long."
             )
         return True, value
+
+    @property
+    def _control_argument(self) -> str | None:
+        """Argument with one image for each of several ControlNets or adapters, if the pipeline has several."""
+        has_several = any(
+            hasattr(getattr(self.pipeline, part, None), several)
+            for part, several in (("controlnet", "nets"), ("adapter", "adapters"))
+        )
+        if not has_several:
+            return None
+        return "control_image" if "control_image" in self.takes else "image"
 
     @functools.cached_property
     def _probed_scheduler(self) -> Any:
@@ -194,7 +207,7 @@ class StagedPipeline:
         for index in prompt_indices:
             self.evaluations[index] += stage.num_steps_made
             self.forward_passes[index] += stage.num_passes // len(prompt_indices)
-        if not scales_tensors:
+        if isinstance(images, np.ndarray):  # also of some pipelines that were asked for tensors
             images = torch.from_numpy(images).movedim(-1, -3)
         elif not isinstance(images, torch.Tensor):
             images = torch.stack(list(images))
