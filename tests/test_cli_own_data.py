@@ -146,6 +146,27 @@ def test_bad_rows_end_a_training_before_weights_are_loaded(capsys, vlm, folder, 
     assert "rows to train on: 1" in out
 
 
+def test_wrong_flags_and_folders(capsys, folder, tmp_path):
+    """A mistyped flag and a folder that is not there are said before anything is read."""
+    command = [
+        "train",
+        "--data",
+        folder / "pairs.csv",
+        "--output-dir",
+        tmp_path,
+        "--use-cpu",
+        "--bf16",
+        "false",
+        "--model",
+    ]
+    code, _, err = run(capsys, *command, "m", "--colums", "a=b")
+    assert code == 2
+    assert "unrecognized arguments: ['--colums', 'a=b']" in err
+    code, _, err = run(capsys, *command, "./nothing")
+    assert code == 1
+    assert "there is no such folder" in err
+
+
 def test_one_bad_file_does_not_end_scoring(capsys, vlm, folder, tmp_path):
     """All others are scored, in a folder and in a table, and into a file that a second call leaves as it is."""
     pointwise = ["--model", vlm, "--paradigm", "pointwise"]

@@ -77,6 +77,8 @@ def _explain(error: Exception, args: argparse.Namespace) -> str | None:
             f"The Hub cannot be reached{wanted} ({type(error).__name__}: {text}). Check the network and HF_ENDPOINT, or pass a "
             "local folder; with HF_HUB_OFFLINE=1 only files of the cache are used."
         )
+    if isinstance(error, OSError) and "couldn't connect" in text and getattr(args, "model", None):  # of transformers
+        return f"{args.model!r} is no folder here and cannot be had from the Hub: {text}"
     is_known = isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError, SomeFailed))
     return text if is_known else None
 

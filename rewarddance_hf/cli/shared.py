@@ -70,6 +70,19 @@ def add_script(commands: Commands, name: str, help: str, run: Callable[[argparse
     parser.set_defaults(run=run, takes_rest=True)
 
 
+def parse_rest(parser: Any, args: argparse.Namespace) -> tuple[Any, ...]:
+    """What the parser of a script makes of the flags that are named there; what is left of an interrupted run is told from it."""
+    try:
+        parsed = parser.parse_args_and_config(args.rest)
+    except ValueError as error:
+        if "not used by the HfArgumentParser" in str(error):
+            raise argparse.ArgumentTypeError(f"unrecognized arguments: {str(error).partition(': ')[2]}") from error
+        raise
+    args.kept = lambda: kept_checkpoint(parsed[1].output_dir)
+    args.model = parsed[2].model_name_or_path
+    return parsed
+
+
 def kept_checkpoint(folder: str) -> str:
     """What an interrupted training has left."""
     from ..trainer.common import last_checkpoint

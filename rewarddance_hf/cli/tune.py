@@ -3,7 +3,7 @@
 import argparse
 
 from ..import_utils import require_extra
-from .shared import Commands, add_script, kept_checkpoint
+from .shared import Commands, add_script, parse_rest
 
 
 def add_to(commands: Commands) -> None:
@@ -14,6 +14,4 @@ def _run(args: argparse.Namespace) -> None:
     require_extra("scripts,diffusers", "accelerate", "datasets", "peft", "trl", "diffusers")
     from ..scripts.tune import main, make_parser
 
-    parsed = make_parser(prog="rewarddance tune").parse_args_and_config(args.rest)
-    args.kept = lambda: kept_checkpoint(parsed[1].output_dir)
-    main(*parsed)
+    main(*parse_rest(make_parser(prog="rewarddance tune"), args))

@@ -108,6 +108,7 @@ class WinnerReader:
         self.group = next((group for group in groups if set(group) & given.keys()), groups[0])
         self.columns = [roles[name] for name in self.group]
         self.labels: dict[str, str] = {}
+        self.is_told = bool(label_values)
         if label_values:
             kinds = ("first", "second", "tie")
             self.labels = {plain_label(value): kind for value, kind in zip(label_values, kinds, strict=False)}
@@ -139,10 +140,10 @@ class WinnerReader:
         if self.group == ("label",):
             kind = self.labels.get(plain_label(values[0]))
             if kind is None:
-                known = ", ".join(self.labels)
+                usual = "1 or 2, a or b, left or right, first or second, the name of a sample's column, or tie"
+                known = ", ".join(self.labels) if self.is_told else usual
                 raise ValueError(
-                    f"the label {self.columns[0]!r} is {values[0]!r}, but must be one of {known}. Correct it, or name the labels "
-                    "of both samples and of a tie with --label-values"
+                    f"the label {self.columns[0]!r} is {values[0]!r}, but must be {known} (other labels are named by --label-values)"
                 )
             return Verdict(kind != "second", kind == "tie")
         first, second = (_number(value, column) for value, column in zip(values, self.columns, strict=True))

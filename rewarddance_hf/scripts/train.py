@@ -1,5 +1,6 @@
 """Training of a judge, told by flags or a YAML file: the body of `rewarddance train` and `examples/train_reward_model.py`."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def main(
     from ..trainer.rewarddance_trainer import RewardDanceTrainer
 
     if script_args.dataset_name not in SHAPES:
-        required(model_args, "model_name_or_path", "OpenGVLab/InternVL3_5-2B-HF")
+        name = required(model_args, "model_name_or_path", "OpenGVLab/InternVL3_5-2B-HF")
+        if name.startswith(("/", "./", "../", "~")) and not os.path.isdir(name):
+            raise ValueError(f"`model_name_or_path` is {name!r}, but there is no such folder. Check the path.")
         required(script_args, "dataset_name", "me/my-pairs")
     # Every row is checked before anything is loaded that takes long.
     train_dataset, eval_dataset = load_rows(script_args, training_args)
