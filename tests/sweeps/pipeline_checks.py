@@ -28,7 +28,15 @@ STEPS = 3
 ROUNDING = 2e-6  # layers whose weights train may run in other kernels
 DENOISERS = ("transformer", "transformer_2", "unet")
 # Arguments that a search and the trainer set themselves
-OWN_ARGUMENTS = ("prompt", "generator", "output_type", "num_images_per_prompt", "num_videos_per_prompt", "return_dict")
+OWN_ARGUMENTS = (
+    "prompt",
+    "generator",
+    "output_type",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "return_dict",
+    "batch_size",
+)
 
 
 class NotApplicableError(Exception):
@@ -386,8 +394,8 @@ def in_float64(tiny: Tiny) -> Iterator[None]:
     """In double precision, if the pipeline alone runs there."""
 
     def cast(dtype: torch.dtype) -> None:
-        for model in tiny.pipeline.components.values():
-            if isinstance(model, torch.nn.Module):
+        for name, model in tiny.pipeline.components.items():
+            if isinstance(model, torch.nn.Module) and name != "safety_checker":
                 model.to(dtype)
         floats = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         tiny.inputs = inputs | {name: value.to(dtype) for name, value in floats.items() if value.is_floating_point()}
