@@ -90,11 +90,9 @@ def load_rows(
     """
     table, roles, given = _open(data, split, columns, PAIR_COLUMNS, limit, source)
     check_pair_columns(roles, given, table.columns, table.name)
-    kept = [name for name in (*REQUIRED_COLUMNS, *EXTRA) if name in roles]
     verdict = None
     if not {"chosen", "rejected"} <= roles.keys():
         verdict = WinnerReader(roles, given, label_values)
-        kept += ["chosen", "rejected"]
     elif label_values:
         raise ValueError("`label_values` was given, but no column is a label. Name it: --columns label=NAME")
     if isinstance(table.rows, datasets.IterableDataset):
@@ -103,7 +101,7 @@ def load_rows(
     if check:
         for index, problem in check_media(rows, ("chosen", "rejected", "condition"), show_progress).items():
             problems.setdefault(index, f"{table.place(index)}: {problem}")
-    return _finish(table, rows, problems, skip_bad_rows, _describe(table, roles, kept, verdicts))
+    return _finish(table, rows, problems, skip_bad_rows, _describe(table, roles, verdicts))
 
 
 def load_samples(
@@ -159,7 +157,7 @@ def load_prompts(
             problems.setdefault(index, f"{table.place(index)}: `prompt` is {row['prompt']!r}, but must be a text")
     if isinstance(rows, list) and not problems:
         rows = datasets.Dataset.from_list(rows)
-    return _finish(table, rows, problems, False, _describe(table, roles, list(roles), ()))
+    return _finish(table, rows, problems, False, _describe(table, roles, ()))
 
 
 def hold_out(rows: Any, size: float, seed: int = 0) -> tuple[Any, Any]:
@@ -349,9 +347,7 @@ def _finish(
     return rows
 
 
-def _describe(
-    table: Table, roles: Mapping[str, str], kept: Sequence[str], verdicts: Sequence[Verdict]
-) -> Callable[[list[int]], str]:
+def _describe(table: Table, roles: Mapping[str, str], verdicts: Sequence[Verdict]) -> Callable[[list[int]], str]:
     """What was read, for people."""
     used = ", ".join(f"{name}={column}" for name, column in roles.items())
     unused = [column for column in table.columns if column not in roles.values()]
