@@ -4,6 +4,7 @@ from fnmatch import fnmatch
 
 
 AT_LEAST = {
+    "serving/throughput/throughput_over_in_process": 0.8,
     "scoring/13m/16x*/text_first/speedup_vs_batched": 4.0,
     "scoring/13m/16x*/images_first/speedup_vs_batched": 3.0,
     "scoring/13m_2b/*/speedup_vs_batched": 2.8,
@@ -15,6 +16,8 @@ AT_LEAST = {
     "training_memory/*/full_over_labelled": 4.0,
 }
 AT_MOST = {
+    "serving/*/lost": 0.0,
+    "serving/overload/peak_memory_over_twice_asked": 1.3,
     "scoring/*/tokens_over_minimum": 1.05,
     "scoring/*/encodings_per_image": 1.0,
     "scoring/*/largest_difference": 1e-4,
