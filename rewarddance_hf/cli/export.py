@@ -1,6 +1,7 @@
 """`rewarddance export`: a judge as other engines load it."""
 
 import argparse
+import json
 import sys
 
 from .shared import SHARED_OPTIONS, Commands
@@ -22,15 +23,10 @@ def _run(args: argparse.Namespace) -> None:
     from ..serving.export import export_judge
 
     folder = export_judge(args.model, args.output_dir, dtype=args.dtype)
+    dtype = json.loads((folder / "score.json").read_text(encoding="utf-8"))["dtype"]
     sys.stdout.write(
-        f"{folder}: written. Serve it in an environment of vLLM, with the type of the weights as vLLM would else choose its own:\n"
-        f"vllm serve {folder} --served-model-name judge --dtype {_type_of(folder)} --chat-template-content-format openai "
+        f"{folder}: written. Serve it in an environment of vLLM, with the type of the weights as vLLM would else choose its own (and more\n"
+        "images for clips and examples):\n"
+        f"vllm serve {folder} --served-model-name judge --dtype {dtype} --chat-template-content-format openai "
         '--limit-mm-per-prompt \'{"image": 2, "video": 0}\'\n'
     )
-
-
-def _type_of(folder: object) -> str:
-    import json
-
-    with open(f"{folder}/score.json", encoding="utf-8") as file:
-        return str(json.load(file)["dtype"])

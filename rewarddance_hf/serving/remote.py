@@ -246,6 +246,11 @@ class RemoteReward:
         """Log-odds and scores of questions as they arrive; see [`RewardDanceScorer.stream`]."""
         rest, known = iter(questions), list[torch.Tensor]()
         while batch := list(islice(rest, window or STREAMED)):
+            if any(question.reasons_first or question.examples != batch[0].examples for question in batch):
+                raise NotImplementedError(
+                    "Questions with reasons first, or with examples of their own, were given, which a server is not asked. Load "
+                    "the judge for them."
+                )
             fields = {"images": "sample", "prompts": "prompt", "references": "reference", "conditions": "condition"}
             fields |= {"task": "task", "criteria": "criteria"}
             columns = {name: [getattr(question, field) for question in batch] for name, field in fields.items()}

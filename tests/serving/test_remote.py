@@ -4,6 +4,7 @@ import base64
 import inspect
 import io
 import json
+from dataclasses import replace
 
 import httpx2
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from serving.conftest import load_scorer
 from tiny_vlms import random_image
 
-from rewarddance_hf import Clip, JudgeServer, RemoteReward, RewardDanceScorer
+from rewarddance_hf import Clip, Example, JudgeServer, Question, RemoteReward, RewardDanceScorer
 
 
 COUNT = 5
@@ -176,6 +177,15 @@ def test_paradigms(vlm_folder):
             assert remote.rank(IMAGES, "a circle").order == local.rank(IMAGES, "a circle").order
             with pytest.raises(ValueError, match="looks at one sample only"):
                 remote.score(IMAGES, PROMPTS, REFERENCES)
+
+
+def test_questions_that_a_server_is_not_asked(remote):
+    """A question with reasons first, or examples of its own, is refused rather than asked otherwise."""
+    question = Question(IMAGES[0], "x", REFERENCES[0])
+    example = Example(Question(IMAGES[1], "y", REFERENCES[1]), True)
+    for other in (replace(question, reasons_first=True), replace(question, examples=(example,))):
+        with pytest.raises(NotImplementedError, match="Load the judge"):
+            list(remote.stream([question, other]))
 
 
 def test_large_calls_are_sent_in_parts(local, vlm_folder):
