@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .registration import register_when_used as _register_when_used
+
 
 __version__ = "0.1.0"
 
@@ -131,3 +133,6 @@ if not TYPE_CHECKING:  # which would take any name for defined
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+_register_when_used()

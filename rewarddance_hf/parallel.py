@@ -5,6 +5,7 @@ import atexit
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,11 @@ from .import_utils import require_extra
 
 
 T = TypeVar("T")
+
+# How long processes wait for each other where one may work for hours longer than another. By default they give up after ten
+# minutes or half an hour.
+PATIENCE = timedelta(days=30)
+_patient_groups: dict[Any, Any] = {}  # by the group of all processes, of which a program may make a new one
 
 
 @dataclass(frozen=True)
@@ -46,27 +52,42 @@ class Processes:
         """Indices of the rows that this process works on: every `count`-th one."""
         return range(self.index, num_rows, self.count)
 
-    def gather(self, values: list[T]) -> list[T]:
+    def gather(self, values: list[T], group: Any = None) -> list[T]:
         """Values of all processes, in the order of processes, on each. They are pickled on the way."""
         if self.count == 1:
             return values
+        if group is not None:
+            found: list[Any] = [None] * self.count
+            torch.distributed.all_gather_object(found, values, group=group)
+            return [value for part in found for value in part]
         from accelerate.utils import gather_object
 
         return gather_object(values)
 
-    def raise_together(self, error: BaseException | None) -> None:
+    def patient_group(self) -> Any:
+        """
+        Group for [`~Processes.gather`] in which processes wait for each other for as long as it takes, or None for a single one.
+        All must ask for it at about the same time, before the work that takes long.
+        """
+        if self.count == 1:
+            return None
+        world = torch.distributed.group.WORLD
+        if world not in _patient_groups:
+            _patient_groups[world] = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        return _patient_groups[world]
+
+    def raise_together(self, error: BaseException | None, group: Any = None) -> None:
         """Raise the error of this process, or a `RuntimeError` if another one failed, so that none waits for the others."""
-        failed = [
-            found for found in self.gather([None if error is None else f"{type(error).__name__}: {error}"]) if found
-        ]
+        message = None if error is None else f"{type(error).__name__}: {error}"
+        failed = [found for found in self.gather([message], group) if found]
         if error is not None:
             raise error
         if failed:
             raise RuntimeError(f"{len(failed)} of {self.count} processes failed, the first with {failed[0]}")
 
-    def wait(self) -> None:
+    def wait(self, group: Any = None) -> None:
         """Wait until all processes are here."""
-        self.gather([None])
+        self.gather([None], group)
 
 
 def run_split(work: Callable[[Sequence[int]], Sequence[T]], num_rows: int) -> list[T]:
@@ -74,9 +95,10 @@ def run_split(work: Callable[[Sequence[int]], Sequence[T]], num_rows: int) -> li
     Results of all rows in their order, on every process, each of which works on its own share.
 
     `work` gets the indices of rows and returns a result for each; it must not wait for other processes. If it fails on
-    another process, that is a `RuntimeError` here.
+    another process, that is a `RuntimeError` here. Those that are done wait for the others, however long it takes.
     """
     processes = Processes.current()
+    group = processes.patient_group()
     mine = processes.rows(num_rows)
     found: list[tuple[int, T]] = []
     error: BaseException | None = None
@@ -84,6 +106,6 @@ def run_split(work: Callable[[Sequence[int]], Sequence[T]], num_rows: int) -> li
         found = list(zip(mine, work(mine) if mine else [], strict=True))
     except Exception as raised:
         error = raised
-    processes.raise_together(error)
-    results: dict[int, Any] = dict(processes.gather(found))
+    processes.raise_together(error, group)
+    results: dict[int, Any] = dict(processes.gather(found, group))
     return [results[row] for row in range(num_rows)]

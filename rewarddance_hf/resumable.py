@@ -149,7 +149,9 @@ class RowFolder:
         self.suffix = suffix
         self.folder.mkdir(parents=True, exist_ok=True)
         check_fingerprint(self.folder.parent / "arguments.json", fingerprint, name)
-        beyond = sorted(index for file in self.folder.glob(f"*{suffix}") if (index := int(file.name[:8])) >= num_rows)
+        self._files: dict[int, Path] = {}
+        self._list()
+        beyond = sorted(index for index in self._files if index >= num_rows)
         if beyond:
             raise ValueError(
                 f"{name} has results of the rows {beyond[:3]}, but there are {num_rows} rows only. Choose another place for "
@@ -158,22 +160,28 @@ class RowFolder:
 
     def is_done(self, index: int, key: Any) -> bool:
         """Whether a row is finished; a `ValueError` if another row, which the `key` does not describe, was finished in its place."""
-        files = list(self.folder.glob(f"{index:08d}-*{self.suffix}"))
-        if files and files[0] != self._file(index, key):
+        file = self._files.get(index)
+        if file is not None and file != self._file(index, key):
             raise ValueError(
                 f"{self.name} has the result of another row in the place of row {index}. Repeat the call with the same rows in "
                 "the same order (new ones at the end), or choose another place."
             )
-        return bool(files)
+        return file is not None
 
     def write(self, index: int, key: Any, content: bytes) -> None:
         """Keep the result of a row."""
-        write_atomically(self._file(index, key), content)
+        file = self._file(index, key)
+        write_atomically(file, content)
+        self._files[index] = file
 
     def read(self, index: int) -> bytes:
         """Result of a finished row."""
-        (file,) = self.folder.glob(f"{index:08d}-*{self.suffix}")
-        return file.read_bytes()
+        if index not in self._files:  # written by another process
+            self._list()
+        return self._files[index].read_bytes()
+
+    def _list(self) -> None:
+        self._files |= {int(file.name[:8]): file for file in self.folder.glob(f"*{self.suffix}")}
 
     def _file(self, index: int, key: Any) -> Path:
         return self.folder / f"{index:08d}-{digest_of(key)}{self.suffix}"

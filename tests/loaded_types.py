@@ -1,4 +1,8 @@
-"""Writes down which types of weights are loaded in a process, and from where, while a script runs in it as it ships."""
+"""
+Writes down which types of weights are loaded in a process, and from where, while scripts run in it as they ship:
+
+    LOADED_TYPES=types.jsonl python tests/loaded_types.py SCRIPT ARGUMENT... [--then SCRIPT ARGUMENT...]
+"""
 
 import functools
 import json
@@ -20,12 +24,13 @@ def watch(model_class: type, file: str) -> None:
     def from_pretrained(cls: type, name: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = load(cls, name, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        always_float32 = cls._keep_in_fp32_modules or ()  # whatever type is asked for
         types: Counter[str] = Counter()
-        for parameter in model.parameters():
-            types[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
-        line = {"class": cls.__name__, "name": str(name), "types": types}
+        for parameter_name, parameter in model.named_parameters():
+            if not set(parameter_name.split(".")) & set(always_float32):
+                types[str(parameter.dtype).removeprefix("torch.")] += 1
         with open(file, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(json.dumps({"class": cls.__name__, "name": str(name), "types": types}) + "\n")
         return loaded
 
     model_class.from_pretrained = classmethod(from_pretrained)
@@ -34,5 +39,11 @@ def watch(model_class: type, file: str) -> None:
 if __name__ == "__main__":
     for model_class in (transformers.PreTrainedModel, diffusers.ModelMixin):
         watch(model_class, os.environ["LOADED_TYPES"])
-    del sys.argv[0]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    commands: list[list[str]] = [[]]
+    for part in sys.argv[1:]:
+        if part == "--then":
+            commands.append([])
+        else:
+            commands[-1].append(part)
+    for sys.argv in commands:
+        runpy.run_path(sys.argv[0], run_name="__main__")

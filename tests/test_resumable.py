@@ -32,7 +32,7 @@ file.merge()
 def as_process(monkeypatch, index, count):
     """Make this process one of several, which wait for nobody."""
     monkeypatch.setattr(resumable.Processes, "current", classmethod(lambda cls: cls(index, count)))
-    monkeypatch.setattr(resumable.Processes, "gather", lambda self, values: values)
+    monkeypatch.setattr(resumable.Processes, "gather", lambda self, values, group=None: values)
 
 
 def test_file_goes_on_where_it_stopped(tmp_path):
@@ -177,10 +177,20 @@ def test_work_of_one_process():
 
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_work_of_several_processes(tmp_path, count):
-    """Real processes: all have all results in order, and a failure on one is raised on all."""
+    """
+    Real processes: all have all results in order, wait for each other however long one works (they used to give up after half
+    an hour), and a failure on one is raised on all.
+    """
     script = tmp_path / "work.py"
     script.write_text(
+        "import datetime, time\n"
+        "from accelerate import PartialState\n"
         "from rewarddance_hf.parallel import Processes, run_split\n"
+        "PartialState(cpu=True, timeout=datetime.timedelta(seconds=3))\n"
+        "def slow(rows):\n"
+        "    time.sleep(5 if 0 in rows else 0)\n"  # longer than processes wait by default
+        "    return list(rows)\n"
+        "assert run_split(slow, 7) == list(range(7))\n"
         "results = run_split(lambda rows: [f'{row}' for row in rows], 7)\n"
         "assert results == [str(row) for row in range(7)], results\n"
         "def work(rows):\n"

@@ -266,7 +266,7 @@ def fill(hub: LoopbackHub, folder: Path) -> None:
         hub.put(name, folder / name)
     hub.put(
         "data-is-better-together/open-image-preferences-v1-binarized",
-        dataset_layouts.open_image_preferences(count=20),
+        dataset_layouts.open_image_preferences(count=10),
         kind="dataset",
     )
-    hub.put("Rapidata/text-2-video-human-preferences", dataset_layouts.rapidata_videos(count=20), kind="dataset")
+    hub.put("Rapidata/text-2-video-human-preferences", dataset_layouts.rapidata_videos(count=8), kind="dataset")

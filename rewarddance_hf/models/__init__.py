@@ -1,13 +1,12 @@
 """Configuration, model and processor: the files that travel with every checkpoint on the Hub."""
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_rewarddance import RewardDanceConfig
 from .modeling_rewarddance import RewardDanceForYesScoring, RewardDanceOutput, RewardDancePreTrainedModel
-from .pipeline_rewarddance import TASK, VisualPreferencePipeline
 from .processing_rewarddance import RewardDanceProcessor
 
 
@@ -16,8 +15,30 @@ AutoConfig.register("rewarddance", RewardDanceConfig, exist_ok=True)
 AutoModel.register(RewardDanceConfig, RewardDanceForYesScoring, exist_ok=True)
 AutoProcessor.register(RewardDanceConfig, RewardDanceProcessor, exist_ok=True)
 
-if TASK not in PIPELINE_REGISTRY.supported_tasks:
-    PIPELINE_REGISTRY.register_pipeline(TASK, VisualPreferencePipeline, pt_model=AutoModel, type="multimodal")
+if TYPE_CHECKING:
+    from .pipeline_rewarddance import VisualPreferencePipeline
+
+
+def register_pipeline() -> None:
+    """Let `transformers.pipeline` know the task. Apart, as the pipelines of transformers take seconds to import."""
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .pipeline_rewarddance import TASK, VisualPreferencePipeline
+
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(TASK, VisualPreferencePipeline, pt_model=AutoModel, type="multimodal")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "VisualPreferencePipeline":
+        from .pipeline_rewarddance import VisualPreferencePipeline
+
+        return VisualPreferencePipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if "transformers.pipelines" in sys.modules:
+    register_pipeline()
 
 
 class _CustomPipelines:

@@ -40,13 +40,20 @@ def score_into_file(
             f"The weights of the judge are sharded over {processes.count} processes, but each scores rows of its own. Load "
             "the whole judge on each, or score in one process."
         )
-    mine = [row for row in processes.rows(len(rows)) if row not in skip]
-    todo = [row for row in mine if row not in file.rows]
+    group = processes.patient_group()
+    wanted = [row for row in range(len(rows)) if row not in skip]
+    left = [row for row in wanted if row not in file.rows]
+    todo = [left[index] for index in processes.rows(len(left))]
     questions = (run.question(row, rows[row]) for row in todo)
     done = 0
     error: Exception | None = None
-    counts = {"total": len(mine), "initial": len(mine) - len(todo)}
-    with tqdm(**counts, desc="Scoring", unit="row", disable=not show_progress) as progress, torch.no_grad():
+    done_before = (len(wanted) - len(left)) // processes.count
+    with (
+        tqdm(
+            total=done_before + len(todo), initial=done_before, desc="Scoring", unit="row", disable=not show_progress
+        ) as progress,
+        torch.no_grad(),
+    ):
         try:
             for _, scores in judge.stream(questions, progress.update, window=save_every) if todo else ():
                 results = zip(todo[done : done + len(scores)], scores.tolist(), strict=True)
@@ -58,7 +65,7 @@ def score_into_file(
             error.__cause__ = non_finite
         except Exception as other:
             error = other
-    processes.raise_together(error)
+    processes.raise_together(error, group)
     file.merge()
     return sum(processes.gather([done]))
 

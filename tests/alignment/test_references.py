@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import math
+import re
 
 import datasets
 import diffusers
@@ -236,6 +237,20 @@ def test_interrupted_run_goes_on(pipeline, scorers, tmp_path):
             for a, b in zip(got[i]["references"], whole[i]["references"], strict=True):
                 assert distance(a, b) == 0
     assert distance(first[1]["references"][0], whole[1]["references"][0]) == 0  # not torn away by the later calls
+
+
+def test_how_long_it_takes_is_said(pipeline, scorers, tmp_path, capsys):
+    """After the first prompt, with what is kept where; bars of the pipeline's single calls are left out for the time."""
+    pipeline.set_progress_bar_config(disable=False, leave=True)
+    references_of(pipeline, scorers["pointwise"], ["a", *PROMPTS], output_dir=tmp_path, show_progress=True)
+    output = "".join(capsys.readouterr())
+    said = r"References of 3 of 3 prompts, 4 candidates each, on 1 process: [0-9.]+ s for the first one, about 0:00:\d\d in all"
+    assert re.search(said, output)
+    assert f"Each is kept in {tmp_path} when it is done." in output
+    assert "3/3" in output
+    assert "it/s" not in output
+    assert pipeline._progress_bar_config == {"disable": False, "leave": True}
+    pipeline.set_progress_bar_config(disable=True)
 
 
 def test_folder_of_another_run_is_refused(pipeline, scorers, vlm_folder, tmp_path):

@@ -7,7 +7,10 @@ The paper keeps the top 2 of 16 candidates by wins in a round robin. Bottom and 
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,7 @@ def best_of_n_references(
 
     Each candidate has its own seed, which follows from `seed`, the prompt and the candidate's index, so a prompt has
     the same candidates in every list, batch and number of processes. Under `accelerate launch`, prompts are split over
-    processes, and each gets all references.
+    processes, and each gets all references. How long it takes is said after the first prompt.
 
     `pipeline(prompt, generator=torch.Generator().manual_seed(seed), **pipeline_kwargs)` draws one again (up to the rounding
     errors that batch sizes make on some devices).
@@ -153,13 +156,15 @@ def best_of_n_references(
 
     drawer = CandidateDrawer(pipeline, pipeline_kwargs, batch_size)
     used = rows.select_columns([name for name in ("prompt", *CONTEXT_COLUMNS) if name in rows.column_names])
-    is_quiet = not (show_progress and Processes.current().is_main)
+    processes = Processes.current()
+    group = processes.patient_group()
+    left = [i for i in range(len(rows)) if store is None or not store.is_done(i, _read_row(used, i)[0])]
+    processes.wait(group)  # all have looked before one writes
+    is_quiet = not (show_progress and processes.is_main)
 
     def make(index: int) -> bytes | None:
-        """Result of a prompt as a table of one row; None if it is in the store."""
+        """Result of a prompt as a table of one row; None if it went into the store."""
         row, name = _read_row(used, index)
-        if store is not None and store.is_done(index, row):
-            return None
         seeds = [candidate_seed(seed, row["prompt"], candidate) for candidate in range(num_candidates)]
         wins, scores = None, None
         if method == "random":
@@ -179,11 +184,44 @@ def best_of_n_references(
         store.write(index, row, table)
         return None
 
-    def work(indices: Sequence[int]) -> list[bytes | None]:
-        return [make(index) for index in tqdm(indices, desc="References", unit="prompt", disable=is_quiet)]
+    def work(places: Sequence[int]) -> list[bytes | None]:
+        results, start = [], time.monotonic()
+        with tqdm(total=len(places), desc="References", unit="prompt", disable=is_quiet) as progress:
+            for place in places:
+                results.append(make(left[place]))
+                progress.update()
+                if len(results) == 1 and not is_quiet and len(places) > 1:
+                    progress.write(_estimate(len(left), len(rows), num_candidates, start, processes.count, store))
+        return results
 
-    new = _read_all(store, Path(output_dir or ""), run_split(work, len(rows)))
+    with _without_progress_bars(pipeline):
+        made = dict(zip(left, run_split(work, len(left)), strict=True))
+    new = _read_all(store, Path(output_dir or ""), [made.get(index) for index in range(len(rows))])
     return datasets.concatenate_datasets([rows, new], axis=1)
+
+
+def _estimate(num_left: int, num_rows: int, num_candidates: int, start: float, num_processes: int, store: Any) -> str:
+    """What is to be done, and how long it takes as the first prompt tells."""
+    seconds = time.monotonic() - start
+    total = timedelta(seconds=round(seconds * math.ceil(num_left / num_processes)))
+    kept = f" Each is kept in {store.folder.parent} when it is done." if store is not None else ""
+    return (
+        f"References of {num_left} of {num_rows} prompts, {num_candidates} candidates each, on {num_processes} "
+        f"process{'es' * (num_processes > 1)}: {seconds:.1f} s for the first one, about {total} in all.{kept}"
+    )
+
+
+@contextmanager
+def _without_progress_bars(pipeline: Any) -> Iterator[None]:
+    """Keep the bars of a pipeline's single calls away from that of all prompts."""
+    before = getattr(pipeline, "_progress_bar_config", None)
+    if hasattr(pipeline, "set_progress_bar_config"):
+        pipeline.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if hasattr(pipeline, "set_progress_bar_config"):
+            pipeline.set_progress_bar_config(**(before or {}))
 
 
 def _read_row(rows: datasets.Dataset, index: int) -> tuple[dict[str, Any], str]:
@@ -259,7 +297,7 @@ def _read_all(store: RowFolder | None, folder: Path, made: Sequence[bytes | None
         processes.is_main
     ):  # a dataset of an earlier call may still map the old file, which is replaced and not overwritten
         write_atomically(merged, write)
-    processes.wait()
+    processes.wait(processes.patient_group())
     return datasets.Dataset.from_file(str(merged))
 
 
