@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-space test-serving test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full shapes-base shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-recipes test-all test-space test-serving test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -24,6 +24,9 @@ demo: $(VENV)/.installed  ## train a judge of shapes, measure it, score with it 
 
 test: $(VENV)/.installed  ## run the tests
 	$(PYTEST) $(IN_PARALLEL) -m "not slow"
+
+test-recipes: $(VENV)/.installed  ## run every recipe of examples/ as it ships, on tiny models
+	$(PYTEST) tests/examples/test_recipes.py
 
 test-all: $(VENV)/.installed  ## run the tests and the long sweeps
 	$(PYTEST) $(IN_PARALLEL)

@@ -10,41 +10,45 @@ from typing import Any
 
 
 TRANSFORMERS = "transformers"
-# Names of transformers by which a judge may be loaded
-AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoProcessor")
-PIPELINE = "pipeline"
+# Names of transformers by which a judge may be loaded, and their modules
+AUTO_CLASSES = {
+    "AutoConfig": "transformers.models.auto.configuration_auto",
+    "AutoModel": "transformers.models.auto.modeling_auto",
+    "AutoProcessor": "transformers.models.auto.processing_auto",
+}
+PIPELINE = {"pipeline": "transformers.pipelines"}
+NAMES = AUTO_CLASSES | PIPELINE
 
 
 def register_when_used() -> None:
     """Register judges where transformers is in use already, or else with the first of the names above that is taken from it."""
-    module = sys.modules.get(TRANSFORMERS)
-    if module is None:
+    if TRANSFORMERS not in sys.modules:
         sys.meta_path.insert(0, _TransformersFinder())
         return
-    for name in (*AUTO_CLASSES, PIPELINE):
-        if name in vars(module):
+    _watch(type(sys.modules[TRANSFORMERS]))
+    for name, module in NAMES.items():
+        if module in sys.modules:
             _register(name)
-    _watch(module)
 
 
 def _register(name: str) -> None:
     from . import models
 
-    if name == PIPELINE:
+    if name in PIPELINE:
         models.register_pipeline()
 
 
-def _watch(module: Any) -> None:
-    """Give the module a function for names that it has not got yet, which is asked before that of its class (PEP 562)."""
+def _watch(module_class: Any) -> None:
+    """Watch the class of the module, of which transformers makes a new object now and then: it imports names when asked for them."""
+    get = module_class.__getattr__
 
-    def get(name: str) -> Any:
-        if name not in (*AUTO_CLASSES, PIPELINE):
-            raise AttributeError(f"module {TRANSFORMERS!r} has no attribute {name!r}")
-        value = type(module).__getattr__(module, name)
-        _register(name)
+    def __getattr__(module: ModuleType, name: str) -> Any:
+        value = get(module, name)
+        if name in NAMES and module.__name__ == TRANSFORMERS:
+            _register(name)
         return value
 
-    module.__getattr__ = get
+    module_class.__getattr__ = __getattr__
 
 
 class _TransformersFinder(MetaPathFinder):
@@ -63,7 +67,7 @@ class _TransformersFinder(MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             load(module)
-            _watch(sys.modules[TRANSFORMERS])  # the module puts another one in its place
+            _watch(type(sys.modules[TRANSFORMERS]))  # the module has put another one in its place
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -19,9 +19,9 @@ FILES = {
 # A room may import the rooms of the lines before its own, and itself.
 ROOMS = [
     ["import_utils", "checks"],
-    ["parallel", "cards"],
+    ["parallel", "cards", "availability"],
     ["resumable", "models"],
-    ["rewards", "data"],
+    ["rewards", "data", "registration"],
     ["scoring"],
     ["trainer", "evaluation", "serving"],
     ["alignment"],

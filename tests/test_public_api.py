@@ -10,6 +10,8 @@ import pytest
 from new_process import run_python
 
 import rewarddance_hf
+from rewarddance_hf.models import RewardDanceForYesScoring
+from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 
 
 def test_all_names_exist_and_are_sorted():
@@ -70,3 +72,43 @@ def test_judge_works_without_the_extras():
     )
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.new_process
+def test_missing_extras_are_named():
+    """What needs an extra says which: a name of `datasets` that could not be imported used to be all that was said."""
+    code = """
+import sys
+sys.modules["datasets"] = None
+import rewarddance_hf
+for name in ("RewardDanceTrainer", "RewardDanceTrainingArguments", "best_of_n_references", "load_preferences"):
+    try:
+        getattr(rewarddance_hf, name)
+    except ImportError as error:
+        print(name, error)
+"""
+    done = run_python("-c", code)
+    assert (
+        done.stdout.count(
+            "datasets is needed here, but not installed. Install it with `pip install rewarddance_hf[train]`"
+        )
+        == 4
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import rewarddance_hf\nfrom transformers import AutoModel\nAutoModel.from_pretrained(FOLDER)",
+        "from transformers import pipeline\nimport rewarddance_hf\npipeline('visual-preference', model=FOLDER)",
+        "import rewarddance_hf\nfrom transformers import pipeline\npipeline('visual-preference', model=FOLDER)",
+    ],
+    ids=["model", "pipeline-first", "pipeline"],
+)
+@pytest.mark.new_process
+def test_judges_are_known_to_transformers(code, tmp_path):
+    """The import of this package is enough, in any order, and nothing asks for trust. A class had to be imported before."""
+    RewardDanceForYesScoring.from_pretrained(BASE_VLM).save_pretrained(tmp_path)
+    judge_processor().save_pretrained(tmp_path)
+    done = run_python("-c", f"FOLDER = {str(tmp_path)!r}\n{code}")
+    assert done.returncode == 0, done.stderr[-2000:]

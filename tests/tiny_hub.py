@@ -269,4 +269,4 @@ def fill(hub: LoopbackHub, folder: Path) -> None:
         dataset_layouts.open_image_preferences(count=10),
         kind="dataset",
     )
-    hub.put("Rapidata/text-2-video-human-preferences", dataset_layouts.rapidata_videos(count=8), kind="dataset")
+    hub.put("Rapidata/text-2-video-human-preferences", dataset_layouts.rapidata_videos(count=10), kind="dataset")

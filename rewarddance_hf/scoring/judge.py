@@ -36,6 +36,7 @@ class Judge:
     sees_equal_images_once = True
 
     is_probability = True  # the reward, in all paradigms
+    _source: tuple[str, dict[str, Any]] | None = None  # where it was loaded from
 
     def __init__(
         self,

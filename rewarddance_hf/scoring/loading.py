@@ -1,13 +1,20 @@
 """Loading of judges: RewardDance checkpoints, plain vision-language models, and LoRA adapters of either."""
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import cached_file
 
+from ..availability import check_available
 from ..import_utils import require_extra
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.checkpoints_rewarddance import HUB_ARGUMENTS, find_adapter
+
+
+CARD = "README.md"
 
 
 def load_judge(
@@ -18,6 +25,10 @@ def load_judge(
     a RewardDance `config.json` and a processor in its folder replace those of the base model.
     """
     name = os.fspath(pretrained_model_name_or_path)
+    check_available(name, **kwargs)
+    device = None
+    if kwargs.get("device_map") is not None and find_spec("accelerate") is None:
+        device = _single_device(kwargs.pop("device_map"))
     adapter = find_adapter(name, kwargs)
     source, arguments = name, {argument: kwargs[argument] for argument in HUB_ARGUMENTS if argument in kwargs}
     if adapter is not None:
@@ -29,7 +40,27 @@ def load_judge(
             f"{name!r} has no weights of the scalar head `score`, so scores of the regressive paradigm would be random "
             "numbers. Train it with `RewardDanceTrainer`, or score with the generative paradigm that it was made for."
         )
-    return model, processor
+    return model if device is None else model.to(device), processor
+
+
+def _single_device(device_map: Any) -> Any:
+    """Device that a map names, which transformers takes with accelerate only: all of them if several are to be used."""
+    if isinstance(device_map, dict):
+        require_extra("train", "accelerate")
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device_map
+
+
+def copy_card(name: str, arguments: dict[str, Any], folder: str | os.PathLike) -> None:
+    """Keep the card of a judge, which knows its training and its base model, with a copy of it. That of another model is left."""
+    target = Path(folder) / CARD
+    try:
+        card = None if target.exists() else cached_file(name, CARD, **arguments)
+    except OSError:
+        return
+    if card is not None and "rewarddance" in (text := Path(card).read_text(encoding="utf-8")):
+        target.write_text(text, encoding="utf-8")
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

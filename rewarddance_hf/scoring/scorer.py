@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from ..models.checkpoints_rewarddance import HUB_ARGUMENTS
 from ..models.question_rewarddance import Question
 from ..rewards import NonFiniteScoreError, frozen
 from .dataset import score_into_file
 from .judge import Judge, non_finite_error
-from .loading import load_judge
+from .loading import copy_card, load_judge
 from .questions import Examples, as_list, by_dimension, make_questions
 from .ranking import check_ranking, rank_by_comparisons, rank_by_scores
 from .reasoning import ReasonedScores, generate_texts, score_with_reasons
@@ -115,11 +116,14 @@ class RewardDanceScorer(Judge):
         if device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
             rank = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes each has a device of its own
             model.to(torch.device("cuda", rank % torch.cuda.device_count()))  # type: ignore[arg-type]
-        return cls(model.requires_grad_(False), processor, batch_size=batch_size, **settings)
+        scorer = cls(model.requires_grad_(False), processor, batch_size=batch_size, **settings)
+        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        scorer._source = (os.fspath(pretrained_model_name_or_path), hub_arguments)
+        return scorer
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """
-        Save weights or adapter, configuration with its temperature, and processor, for
+        Save weights or adapter, configuration with its temperature, processor, and the card that the judge came with, for
         [`~RewardDanceScorer.from_pretrained`].
 
         Args:
@@ -130,6 +134,8 @@ class RewardDanceScorer(Judge):
         if getattr(self.model, "peft_config", None):  # adapters are saved without a configuration
             self.model.config.save_pretrained(save_directory)
         self.processor.save_pretrained(save_directory)
+        if self._source is not None:
+            copy_card(*self._source, save_directory)
 
     def score(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl import get_peft_config, get_quantization_config
 
+from ..availability import check_available
 from ..trainer.training_args import RewardDanceTrainingArguments
 from .arguments import JudgeModelConfig, required
 from .data import DataArguments, load_preferences_of
@@ -69,7 +70,7 @@ def load_generated_rows(
 def main(
     script_args: RewardDanceScriptArguments, training_args: RewardDanceTrainingArguments, model_args: JudgeModelConfig
 ) -> None:
-    from ..models import RewardDanceProcessor
+    from ..trainer.processor import load_processor
     from ..trainer.rewarddance_trainer import RewardDanceTrainer
 
     if script_args.dataset_name not in SHAPES:
@@ -87,9 +88,8 @@ def main(
         model_name = model_name or str(BASE_VLM)
         processor = judge_processor(model_name, **processor_kwargs)
     else:
-        processor = RewardDanceProcessor.from_pretrained(
-            model_name, revision=model_args.model_revision, **processor_kwargs
-        )
+        check_available(str(model_name), revision=model_args.model_revision)
+        processor = load_processor(model_name, revision=model_args.model_revision, **processor_kwargs)
     if script_args.dry_run:
         from .dry_run import show_training
 

@@ -1,12 +1,14 @@
 """Draft of a model card, written by the trainer from what it knows about its run; a release turns it into the full
 card."""
 
+import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch.utils.data import ConcatDataset, Subset
 
 from .. import __version__
@@ -33,7 +35,7 @@ def training_card(
 ) -> str:
     """Fill the draft of a model card."""
     metrics = _last_eval_metrics(state.log_history)
-    base_model = model.config._name_or_path or "unknown"
+    base_model = public_name(model.config._name_or_path) or "unknown"
     facts: dict[str, Any] = {
         "paradigm": args.paradigm,
         "steps": state.global_step,
@@ -66,6 +68,15 @@ def training_card(
         base_model=base_model,
         metrics=metrics,
     )
+
+
+def public_name(source: str) -> str:
+    """What a model is called in public: folders by the base model that their own card names, else without where they are."""
+    if not os.path.isdir(source):
+        return source
+    card = Path(source) / "README.md"
+    named = ModelCard.load(card, ignore_metadata_errors=True).data.get("base_model") if card.is_file() else None
+    return named if isinstance(named, str) and not os.path.isabs(named) else Path(source).resolve().name
 
 
 def recorded_data(dataset: Any) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..availability import check_available
 from ..data.collator import DataCollatorForRewardDance
 from ..data.rows import prepare_rows
 from ..import_utils import require_extra
@@ -25,6 +26,7 @@ from ..models import RewardDanceForYesScoring, RewardDanceOutput, RewardDancePro
 from .common import CommonTrainer, SetEpochCallback
 from .losses import answer_cross_entropy, bradley_terry_loss, pointwise_loss
 from .model_card import training_card
+from .processor import load_processor
 from .training_args import RewardDanceTrainingArguments
 
 
@@ -116,6 +118,7 @@ class RewardDanceTrainer(CommonTrainer):
         source: dict[str, Any] = {}
         if isinstance(model, str):
             init_kwargs = dict(args.model_init_kwargs or {})
+            check_available(model, **init_kwargs)
             if init_kwargs.get("dtype") is None:
                 keeps_type = peft_config is not None or init_kwargs.get("quantization_config") is not None
                 init_kwargs["dtype"] = "auto" if keeps_type else torch.float32
@@ -134,7 +137,7 @@ class RewardDanceTrainer(CommonTrainer):
                 f"`paradigm={args.paradigm!r}`, or pass its path as `model`."
             )
         if processing_class is None:
-            processing_class = RewardDanceProcessor.from_pretrained(model.config._name_or_path, **source)
+            processing_class = load_processor(model.config._name_or_path, **source)
         model.check_processor(processing_class)
         if model.config.score_temperature != 1.0:
             logger.warning(

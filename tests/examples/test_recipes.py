@@ -30,6 +30,9 @@ SHAPES = ("shapes", "shapes_generated", "refl_shapes", "shapes_video")
 ELSEWHERE = {
     "context_scaling.py": "tests/examples/test_context_scaling.py, on tiny numbers: it takes minutes to hours",
     "distill_rationales.py": "tests/examples/test_distill_rationales.py, with tiny teachers",
+    "images/draw_ranking.py": "nowhere: it needs the judge of `make demo`, and draws the picture of the README",
+    "quickstart.ipynb": "tests/examples/test_quickstart.py",
+    "score_with_datatrove.py": "tests/examples/test_score_with_datatrove.py",
     "search_at_test_time.py": "tests/examples/test_search_example.py, on tiny numbers",
     "train_judge_grpo.py": "tests/examples/test_train_judge_grpo.py",
     "accelerate_configs/multi_gpu.yaml": "test_accelerate_configurations reads it: it needs 8 GPUs",
@@ -62,7 +65,7 @@ def sizes_of(recipe: str) -> dict[str, str]:
     pixels = settings.get("pipeline_kwargs", {})
     if "height" in pixels:
         sizes["pipeline_kwargs"] = json.dumps({**pixels, "height": 64, "width": 64})
-        sizes["per_device_eval_batch_size"] = 16
+        sizes |= {"per_device_eval_batch_size": 16, "num_prompts": 2, "held_out_prompts": 2}
     if settings.get("load_best_model_at_end"):
         sizes |= {"eval_steps": 1, "save_steps": 1}
     if "num_prompts" in settings and not pixels.get("height"):  # prompts of shapes are not those of a small dataset

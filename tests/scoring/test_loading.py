@@ -5,10 +5,14 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import HfApi, constants
+from new_process import run_python
 from peft import LoraConfig, get_peft_model
 from tiny_vlms import random_image
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
+from rewarddance_hf.availability import check_available
+from rewarddance_hf.shapes.models import BASE_VLM
 
 
 SAMPLE, REFERENCE = random_image(0), random_image(1)
@@ -143,3 +147,49 @@ def test_whole_checkpoint_beside_an_adapter_file(vlm_folder, tmp_path):
     # transformers puts the adapter on the weights beside it.
     got = rewards(RewardDanceScorer.from_pretrained(tmp_path / "judge"))
     assert torch.equal(got, rewards(RewardDanceScorer.from_pretrained(tmp_path / "adapter")))
+
+
+def test_a_saved_judge_keeps_its_card(vlm_folder, tmp_path):
+    """What is saved with a fitted temperature used to lose the record of its training and its base model."""
+    for name, text in (
+        ("judge", "---\nbase_model: org/vlm\ntags: [rewarddance]\n---\n"),
+        ("vlm", "another model's card"),
+    ):
+        shutil.copytree(vlm_folder("internvl"), tmp_path / name)
+        (tmp_path / name / "README.md").write_text(text)
+        RewardDanceScorer.from_pretrained(tmp_path / name).save_pretrained(tmp_path / f"{name}-saved")
+    assert (tmp_path / "judge-saved" / "README.md").read_text() == (tmp_path / "judge" / "README.md").read_text()
+    assert not (tmp_path / "vlm-saved" / "README.md").exists()
+
+
+def test_a_mistyped_folder_is_named_at_once(tmp_path, monkeypatch):
+    """Without a network, three minutes of retries ended in a message that did not name the model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "shapes_judge").mkdir(parents=True)
+    for load in (RewardDanceScorer.from_pretrained, check_available):
+        with pytest.raises(
+            OSError, match=r"'outputs/shapes_jugde' is no folder here, .* Did you mean 'outputs/shapes_judge'"
+        ):
+            load("outputs/shapes_jugde")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("rewarddance_hf.availability.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
+    with pytest.raises(
+        OSError, match="'nobody/nothing' is no folder here, not in the cache, and http://127.0.0.1:9 cannot be"
+    ):
+        check_available("nobody/nothing")
+
+
+@pytest.mark.new_process
+def test_device_map_without_accelerate():
+    """A core install has no accelerate: `device_map="auto"` is then one device, and no error."""
+    code = f"""
+import sys
+sys.modules["accelerate"] = None
+from rewarddance_hf import RewardDanceScorer
+for device_map in ("auto", "cpu"):
+    scorer = RewardDanceScorer.from_pretrained({str(BASE_VLM)!r}, device_map=device_map)
+    print(scorer.model.device)
+"""
+    done = run_python("-c", code)
+    assert done.stdout.split() == ["cpu", "cpu"], done.stderr[-2000:]

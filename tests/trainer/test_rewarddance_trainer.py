@@ -22,7 +22,7 @@ from rewarddance_hf import (
     RewardDanceTrainingArguments,
 )
 from rewarddance_hf.trainer.losses import bradley_terry_loss
-from rewarddance_hf.trainer.model_card import FACTS_KEY
+from rewarddance_hf.trainer.model_card import FACTS_KEY, public_name
 
 
 PARADIGMS = ("pairwise", "pointwise", "regressive")
@@ -381,6 +381,17 @@ def test_all_weights_are_trained_in_float32(vlm_folder, dataset, tmp_path, caplo
         logging.getLogger("transformers").propagate = True
         make_trainer(judge, tmp_path / "b", dataset)
     assert "All weights are trained, and they are torch.bfloat16" in caplog.text
+
+
+def test_cards_name_no_folders_of_this_machine(vlm_folder, tmp_path):
+    """A local model is called by the base model that its card names, or by the name of its folder."""
+    folder = vlm_folder("internvl")
+    assert public_name("org/vlm") == "org/vlm"
+    assert public_name(str(folder)) == folder.name
+    (tmp_path / "README.md").write_text("---\nbase_model: org/vlm\n---\n")
+    assert public_name(str(tmp_path)) == "org/vlm"
+    (tmp_path / "README.md").write_text(f"---\nbase_model: {folder}\n---\n")  # as PEFT writes it
+    assert public_name(str(tmp_path)) == tmp_path.name
 
 
 def test_resume_as_a_command_line_says_it(vlm_folder, dataset, tmp_path):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from ...availability import check_available
+
 
 def load_pipeline(
     pretrained_model_name_or_path: str | os.PathLike,
@@ -23,6 +25,7 @@ def load_pipeline(
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
+    check_available(pretrained_model_name_or_path, "model_index.json", **kwargs)
     # Of these, some pipelines demand to be told that there are none.
     components = DiffusionPipeline.load_config(pretrained_model_name_or_path, **kwargs)
     absent = {name: None for name, value in components.items() if value == [None, None]}

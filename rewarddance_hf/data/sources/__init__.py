@@ -6,8 +6,13 @@ new owner) or from a local folder of the same layout. What is known of a dataset
 beside the code that reads it in `images`, `editing` and `videos`; their `SOURCES` list all of them.
 """
 
-from .catalogue import BENCHMARKS, SOURCES, load_preferences, load_source, terms_of
-from .source import Benchmark, DatasetTerms, Source
+from ...import_utils import require_extra
+
+
+require_extra("train", "datasets")
+
+from .catalogue import BENCHMARKS, SOURCES, load_preferences, load_source, terms_of  # noqa: E402
+from .source import Benchmark, DatasetTerms, Source  # noqa: E402
 
 
 __all__ = [
