@@ -100,7 +100,10 @@ for name in ("RewardDanceTrainer", "RewardDanceTrainingArguments", "best_of_n_re
     "code",
     [
         "import rewarddance_hf\nfrom transformers import AutoModel\nAutoModel.from_pretrained(FOLDER)",
-        "from transformers import pipeline\nimport rewarddance_hf\npipeline('visual-preference', model=FOLDER)",
+        pytest.param(
+            "from transformers import pipeline\nimport rewarddance_hf\npipeline('visual-preference', model=FOLDER)",
+            marks=pytest.mark.slow,
+        ),
         "import rewarddance_hf\nfrom transformers import pipeline\npipeline('visual-preference', model=FOLDER)",
     ],
     ids=["model", "pipeline-first", "pipeline"],

@@ -31,6 +31,8 @@ ELSEWHERE = {
     "context_scaling.py": "tests/examples/test_context_scaling.py, on tiny numbers: it takes minutes to hours",
     "distill_rationales.py": "tests/examples/test_distill_rationales.py, with tiny teachers",
     "images/draw_ranking.py": "nowhere: it needs the judge of `make demo`, and draws the picture of the README",
+    "flow_factory_reward.py": "tests/examples/test_serving_examples.py",
+    "train_prompt_writer_grpo.py": "tests/examples/test_serving_examples.py",
     "quickstart.ipynb": "tests/examples/test_quickstart.py",
     "score_with_datatrove.py": "tests/examples/test_score_with_datatrove.py",
     "search_at_test_time.py": "tests/examples/test_search_example.py, on tiny numbers",
