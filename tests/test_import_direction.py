@@ -32,6 +32,7 @@ ROOMS = [
     ["__main__"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+FLOOR[""] = FLOOR["registration"] + 1  # the package itself
 # Rooms in which an optional library may be imported.
 HOMES = {
     "trl": {"scripts"},
