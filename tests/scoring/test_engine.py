@@ -231,7 +231,7 @@ def internvl_with(folder, **text_config):
 def test_trial_passes_tested_families(make_scorer, family):
     """What the tests know to be exact, a trial on a small copy finds as well; it errs on the safe side only."""
     scorer = make_scorer(family)
-    got = proof_module.difference_from_plain_path(scorer.model, scorer.processor)
+    got = proof_module.difference_from_plain_path(engine_module.ScoringEngine, scorer.model, scorer.processor)
     # Answers of random Gemma 3 hardly depend on what comes early, which a trial cannot tell from a question that is cut off.
     assert got == ("the answers of a small copy do not tell questions apart" if family == "gemma3" else None)
 
@@ -269,7 +269,7 @@ def test_models_that_fail_a_trial_are_scored_plainly(vlm_folder, text_config, re
     """What looks forward, keeps other states or depends on the whole length takes the plain path, and says why."""
     monkeypatch.setattr(engine_module, "EXACT_TEXT_TYPES", ())
     model, processor = internvl_with(vlm_folder("internvl"), **text_config)
-    assert reason in proof_module.difference_from_plain_path(model, processor)
+    assert reason in proof_module.difference_from_plain_path(engine_module.ScoringEngine, model, processor)
     with caplog.at_level("INFO"):
         scorer = RewardDanceScorer(model, processor)
     assert len(scorer.score(IMAGES[:2], PROMPT, IMAGES[1:3])) == 2
@@ -285,7 +285,10 @@ def test_trial_is_made_once(make_scorer, monkeypatch):
     monkeypatch.setattr(proof_module, "_try_out", lambda *arguments: tried.append(torch.rand(())) or "no")
     before = torch.get_rng_state()
     for _ in range(2):
-        assert proof_module.difference_from_plain_path(scorer.model, scorer.processor) == "no"
+        assert (
+            proof_module.difference_from_plain_path(engine_module.ScoringEngine, scorer.model, scorer.processor)
+            == "no"
+        )
     assert len(tried) == 1
     assert torch.equal(torch.get_rng_state(), before)
 

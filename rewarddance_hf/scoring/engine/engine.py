@@ -94,7 +94,7 @@ class ScoringEngine:
             return "its weights are sharded over devices"
         model_type, text_type = model.config.vlm_config.model_type, model.config.get_text_config().model_type
         is_known = model_type in EXACT_MODEL_TYPES and text_type in EXACT_TEXT_TYPES
-        difference = None if is_known else difference_from_plain_path(model, processor)
+        difference = None if is_known else difference_from_plain_path(ScoringEngine, model, processor)
         return difference and f"model type {model_type!r} is not known to be scored equally: {difference}"
 
     @contextmanager

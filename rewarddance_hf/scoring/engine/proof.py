@@ -9,8 +9,9 @@ its question.
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from transformers.utils import logging
 
 from ...models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceProcessor
 from ...models.question_rewarddance import Question
+
+
+if TYPE_CHECKING:
+    from .engine import ScoringEngine
 
 
 HEADS = ("num_attention_heads", "num_heads", "attention_heads")
@@ -38,7 +43,9 @@ DENIED_ROPE = ("dynamic", "longrope")
 _known: dict[str, str | None] = {}
 
 
-def difference_from_plain_path(model: RewardDanceForYesScoring, processor: RewardDanceProcessor) -> str | None:
+def difference_from_plain_path(
+    make_engine: Callable[..., "ScoringEngine"], model: RewardDanceForYesScoring, processor: RewardDanceProcessor
+) -> str | None:
     """Why the engine is not known to give the scores of the plain path, or None. Tried out once for each configuration."""
     config = model.config.vlm_config
     rope = _rope_types(config.to_dict())
@@ -50,7 +57,7 @@ def difference_from_plain_path(model: RewardDanceForYesScoring, processor: Rewar
         logging.set_verbosity_error()  # what a copy warns of is not about the model
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                _known[key] = _try_out(small_copy(model, processor), processor)
+                _known[key] = _try_out(make_engine, small_copy(model, processor), processor)
         except Exception as error:  # whatever a model that nobody has tried may raise
             _known[key] = f"the engine cannot be tried out on it ({type(error).__name__}: {str(error)[:200]})"
         finally:
@@ -122,15 +129,13 @@ def _rope_types(settings: Any) -> set[str]:
     return own.union(*map(_rope_types, settings.values()))
 
 
-def _try_out(model: RewardDanceForYesScoring, processor: RewardDanceProcessor) -> str | None:
-    from ..judge import Judge  # which asks this module
-    from .engine import ScoringEngine
-
-    plain = Judge(model, processor, 1, engine="plain")
-    engine = ScoringEngine(model, processor, 4, 32768, 0, True, None, False)
+def _try_out(
+    make_engine: Callable[..., "ScoringEngine"], model: RewardDanceForYesScoring, processor: RewardDanceProcessor
+) -> str | None:
+    engine = make_engine(model, processor, 4, 32768, 0, True, None, False)
     engine.min_saving = 4  # images may be small
-    questions = _questions(plain.is_pairwise)
-    want = plain.ask(questions)[0]
+    questions = _questions(model.config.uses_reference)
+    want = torch.cat([model(**processor.encode([question])).logits[:, 0].float() for question in questions])
     with engine.session() as session:
         found = list(engine.answer([replace(q, row=i) for i, q in enumerate(questions)], session))
         shared = session.statistics.tokens < session.statistics.plain_tokens
