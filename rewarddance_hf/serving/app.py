@@ -113,6 +113,7 @@ class JudgeApp:
             yield
             await asyncio.get_running_loop().run_in_executor(None, self.batcher.close)
             self._threads.shutdown()
+            log("end")
 
         app = FastAPI(title="rewarddance", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 

@@ -84,7 +84,6 @@ class JudgeServer:
         judge = self.judge
         log("start", url=self.url, model=judge.name, judge=judge.digest, token=judge.token is not None)
         self._server.run(sockets=[self._socket])
-        log("end")
 
     def start(self) -> "JudgeServer":
         """Serve in a thread."""
