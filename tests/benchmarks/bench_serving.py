@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ import torch
 from PIL import Image
 
 
-CLIENTS, REQUESTS, SAMPLES = 16, 8, 4  # requests of each client, samples of each request
+CLIENTS, CLIENT_SAMPLES = 16, 32  # samples of each client in all
+SAMPLES = {"throughput": 16, "small_requests": 4}  # of each request
 ROUNDS = 3
 OVERLOAD_CLIENTS, OVERLOAD_SIDE = (12, 60), 1024  # clients of one request each, side of their images
 MEMORY_MIB = 128  # that requests of the overloaded server may hold, a tenth of what its clients send
@@ -70,7 +72,7 @@ def images(count: int, side: int, seed: int) -> list[Image.Image]:
     return [Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(count)]
 
 
-def throughput() -> dict[str, float]:
+def throughput(samples_each: int) -> dict[str, float]:
     """Distinct pairs, so that nothing is shared, by 16 clients and in this process."""
     from rewarddance_hf import RemoteReward, RewardDanceScorer
 
@@ -84,7 +86,7 @@ def throughput() -> dict[str, float]:
             latencies: list[float] = []
             lost = 0
             for turn in range(ROUNDS + 1):  # the first warms up
-                size = CLIENTS * REQUESTS * SAMPLES
+                size = CLIENTS * CLIENT_SAMPLES
                 samples, references = images(size, 32, 2 * turn), images(size, 32, 2 * turn + 1)
                 start, cpu = time.perf_counter(), time.process_time()
                 wanted = scorer.score(samples, "a circle", references)
@@ -92,9 +94,9 @@ def throughput() -> dict[str, float]:
 
                 def ask(client: int, samples=samples, references=references) -> list[torch.Tensor]:
                     found = []
-                    for request in range(REQUESTS):
-                        first = (client * REQUESTS + request) * SAMPLES
-                        part = slice(first, first + SAMPLES)
+                    for request in range(CLIENT_SAMPLES // samples_each):
+                        first = client * CLIENT_SAMPLES + request * samples_each
+                        part = slice(first, first + samples_each)
                         began = time.perf_counter()
                         found.append(remotes[client].score(samples[part], "a circle", references[part]))
                         latencies.append(time.perf_counter() - began)
@@ -158,7 +160,7 @@ def overload() -> dict[str, float]:
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
     """All measurements by name."""
-    return {"throughput": throughput, "overload": overload}
+    return {**{name: partial(throughput, count) for name, count in SAMPLES.items()}, "overload": overload}
 
 
 def main() -> None:
