@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..checks import check_integers
 from ..models.question_rewarddance import Example, Question
+from ..parallel import Processes
 from ..resumable import RowFile, content_of, digest_of
 from ..rewards import NonFiniteScoreError
 from .judge import Judge, non_finite_error
@@ -35,11 +36,7 @@ def score_into_file(
     run = RowScoring(judge, rows, examples)
     file = RowFile(output_file, run.fingerprint(), len(rows), f"`output_file` {os.fspath(output_file)!r}")
     processes = file.processes
-    if processes.count > 1 and judge.is_sharded:
-        raise ValueError(
-            f"The weights of the judge are sharded over {processes.count} processes, but each scores rows of its own. Load "
-            "the whole judge on each, or score in one process."
-        )
+    run.check_processes(processes)
     group = processes.patient_group()
     wanted = [row for row in range(len(rows)) if row not in skip]
     left = [row for row in wanted if row not in file.rows]
@@ -85,6 +82,14 @@ class RowScoring:
             "examples": [_digest_of_example(example) for example in self._examples(None)],
             "rows": getattr(self.rows, "digest", None) or _describe_rows(self.rows),
         }
+
+    def check_processes(self, processes: Processes) -> None:
+        """Refuse a judge that several processes hold together, as each works on rows of its own."""
+        if processes.count > 1 and self.judge.is_sharded:
+            raise ValueError(
+                f"The weights of the judge are sharded over {processes.count} processes, but each scores rows of its own. Load "
+                "the whole judge on each, or score in one process."
+            )
 
     def question(self, index: int, row: Mapping[str, Any]) -> Question:
         """Question about a row. A `ValueError` says what it lacks."""

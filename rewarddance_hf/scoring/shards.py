@@ -17,7 +17,6 @@ from ..resumable import check_fingerprint, differing_keys, write_atomically
 from ..rewards import NonFiniteScoreError
 from .dataset import RowScoring
 from .judge import Judge, non_finite_error
-from .loading import is_sharded
 from .questions import Examples
 
 
@@ -30,7 +29,7 @@ ROWS_A_GROUP = 1 << 16  # of the merged file
 
 
 def score_shards(
-    judge: Judge,
+    judge: "Judge | Any",
     rows: Sequence[Mapping[str, Any]],
     folder: str | os.PathLike,
     num_shards: int | None = None,
@@ -48,7 +47,7 @@ def score_shards(
     number of shards or workers.
 
     Args:
-        judge ([`RewardDanceScorer`]):
+        judge ([`RewardDanceScorer`] or [`RemoteReward`]):
             Judge that scores.
         rows ([`ParquetRows`], `datasets.Dataset` or `list[dict]`):
             Rows as in [`RewardDanceScorer.score_dataset`], with an optional `id`.
@@ -94,17 +93,11 @@ def score_shards(
             f"`shard` is {shard} and `num_shards` {num_shards}, but shards count from 0 to `num_shards - 1`. Correct one of them."
         )
     processes = Processes.current()
-    if processes.count > 1 and is_sharded(judge.model):
-        raise ValueError(
-            f"The weights of the judge are sharded over {processes.count} processes, but each scores shards of its own. Load "
-            "the whole judge on each, or score in one process."
-        )
     run = RowScoring(judge, rows, examples)
+    run.check_processes(processes)
     manifest = {
         **run.fingerprint(),
-        "engine": "plain" if judge._engine is None else "shared" if judge._engine.share_prefixes else "features",
-        "judge": None if os.path.isdir(judge.model.name_or_path) else judge.model.name_or_path,
-        "revision": getattr(judge.model.config, "_commit_hash", None),
+        **(_describe(judge) if isinstance(judge, Judge) else {"engine": "remote"}),
         "num_rows": len(rows),
         "num_shards": num_shards,
         "window": window,
@@ -198,6 +191,16 @@ def merge_shards(folder: str | os.PathLike, output_file: str | os.PathLike | Non
     return path
 
 
+def _describe(judge: Judge) -> dict[str, Any]:
+    """Where a judge comes from, and what its engine shares."""
+    engine, name = judge._engine, judge.model.name_or_path
+    return {
+        "engine": "plain" if engine is None else "shared" if engine.share_prefixes else "features",
+        "judge": None if os.path.isdir(name) else name,
+        "revision": getattr(judge.model.config, "_commit_hash", None),
+    }
+
+
 def _path(folder: Path, number: int, num_shards: int) -> Path:
     return folder / "shards" / f"shard-{number:05d}-of-{num_shards:05d}.parquet"
 
@@ -232,7 +235,7 @@ def _score(run: RowScoring, mine: range, window: int, skip_bad_rows: bool, progr
         except (ValueError, TypeError):
             if not skip_bad_rows:
                 raise
-            scores, bad = _ask_in_spite_of_bad_rows(run, rows)
+            scores, bad = _ask_in_halves(run, rows)
         if has_ids:
             columns["id"] += [None if row.get("id") is None else str(row["id"]) for row in rows.values()]
         columns["score"] += [scores.get(row) for row in rows]
@@ -248,34 +251,28 @@ def _score(run: RowScoring, mine: range, window: int, skip_bad_rows: bool, progr
 
 def _ask(run: RowScoring, rows: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
     """Scores of rows, by their numbers."""
-    if not rows:
-        return {}
     numbers = list(rows)
-    questions = [run.question(number, row) for number, row in rows.items()]
+    questions = (run.question(number, row) for number, row in rows.items())
     try:
         with torch.no_grad():
-            scores = run.judge.ask(questions, window=len(rows))[1].tolist()
+            answers = list(run.judge.stream(questions, window=len(rows)))
     except NonFiniteScoreError as error:
         bad = [numbers[index] for index in error.rows]
         raise non_finite_error(bad, error.scores, "Finished shards stay.") from error
-    return dict(zip(numbers, scores, strict=True))
+    return dict(zip(numbers, torch.cat([scores for _, scores in answers]).tolist(), strict=True))
 
 
-def _ask_in_spite_of_bad_rows(
-    run: RowScoring, rows: Mapping[int, Mapping[str, Any]]
-) -> tuple[dict[int, float], dict[int, str]]:
+def _ask_in_halves(run: RowScoring, rows: Mapping[int, Mapping[str, Any]]) -> tuple[dict[int, float], dict[int, str]]:
     """Scores of the rows that have one, and why the others have none."""
-    bad = {}
-    for number, row in rows.items():
-        try:
-            run.judge.processor.encode([run.question(number, row)])
-        except (ValueError, TypeError) as error:
-            bad[number] = " ".join(str(error).split())
-    while True:
-        try:
-            return _ask(run, {number: row for number, row in rows.items() if number not in bad}), bad
-        except NonFiniteScoreError as error:
-            bad |= dict.fromkeys(error.rows, "its score is NaN or infinite")
+    try:
+        return _ask(run, rows), {}
+    except (ValueError, TypeError) as error:
+        if len(rows) == 1:
+            return {}, dict.fromkeys(rows, " ".join(str(error).split()))
+    numbers = list(rows)
+    halves = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+    (scores, bad), (others, also_bad) = (_ask_in_halves(run, {row: rows[row] for row in half}) for half in halves)
+    return scores | others, bad | also_bad
 
 
 def _write(path: Path, columns: dict[str, list[Any]], manifest: Mapping[str, Any]) -> None:

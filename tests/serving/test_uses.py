@@ -5,6 +5,7 @@ import io
 import json
 
 import httpx2
+import pyarrow.parquet as pq
 import pytest
 import torch
 from serving.conftest import load_scorer
@@ -20,6 +21,8 @@ from rewarddance_hf import (
     as_reward,
     best_of_n,
     best_of_n_references,
+    merge_shards,
+    score_shards,
 )
 from rewarddance_hf.cli import main
 from rewarddance_hf.serving.groups import GRPOReward
@@ -97,6 +100,8 @@ def test_evaluation(remote, local, judges, tmp_path):
     assert judges[1].score_dataset(images, tmp_path / "scores.jsonl", show_progress=False) == 0
     scores = [json.loads(line)["score"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert scores == judges[1].score([row["image"] for row in images], [row["prompt"] for row in images]).tolist()
+    assert score_shards(judges[0], images, tmp_path / "shards", show_progress=False) == 5
+    assert pq.read_table(merge_shards(tmp_path / "shards"))["score"].to_pylist() == scores
 
 
 def test_commands(capsys, server, vlm_folder, tmp_path, monkeypatch):
