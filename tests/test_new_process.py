@@ -3,6 +3,7 @@
 import json
 import signal
 
+import pytest
 from new_process import run_python, run_together
 
 
@@ -38,6 +39,7 @@ def test_endings():
     assert run_python("-c", "print('here')").stdout == "here\n"
 
 
+@pytest.mark.slow
 def test_processes_together():
     """Processes of one call find each other; where one fails, those that wait for it end."""
     code = "import os, torch.distributed as d; d.init_process_group('gloo'); "

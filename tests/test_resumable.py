@@ -175,7 +175,7 @@ def test_work_of_one_process():
         run_split(lambda rows: [1], 2)
 
 
-@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_work_of_several_processes(tmp_path, count):
     """
     Real processes: all have all results in order, wait for each other however long one works (they used to give up after half

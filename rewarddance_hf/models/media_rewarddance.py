@@ -73,8 +73,8 @@ def load_image(image: Any, name: str = "image", keep_gradient: bool = False, bac
             image = (image.detach().float() * 255).round().to(torch.uint8)
         image = image.permute(1, 2, 0).cpu().numpy()
     if isinstance(image, np.ndarray):
-        if image.dtype.kind == "f" and image.ndim == 3:  # as pipelines of diffusers give them
-            _check_range(image.min(initial=1), image.max(initial=0), name)
+        if image.dtype.kind == "f" and image.ndim == 3 and image.size:  # as pipelines of diffusers give them
+            _check_range(image.min(), image.max(), name)
             image = (image.astype(np.float32) * 255).round().astype(np.uint8)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (3, 4):
             raise ValueError(

@@ -166,6 +166,7 @@ print(json.dumps(answer))
 """
 
 
+@pytest.mark.slow
 def test_faults(hub, run_client, tmp_path):
     """Broken connections end well or change nothing, and hashes tell what sizes do not."""
     files = judge_files()
@@ -274,6 +275,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_libraries(hub, run_client):
     """datasets, evaluate and diffusers find what they uploaded, or what was put there, by repository ID."""
     hub.put("org/share", {"share.py": METRIC.encode(), "README.md": b"---\nsdk: gradio\n---\n"}, kind="space")

@@ -216,8 +216,8 @@ def test_with_the_package(wanted, run_client, images):
         "pickled, asked for": "ValueError: 'org/pickled' has its weights in 'pytorch_model.bin', a pickle file",
         "pickled adapter": "ValueError: 'org/pickled-adapter' has its weights in 'adapter_model.bin', a pickle file",
         "no revision": "OSError: v9 is not a valid git identifier",
-        "no repository": "OSError: org/nothing is not a local folder",
-        "stranger": "OSError: org/private is not a local folder",
+        "no repository": "OSError: 'org/nothing' is no folder here, and http",
+        "stranger": "OSError: 'org/private' is no folder here, and http",
         "wrong token": "Invalid credentials",
     }
     for name, error in errors.items():

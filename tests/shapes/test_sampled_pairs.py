@@ -43,6 +43,7 @@ def killed(tmp_path_factory):
     return folder, len(list((folder / "rows").iterdir()))
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_after_a_kill(killed):
     """What is on disk is not sampled again, all get the rows that one process makes, and a finished folder is only read."""
     folder, kept = killed
