@@ -51,11 +51,11 @@ WITHOUT_GPU = {"use_cpu": "true", "bf16": "true"}
 BFLOAT16 = "bfloat16"
 
 
-def command_of(recipe: str, number: int = 0) -> list[str]:
-    """Command in the first lines of a recipe, without its launcher."""
-    lines = re.findall(r"^# ((?:accelerate|python) .*)$", RECIPES[recipe].read_text(encoding="utf-8"), re.MULTILINE)
-    parts = shlex.split(lines[number])
-    return parts[next(index for index, part in enumerate(parts) if part.endswith(".py")) :]
+def command_of(recipe: str) -> list[str]:
+    """Command in the first lines of a recipe that names it, without its launcher."""
+    text = RECIPES[recipe].read_text(encoding="utf-8")
+    (line, *_) = re.findall(rf"^# (?:accelerate|python) .*?(\S+\.py .*{recipe}\.yaml.*)$", text, re.MULTILINE)
+    return shlex.split(line)
 
 
 def sizes_of(recipe: str) -> dict[str, str]:
