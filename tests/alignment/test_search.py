@@ -478,6 +478,7 @@ class TestPassThrough:
         torch.testing.assert_close(result.images[0], image, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Prompts are split over processes; each gets all results, which are those of one process, in order."""
     script = tmp_path / "script.py"

@@ -227,6 +227,7 @@ Processes.current().wait()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same(vlm_folder, tmp_path):
     """Each asks about its share; both have the figures of one process, and the file has each row once."""
     (tmp_path / "run.py").write_text(PROCESSES)

@@ -160,6 +160,7 @@ def test_float32_is_noticed(tmp_path):
         check_types(tmp_path, "b", 1)
 
 
+@pytest.mark.slow
 def test_a_judge_and_a_gated_generator(hub, home):
     """The recipe of a judge, and that of a generator whose conditions one has to accept."""
     recipes = ("internvl_open_image_preferences", "refl_flux_dev")

@@ -66,6 +66,7 @@ def test_two_processes_go_on_after_a_kill(killed):
             assert np.abs(np.asarray(row[name], dtype=int) - np.asarray(other[name])).max() <= 1
 
 
+@pytest.mark.slow
 def test_one_process_sees_the_folder_finished_and_another_does_not(tmp_path):
     """Processes agree before any of them skips work: none waits for one that is gone."""
     script = SCRIPT.replace(
