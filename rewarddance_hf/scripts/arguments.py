@@ -63,3 +63,13 @@ def required(arguments: Any, name: str, example: str) -> str:
     if value is None:
         raise ValueError(f"`{name}` is None, but is needed. Pass it, e.g. `--{name} {example}`.")
     return value
+
+
+def finish(trainer: Any, what: str) -> None:
+    """Write the card of what a trainer has saved, push it if that is wanted, and let all processes end together."""
+    trainer.create_model_card()
+    trainer.accelerator.print(f"{what} saved to {trainer.args.output_dir}")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()  # a process that ends while others still talk to it can hang
+    trainer.end()

@@ -9,7 +9,7 @@ from trl import get_peft_config, get_quantization_config
 
 from ..availability import check_available
 from ..trainer.training_args import RewardDanceTrainingArguments
-from .arguments import JudgeModelConfig, required
+from .arguments import JudgeModelConfig, finish, required
 from .data import DataArguments, load_preferences_of
 from .parser import RecipeParser
 
@@ -113,12 +113,7 @@ def main(
     trainer.save_model()
     if eval_dataset is not None and script_args.dataset_name not in SHAPES:
         measure(trainer, eval_dataset)
-    trainer.create_model_card()
-    trainer.accelerator.print(f"Judge saved to {training_args.output_dir}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    trainer.accelerator.wait_for_everyone()  # a process that ends while others still talk to it can hang
-    trainer.end()
+    finish(trainer, "Judge")
 
 
 def measure(trainer: Any, rows: Any) -> None:

@@ -9,7 +9,7 @@ from trl import get_peft_config
 
 from ..alignment.refl.arguments import ReFLTrainingArguments
 from ..rewards import is_address
-from .arguments import PipelineModelConfig, required
+from .arguments import PipelineModelConfig, finish, required
 from .data import DataArguments, load_prompts_of
 from .parser import RecipeParser
 
@@ -209,12 +209,7 @@ def main(
         metrics |= {"oracle_before": before, "oracle_after": oracle_share(trainer, script_args.num_eval_prompts)}
     trainer.accelerator.print(metrics)
     trainer.save_model()
-    trainer.create_model_card()
-    trainer.accelerator.print(f"Generator saved to {training_args.output_dir}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    trainer.accelerator.wait_for_everyone()  # a process that ends while others still talk to it can hang
-    trainer.end()
+    finish(trainer, "Generator")
     return metrics
 
 
