@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-recipes test-all test-space test-serving test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full shapes-base shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-recipes test-all test-space test-serving test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full bench-gpu shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -122,8 +122,12 @@ $(VENV)/.bench: $(VENV)/.installed
 bench: $(VENV)/.bench  ## measure side by side with peers (writes tests/benchmarks/results/ and the tables of its README.md)
 	$(BENCH) --tables
 
-bench-full: $(VENV)/.bench  ## the same with all pairs of the larger round robins, which takes hours
+bench-full: $(VENV)/.bench  ## the same with the long measurements
 	$(BENCH) --tables --full
+
+bench-gpu: $(VENV)/.bench  ## measure judges of 2B and 8B with random weights on a GPU
+	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("There is no GPU here: nothing was measured.")'
+	$(BENCH) --tables --only gpu/
 
 shapes-base: $(VENV)/.installed  ## train the tiny vision-language model that the demo starts from
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.base

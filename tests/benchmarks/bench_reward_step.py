@@ -28,19 +28,27 @@ class Step:
     """One way of getting the gradient of some samples."""
 
     def __init__(
-        self, way: str, layout: str, has_one_reference: bool, num_tokens: int = 64, size: str = "13m"
+        self,
+        way: str,
+        layout: str,
+        has_one_reference: bool,
+        num_tokens: int = 64,
+        size: str = "13m",
+        judge: tuple[Any, Any] | None = None,
     ) -> None:
         from tiny_vlms import random_image
 
         from rewarddance_hf import RewardDanceScorer
 
-        self.scorer = RewardDanceScorer(*make_judge(num_tokens, layout, **tiny_config(size)), **WAYS[way])
+        judge = judge or make_judge(num_tokens, layout, **tiny_config(size))
+        self.scorer = RewardDanceScorer(*judge, **WAYS[way])
         side = round(num_tokens**0.5) * 28
         references = [random_image(0 if has_one_reference else i, side, side) for i in range(SAMPLES)]
         words = PROMPT.split()
         prompts = [" ".join(words[i:] + words[:i]) if not has_one_reference else PROMPT for i in range(SAMPLES)]
         self.context = (prompts, references)
-        self.samples = torch.rand(SAMPLES, 3, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        pixels = torch.rand(SAMPLES, 3, side, side, generator=torch.Generator().manual_seed(0))
+        self.samples = pixels.to(judge[0].device).requires_grad_()
         self.stack = ExitStack()
         if way in ("again", "checkpointed"):
             self.stack.enter_context(self.scorer.reuse())
@@ -78,11 +86,11 @@ def _measure(measure: Callable[[Callable[[], Any]], None], *arguments: Any) -> N
 
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
-    """Both layouts, for samples of different prompts and for those of one."""
+    """Both layouts, for samples of different prompts and, if `is_full`, for those of one."""
     return {
         f"{'one_prompt' if is_one else 'own_prompts'}/{layout}": (
             lambda layout=layout, is_one=is_one: with_memory(layout, is_one)
         )
-        for is_one in (False, True)
+        for is_one in ((False, True) if is_full else (False,))
         for layout in ("text_first", "images_first")
     }

@@ -16,6 +16,52 @@ PROPORTIONS: dict[str, dict[str, Any]] = {
     "3m": {"hidden_size": 160, "intermediate_size": 480, "heads": 10, "vision": 128, "vision_layers": 6},
 }
 
+QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}
+INTERNVIT_300M = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+}
+# InternVL3.5 and Qwen3-VL as they are released
+INTERNVL: dict[str, dict[str, dict[str, Any]]] = {
+    size: {
+        "text_config": {
+            **QWEN3,
+            "hidden_size": width,
+            "intermediate_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+        },
+        "vision_config": INTERNVIT_300M,
+    }
+    for size, width, hidden, layers, heads in (("2B", 2048, 6144, 28, 16), ("8B", 4096, 12288, 36, 32))
+}
+QWEN3_VL: dict[str, dict[str, dict[str, Any]]] = {
+    "8B": {
+        "text_config": {
+            **INTERNVL["8B"]["text_config"],
+            "model_type": "qwen3_vl_text",
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [24, 20, 20],
+                "mrope_interleaved": True,
+                "rope_theta": 5e6,
+            },
+        },
+        "vision_config": {
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_heads": 16,
+            "patch_size": 16,
+            "out_hidden_size": 4096,
+            "num_position_embeddings": 2304,
+            "deepstack_visual_indexes": [8, 16, 24],
+        },
+    }
+}
+
 
 def tiny_config(size: str) -> dict[str, dict[str, Any]]:
     """Configurations of language model and vision encoder of a small judge."""
@@ -38,16 +84,19 @@ def tiny_config(size: str) -> dict[str, dict[str, Any]]:
     return {"text_config": text, "vision_config": vision}
 
 
-def tokenizer_and_template() -> tuple[Any, str]:
-    """Tokenizer that knows the words of the question, as those of released models do, and a chat template."""
+def tiny_internvl() -> tuple[Any, Any]:
+    """Configuration and processor of the tests' InternVL, whose tokenizer knows the words of the question."""
+    return _with_words_of_the_question("internvl")
+
+
+def _with_words_of_the_question(family: str) -> tuple[Any, Any]:
     import tiny_vlms
 
     from rewarddance_hf.models.prompting_rewarddance import CRITERIA, PROMPT_TEXTS
 
     words = [*CRITERIA.values(), *PROMPT_TEXTS.values(), PROMPT, *tiny_vlms.CORPUS, "yes", "no"]
     with mock.patch.object(tiny_vlms, "CORPUS", words):
-        _, tiny = tiny_vlms.internvl()
-    return tiny.tokenizer, tiny.chat_template
+        return tiny_vlms.FAMILIES[family]()
 
 
 def make_judge(
@@ -61,9 +110,10 @@ def make_judge(
     """Random judge of InternVL's classes, whose images are squares of `num_tokens` tokens, and its processor."""
     import tiny_vlms
 
-    from rewarddance_hf import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceProcessor
+    from rewarddance_hf import RewardDanceProcessor
 
-    tokenizer, template = tokenizer_and_template()
+    _, tiny = tiny_internvl()
+    tokenizer = tiny.tokenizer
     side = round(num_tokens**0.5) * 28
     vlm_config = transformers.InternVLConfig(
         text_config={"max_position_embeddings": 8192, **tiny_vlms._text_ids(tokenizer), **text_config},
@@ -77,12 +127,48 @@ def make_judge(
             size={"height": side, "width": side}, crop_to_patches=False
         ),
         tokenizer=tokenizer,
-        chat_template=template,
+        chat_template=tiny.chat_template,
         vlm_processor_class="InternVLProcessor",
         vlm_processor_kwargs={"image_seq_length": num_tokens},
         vlm_images_kwargs={"crop_to_patches": False},
         prompt_layout=layout,
     )
+    return random_judge(vlm_config, processor, device, dtype), processor
+
+
+def make_qwen3_vl(
+    num_tokens: int,
+    layout: str,
+    text_config: dict[str, Any],
+    vision_config: dict[str, Any],
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Any, Any]:
+    """The same of Qwen3-VL's classes, whose images have 32 pixels a token and side."""
+    from rewarddance_hf import RewardDanceProcessor
+
+    vlm_config, tiny = _with_words_of_the_question("qwen3_vl")
+    vlm_config.tie_word_embeddings = False
+    text = {**vlm_config.text_config.to_dict(), "max_position_embeddings": 8192, **text_config}
+    vlm_config.text_config = type(vlm_config.text_config)(**text)
+    vlm_config.vision_config = type(vlm_config.vision_config)(**vision_config)
+    pixels = num_tokens * (2 * vision_config["patch_size"]) ** 2
+    processor = RewardDanceProcessor(
+        image_processor=transformers.Qwen2VLImageProcessorPil(
+            patch_size=vision_config["patch_size"], size={"shortest_edge": pixels, "longest_edge": pixels}
+        ),
+        tokenizer=tiny.tokenizer,
+        chat_template=tiny.chat_template,
+        vlm_processor_class="Qwen3VLProcessor",
+        prompt_layout=layout,
+    )
+    return random_judge(vlm_config, processor, device, dtype), processor
+
+
+def random_judge(vlm_config: Any, processor: Any, device: str, dtype: torch.dtype) -> Any:
+    """Judge without gradients, made on its device."""
+    from rewarddance_hf import RewardDanceConfig, RewardDanceForYesScoring
+
     config = RewardDanceConfig(
         vlm_config=vlm_config,
         yes_token_id=processor.yes_token_id,
@@ -97,4 +183,4 @@ def make_judge(
             model = RewardDanceForYesScoring(config)
     finally:
         torch.set_default_dtype(before)
-    return model.to(device, dtype).requires_grad_(False).eval(), processor
+    return model.to(device, dtype).requires_grad_(False).eval()

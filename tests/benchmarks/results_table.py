@@ -130,7 +130,34 @@ def refl_memory(results: Results) -> list[str]:
     return table(["configuration", "weights", "making references", "an update", "an update, judge elsewhere"], rows)
 
 
+def gpu(results: Results) -> list[str]:
+    columns = {
+        "score/images_per_second": "score: images/s",
+        "rank/questions_per_second": "round robin of 16: pairs/s",
+        "rank/speedup_vs_batched": "over a batch",
+        "rank/share_of_peak": "share of the matmul peak",
+        "rank/peak_gib": "GiB",
+        "rank/largest_difference": "largest difference of log-odds",
+        "train/images_per_second": "LoRA training: images/s",
+        "train/tokens_per_second": "tokens/s",
+        "train/share_of_peak": "share of the matmul peak",
+        "train/peak_gib": "GiB",
+        "reward_step/again_time_over_full_graph": "reward step, again: time over the full graph",
+        "reward_step/again_memory_over_full_graph": "memory",
+    }
+    judges: dict[str, Results] = {}
+    for name, values in groups(results, "gpu/").items():
+        judge, task = name.split("/")
+        judges.setdefault(judge, {}).update({f"{task}/{key}": value for key, value in values.items()})
+    rows = [
+        [judge, *(f"{values[key]:.3g}" if key in values else "-" for key in columns)]
+        for judge, values in judges.items()
+    ]
+    return table(["judge", *columns.values()], rows)
+
+
 TABLES = {
+    "gpu": gpu,
     "scoring": scoring,
     "reward_step": reward_step,
     "gradient": gradient,
@@ -140,15 +167,18 @@ TABLES = {
 }
 
 
-def write(written: dict[str, Any], text: str) -> str:
-    """The text with all of its tables made anew."""
-    for name, make in TABLES.items():
+def measured(written: dict[str, Any]) -> list[str]:
+    """Names of the tables that a file has results for."""
+    return [name for name in TABLES if any(each.startswith(f"{name}/") for each in written["commits"])]
+
+
+def write(written: dict[str, Any], text: str, names: list[str] | None = None) -> str:
+    """The text with those tables made anew that there are results for, or some of them."""
+    for name in measured(written) if names is None else names:
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin in text:
             before, rest = text.split(begin)
-            is_measured = any(measured.startswith(f"{name}/") for measured in written["commits"])
-            lines = [*where(written, name), "", *make(written["results"])] if is_measured else ["Not measured yet."]
-            lines = ["", *lines, ""]
+            lines = ["", *where(written, name), "", *TABLES[name](written["results"]), ""]
             text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
     return text
 

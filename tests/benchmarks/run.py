@@ -4,7 +4,8 @@ Run all benchmarks, print what is measured, and write `results/<machine>.json`.
     python tests/benchmarks/run.py [--full] [--only PART] [--compare FILE] [--output FILE] [--tables]
 
 Measured ratios that are worse than `thresholds.py` allows end the run with status 1, and so does a measurement that fails: the
-others are made all the same. `--only` takes the measurements whose names contain some text, and adds them to the file.
+others are made all the same. `--only` takes the measurements whose names contain some text. Earlier results of measurements that
+are not made stay in the file, with their commits.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ import thresholds  # noqa: E402
 
 
 MODULES = (
+    "bench_gpu",
     "bench_scoring",
     "bench_reward_step",
     "bench_gradient",
@@ -49,10 +51,14 @@ def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, floa
     return found
 
 
-def run(chosen: dict[str, Callable[[], dict[str, float]]], output: Path, is_new: bool) -> list[str]:
-    """Measure, print and write results after each measurement. Returns names of those that failed."""
-    known = {} if is_new or not output.exists() else json.loads(output.read_text(encoding="utf-8"))
-    kept, commits = known.get("results", {}), known.get("commits", {})
+def run(chosen: dict[str, Callable[[], dict[str, float]]], output: Path, names: Collection[str]) -> list[str]:
+    """
+    Measure, print and write results after each measurement. Returns names of those that failed. Earlier results are kept if
+    they are of one of `names`.
+    """
+    known = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
+    kept = {key: value for key, value in known.get("results", {}).items() if key.rpartition("/")[0] in names}
+    commits = {name: commit for name, commit in known.get("commits", {}).items() if name in names}
     failed = []
     for name, measure in chosen.items():
         start = time.perf_counter()
@@ -91,7 +97,7 @@ def compare(old: dict[str, float], new: dict[str, float]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="time all pairs of the larger round robins")
+    parser.add_argument("--full", action="store_true", help="make the long measurements too")
     parser.add_argument("--only", default="", help="measure what has this in its name")
     parser.add_argument("--compare", type=Path, help="file with earlier results, to print what changed")
     parser.add_argument("--output", type=Path, help="file to write, in place of results/<machine>.json")
@@ -101,10 +107,12 @@ def main() -> None:
     output = arguments.output or FOLDER / "results" / f"{machine.name()}.json"
     # Read before it may be written to
     earlier = json.loads(arguments.compare.read_text(encoding="utf-8")) if arguments.compare else None
-    chosen = {name: measure for name, measure in measurements(arguments.full).items() if arguments.only in name}
+    known = measurements(is_full=True)
+    possible = known if arguments.full or arguments.only else measurements()
+    chosen = {name: measure for name, measure in possible.items() if arguments.only in name}
     if not chosen:
-        parser.error(f"no measurement has {arguments.only!r} in its name, only {list(measurements())}")
-    failed = run(chosen, output, is_new=not arguments.only)
+        parser.error(f"no measurement has {arguments.only!r} in its name, only {list(known)}")
+    failed = run(chosen, output, known)
     if arguments.tables:
         results_table.main(output)
     results = json.loads(output.read_text(encoding="utf-8"))["results"] if output.exists() else {}

@@ -1,5 +1,6 @@
 """Every benchmark still runs, at its smallest size, and what it compares is the same."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -88,6 +89,31 @@ def test_peak_of_memory(bench):
     del before
 
 
+@pytest.mark.parametrize("name", ["internvl3_5_8b", pytest.param("qwen3_vl_8b", marks=pytest.mark.slow)])
+def test_gpu(bench, name):
+    """What is measured on a GPU runs on any device, of the same classes at tiny size."""
+    gpu = bench("bench_gpu")
+    size = gpu.SIZES[name]
+    text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": 1000}
+    vision = {"hidden_size": 32, "intermediate_size": 32}
+    if name.startswith("internvl"):
+        vision |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    else:
+        vision |= {"depth": 3, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1]}
+        rope = size.configs["text_config"]["rope_parameters"]
+        text["rope_parameters"] = {**rope, "mrope_section": [6, 5, 5]}
+    configs = {"text_config": size.configs["text_config"] | text}
+    configs["vision_config"] = size.configs["vision_config"] | vision
+    small = {"num_tokens": 4, "pairs": 2, "images": 3, "train_pairs": 1, "updates": 2, "repeats": 1}
+    size = dataclasses.replace(size, configs=configs, device="cpu", dtype=torch.float32, bound=1e-4, **small)
+    results = {task: measure(size) for task, measure in gpu.TASKS.items()}
+    assert results["score"]["images_per_second"] > 0
+    assert results["rank"]["share_of_peak"] > 0
+    assert results["reward_step"]["again_time_over_full_graph"] > 0
+    assert results["train"]["tokens_per_second"] > 0
+
+
 def test_memory_of_configurations(bench):
     """All configurations of large generators are counted (models of full size take minutes)."""
     refl = bench("bench_refl_memory")
@@ -141,7 +167,7 @@ def test_thresholds_name_what_is_measured(bench):
     """Each limit is about something that is measured, or it would never be broken."""
     from fnmatch import fnmatch
 
-    names = list(bench("run").measurements())
+    names = list(bench("run").measurements(is_full=True))
     thresholds = bench("thresholds")
     for pattern in [*thresholds.AT_LEAST, *thresholds.AT_MOST]:
         assert any(fnmatch(name, pattern.rpartition("/")[0]) for name in names), pattern
@@ -151,7 +177,22 @@ def test_tables_are_those_of_the_results(bench):
     """The tables of README.md are made from a file of results, and not by hand."""
     table = bench("results_table")
     text = table.README.read_text(encoding="utf-8")
-    assert any(
-        table.write(json.loads(path.read_text(encoding="utf-8")), text) == text
-        for path in (FOLDER / "results").iterdir()
-    )
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in (FOLDER / "results").iterdir()]
+    for name in table.TABLES:
+        measured = [file for file in files if name in table.measured(file)]
+        assert f"<!-- {name}: begin -->" in text
+        assert not measured or any(table.write(file, text, [name]) == text for file in measured), name
+
+
+def test_table_of_a_gpu(bench):
+    """Tables that a machine did not measure stay as they are."""
+    table = bench("results_table")
+    results = {"gpu/internvl3_5_2b/score/images_per_second": 120.0, "gpu/internvl3_5_2b/train/tokens_per_second": 9e3}
+    written = {"commits": {"gpu/internvl3_5_2b/score": "abc1234"}, "versions": {"torch": "2.13.0"}, "threads": 1}
+    written |= {"results": results, "date": "2026-12-01", "gpu": "Large GPU", "python": "3.12.1"}
+    before = "<!-- gpu: begin -->\nold\n<!-- gpu: end -->\n<!-- scoring: begin -->\nkept\n<!-- scoring: end -->\n"
+    text = table.write(written, before)
+    assert "Commit abc1234, 2026-12-01, Large GPU" in text
+    assert "| internvl3_5_2b | 120 | - |" in text
+    assert "\nkept\n" in text
+    assert "old" not in text
