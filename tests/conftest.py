@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: no network, one thread per test process, tiny models built once per process."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,13 @@ from tiny_vlms import FAMILIES, save_tiny_vlm  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def older_objects_are_left_alone():
+    """Trainers and pipelines collect garbage often: what exists before a file's tests, modules above all, is passed over."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config):

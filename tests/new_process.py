@@ -8,6 +8,7 @@ child anew, in the environment, folder and with the arguments that the test give
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -179,6 +180,7 @@ def _import(names: tuple[str, ...]) -> None:
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()  # children share these objects, and collect other garbage only
 
 
 def _take_environment(request: dict) -> None:
