@@ -325,16 +325,18 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 f"{self.config.no_token_id}, but scoring needs both. Call `model.check_processor(processor)` once."
             )
         rationale_loss = None
-        if rationale_labels is None or answer_index is None:
-            outputs = self.vlm(**inputs, logits_to_keep=1)
-            answer_logits = outputs.logits[:, -1].float()  # (batch_size, vocab_size)
-        else:
-            outputs, answer_logits, rationale_loss = self._forward_with_rationales(
-                inputs, rationale_labels, answer_index
-            )
+        answer_ids = [self.config.yes_token_id, self.config.no_token_id]
+        with _answers_in_float32(self.get_output_embeddings(), answer_ids):
+            if rationale_labels is None or answer_index is None:
+                outputs = self.vlm(**inputs, logits_to_keep=1)
+                answer_logits = outputs.logits[:, -1].float()  # (batch_size, vocab_size)
+            else:
+                outputs, answer_logits, rationale_loss = self._forward_with_rationales(
+                    inputs, rationale_labels, answer_index
+                )
 
         log_probs = (answer_logits / self.config.score_temperature).log_softmax(-1)
-        answers = torch.tensor([self.config.yes_token_id, self.config.no_token_id], device=log_probs.device)
+        answers = torch.tensor(answer_ids, device=log_probs.device)
         answer_log_probs = log_probs.index_select(-1, answers)  # (batch_size, 2)
         logits = answer_log_probs[:, :1] - answer_log_probs[:, 1:]
         if self.config.score_normalization == "vocabulary":
@@ -430,6 +432,33 @@ def _head_at_positions(head: nn.Module, rows: torch.Tensor, columns: torch.Tenso
         return (hidden_states[rows, columns][None], *rest)
 
     handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _answers_in_float32(head: "nn.Module | None", answer_ids: "list[int]") -> Iterator[None]:
+    """
+    Let a head in low precision give the logits of the answers in float32: bfloat16 rounds logits to steps of up to an eighth,
+    and their difference is the reward. Heads that are no plain product of weights at hand are left as they are.
+    """
+
+    def refine(module: nn.Linear, arguments: "tuple[torch.Tensor, ...]", logits: torch.Tensor) -> torch.Tensor:
+        weight, bias = module.weight, module.bias
+        if logits.dtype not in (torch.bfloat16, torch.float16) or weight.device.type == "meta":
+            return logits
+        with torch.autocast(logits.device.type, enabled=False):
+            answers = torch.tensor(answer_ids, device=weight.device)
+            bias = None if bias is None else bias[answers].float()
+            exact = nn.functional.linear(arguments[0].float(), weight[answers].float(), bias)
+        return logits.float().index_copy_(-1, answers, exact)
+
+    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
+        yield
+        return
+    handle = head.register_forward_hook(refine)
     try:
         yield
     finally:

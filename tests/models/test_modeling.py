@@ -290,6 +290,35 @@ def test_bfloat16(judge, vlm_folder, rows, select):
     torch.testing.assert_close(got.scores.log(), wanted.scores.log(), rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("way", ["weights", "autocast", "rationale"])
+def test_log_odds_in_low_precision(way, vlm_folder, judge, rows):
+    """Log-odds are those of the last hidden states in float32: logits in bfloat16 would come in steps."""
+    processor = judge("internvl")[1]
+    dtype = torch.float32 if way == "autocast" else torch.bfloat16
+    model = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"), dtype=dtype).eval()
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight *= 500  # logits of the size that trained models have, and large ones
+    batch = processor(**rows)
+    if way == "rationale":
+        batch["rationale_labels"] = torch.full_like(batch["input_ids"], -100)
+        batch["rationale_labels"][:, -1] = 5
+        batch["answer_index"] = torch.full((len(batch["input_ids"]),), batch["input_ids"].shape[1] - 1)
+    hidden = []
+    handle = head.register_forward_pre_hook(lambda module, arguments: hidden.append(arguments[0].detach()))
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        output = model(**batch)
+    handle.remove()
+    answers = [processor.yes_token_id, processor.no_token_id]
+    with torch.no_grad():
+        states = hidden[0][:, -1] if way != "rationale" else hidden[0].view(len(batch["input_ids"]), -1, 64)[:, -1]
+        yes, no = (states.float() @ head.weight[answers].float().T).T
+    torch.testing.assert_close(output.logits[:, 0], yes - no, rtol=1e-5, atol=1e-5)
+    assert output.answer_log_probs.exp().sum(-1).le(1).all()
+    output.logits.sum().backward()
+    assert head.weight.grad[answers].abs().sum() > 0
+
+
 def test_lora(family, vlm_folder, judge, rows, tmp_path):
     """An adapter changes the scores, and keeps them when it is saved, loaded again and merged."""
     _, processor = judge(family)
