@@ -155,6 +155,8 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
             )
         if self.rows is not None and self.rows.has_conditions:
             check_conditions(trainer.pipeline, "held_out_dataset", trainer.args.pipeline_kwargs or {})
+        if self.rows is not None:
+            trainer.encode_prompts(self.rows.prompts(), self.rows[0].get("condition"))
         if self.has_own_window:
             self.dynamics = RewardDynamics(window=min(1000, max(10, state.max_steps // 10)))
         self.dynamics.load_state_dict(self._empty)

@@ -23,6 +23,7 @@ from diffusers.training_utils import EMAModel  # noqa: E402
 from ...parallel import Processes  # noqa: E402
 from ...trainer.common import CommonTrainer, is_complete  # noqa: E402
 from .arguments import ReFLTrainingArguments  # noqa: E402
+from .encoded_prompts import EncodedPrompts  # noqa: E402
 from .weights import (  # noqa: E402
     LORA_FILE,
     complete_config,
@@ -63,7 +64,10 @@ class DenoiserTrainer(CommonTrainer):
         args._n_gpu = min(args.n_gpu, 1)
 
         super().__init__(model=denoiser, args=args, **kwargs)
-        if pipeline.device != args.device:
+        self.encoded_prompts = EncodedPrompts(pipeline, args.device) if args.precompute_prompts else None
+        if self.encoded_prompts is not None:
+            self.encoded_prompts.move_pipeline()
+        elif pipeline.device != args.device:
             pipeline.to(args.device)
         pipeline.set_progress_bar_config(disable=True)
 

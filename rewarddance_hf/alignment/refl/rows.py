@@ -53,6 +53,12 @@ class PromptRows(torch.utils.data.Dataset):
         """Whether the rows have a `condition`, as far as the first one tells."""
         return self.dataset[0].get("condition") is not None
 
+    def prompts(self) -> list[str]:
+        """Prompts of all rows. The images of a `datasets.Dataset` are not decoded."""
+        if isinstance(self.dataset, datasets.Dataset):
+            return list(self.dataset.select_columns(["prompt"]).with_format(None)["prompt"])
+        return [self.dataset[index]["prompt"] for index in range(len(self.dataset))]
+
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """Row, with the number of its draw if the index is a pair as [`DrawSampler`] gives it."""
         row, draw = index if isinstance(index, tuple) else (index, 0)

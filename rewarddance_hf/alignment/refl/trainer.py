@@ -199,9 +199,37 @@ class ReFLTrainer(DenoiserTrainer):
             raise ValueError(
                 "`train_dataset` is None, but `train` needs rows with a `prompt`. Pass some to the trainer."
             )
+        held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for rows in (self.train_dataset, *held_out.values()):
+            if rows is not None:
+                self.encode_prompts(rows.prompts(), rows[0].get("condition"))
         self._check_first_rows()
         with self.rewards.reuse():  # of references, which come again in each epoch
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], condition: Any = None) -> None:
+        """
+        Encode prompts once and for all, those of the rows beside others that will be sampled. Without `precompute_prompts`
+        nothing is done.
+
+        Args:
+            prompts (`list[str]`):
+                Prompts.
+            condition (*optional*):
+                Image that the pipeline is given, if it needs one; any will do.
+        """
+        if self.encoded_prompts is None:
+            return
+        conditions = None if condition is None else [condition]
+        batch_size = max(self.args.train_batch_size, self.args.eval_batch_size) if condition is None else 1
+        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
+            self.encoded_prompts.fill(
+                prompts,
+                lambda batch: self._generate(batch, [0] * len(batch), conditions, "pt"),
+                batch_size,
+                show_progress=not self.args.disable_tqdm and self.is_local_process_zero(),
+            )
 
     @torch.no_grad()
     def sample(
@@ -236,6 +264,7 @@ class ReFLTrainer(DenoiserTrainer):
             raise ValueError(
                 f"`seeds` has {len(seeds)} entries, but there are {len(prompts)} prompts. Give one for each."
             )
+        self.encode_prompts(prompts, None if conditions is None else conditions[0])
         was_training, size = self.model.training, self.args.eval_batch_size
         batches = []
         with self._averaged_weights():
@@ -342,8 +371,9 @@ class ReFLTrainer(DenoiserTrainer):
         arguments = {**self._settings, **pipeline_kwargs, "output_type": output_type}
         size = len(prompts) if conditions is None else 1
         batches = []
+        encoded = self.encoded_prompts.in_use() if self.encoded_prompts is not None else nullcontext()
         # Casts of trained weights, cached in steps without gradient, would be used again in those that need it.
-        with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
+        with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)), encoded:
             for start in range(0, len(prompts), size):
                 # All samples of an update share the step that is drawn.
                 self.gradient_callback.generator.manual_seed(seed_of(self.args.seed, "step", self.state.global_step))
