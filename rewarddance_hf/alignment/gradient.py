@@ -1,5 +1,5 @@
 """
-Images that carry gradient, from diffusers pipelines with one denoiser (reward fine-tuning, Sec. 3.3.1 of the
+Images that carry gradient, from diffusers pipelines (reward fine-tuning, Sec. 3.3.1 of the
 [RewardDance paper](https://huggingface.co/papers/2509.08826)).
 
 A pipeline runs under `torch.no_grad()`. A callback may switch the gradient on for later steps, and the pipeline switches
@@ -25,12 +25,18 @@ from diffusers.callbacks import PipelineCallback  # noqa: E402
 from diffusers.configuration_utils import register_to_config  # noqa: E402
 
 from .pipelines.hooks import Hooks, argument_of  # noqa: E402
-from .pipelines.models import check_trained, clone_inputs, listed, models_of, save_copies, trained_models  # noqa: E402
+from .pipelines.models import (  # noqa: E402
+    check_trained,
+    clone_inputs,
+    listed,
+    makers_of_steps,
+    models_of,
+    save_copies,
+    trained_models,
+)
 from .pipelines.noise_levels import detach_state, place_of, step_to_clean  # noqa: E402
 from .pipelines.vae import decode_in_parts  # noqa: E402
-
-
-ATTACH = "`with callback.attach(pipeline): images = pipeline(...).images`"
+from .steps import ATTACH, StepChoice  # noqa: E402
 
 
 class RewardGradientCallback(PipelineCallback):
@@ -73,7 +79,8 @@ class RewardGradientCallback(PipelineCallback):
             noise.
         step_ratio_range (`tuple[float, float]`, *optional*):
             The same as ratios of the number of steps. Defaults to `(0.75, 1.0)`, the last quarter, if neither is
-            given.
+            given. Of two denoisers (Wan 2.2) it is the last quarter of the steps of each one that trains. Only steps of those
+            are drawn in any case.
         num_gradient_steps (`int`, *optional*, defaults to `1`):
             Number of steps with gradient of `"draft"`.
         seed (`int`, *optional*, defaults to `0`):
@@ -93,6 +100,9 @@ class RewardGradientCallback(PipelineCallback):
             Generator of the random step.
         last_step (`int`, *optional*):
             Index of the first step that had gradient in the latest call: the one that `"refl"` drew.
+        steps_of (`dict[str, list[int]]`):
+            For a pipeline with two denoisers, steps of the latest call that could have had gradient, by the name of the
+            denoiser that makes them. Empty for others.
 
     Raises:
         `ValueError`: If an argument has no meaning.
@@ -113,36 +123,15 @@ class RewardGradientCallback(PipelineCallback):
         vae_scale: float = 1.0,
     ):
         # `PipelineCallback.__init__` is left out: it would put cut-off steps into the config.
-        if method not in ("refl", "draft"):
-            raise ValueError(f"`method` is {method!r}, but must be 'refl' or 'draft'.")
-        if step_index_range is not None and step_ratio_range is not None:
-            raise ValueError(
-                f"`step_index_range` is {step_index_range} and `step_ratio_range` is {step_ratio_range}, but only one "
-                "of them may be given. Drop the other."
-            )
-        if step_index_range is not None and not 0 <= step_index_range[0] < step_index_range[1]:
-            raise ValueError(
-                f"`step_index_range` is {step_index_range}, but must be the first step and the step after the last "
-                "one, as in `range`. Swap or widen them."
-            )
-        if step_ratio_range is not None and not 0.0 <= step_ratio_range[0] < step_ratio_range[1] <= 1.0:
-            raise ValueError(
-                f"`step_ratio_range` is {step_ratio_range}, but must be two growing ratios between 0.0 and 1.0. "
-                "Give numbers of steps as `step_index_range`."
-            )
-        if num_gradient_steps < 1:
-            raise ValueError(f"`num_gradient_steps` is {num_gradient_steps}, but must be at least 1.")
+        self.steps = StepChoice(method, step_index_range, step_ratio_range, num_gradient_steps)
         if not 0.0 < vae_scale <= 1.0:
             raise ValueError(f"`vae_scale` is {vae_scale}, but must be above 0.0 and at most 1.0.")
-        self.method = method
-        self.step_index_range = step_index_range
-        self.step_ratio_range = step_ratio_range
-        self.num_gradient_steps = num_gradient_steps
         self.vae_checkpointing = vae_checkpointing
         self.vae_slicing = vae_slicing
         self.vae_scale = vae_scale
         self.generator = torch.Generator().manual_seed(seed)
         self.last_step: int | None = None
+        self.steps_of: dict[str, list[int]] = {}
         self._attached = False
         self._run: _Run | None = None
 
@@ -251,7 +240,8 @@ class RewardGradientCallback(PipelineCallback):
         """Begin the denoising loop of one call."""
         self._end()
         check_trained(pipeline)
-        self._run = _Run(self, pipeline, num_steps, self._draw_step(num_steps, num_steps_made), num_steps_made)
+        first_step = self._draw_step(pipeline, num_steps, num_steps_made)
+        self._run = _Run(self, pipeline, num_steps, first_step, num_steps_made)
 
     def _end(self) -> None:
         if self._run is not None:
@@ -267,31 +257,16 @@ class RewardGradientCallback(PipelineCallback):
                 f"but the first with gradient is step {run.first_step}. Use another pipeline."
             )
 
-    def _draw_step(self, num_steps: int, earliest: int) -> int:
+    def _draw_step(self, pipeline: Any, num_steps: int, earliest: int) -> int:
         """First step with gradient: random for ReFL, fixed for DRaFT-K."""
-        if self.method == "draft":
-            arguments = f"num_gradient_steps={self.num_gradient_steps}"
-            start, stop = num_steps - self.num_gradient_steps, num_steps
-        elif self.step_index_range is not None:
-            arguments = f"step_index_range={tuple(self.step_index_range)}"
-            start, stop = self.step_index_range
+        makers = makers_of_steps(pipeline)
+        if len(makers) != num_steps:  # one denoiser, or a pipeline that leaves out some of the schedule
+            makers = []
+        steps, self.steps_of = self.steps.among(num_steps, earliest, makers, trained_models(pipeline))
+        if self.steps.method == "draft":
+            self.last_step = steps[0]
         else:
-            ratios = self.step_ratio_range or (0.75, 1.0)
-            arguments = f"step_ratio_range={tuple(ratios)}"
-            start, stop = (int(num_steps * ratio) for ratio in ratios)
-        if not earliest <= start < stop <= num_steps:
-            reason = (
-                "" if earliest == 0 or start > 0 else f" (step 0 has ended when a callback is called; use {ATTACH})"
-            )
-            raise ValueError(
-                f"The pipeline makes {num_steps} steps, but `{arguments}` requires steps {start} to {stop - 1} with "
-                f"gradient, out of {earliest} to {num_steps - 1}{reason}. Raise `num_inference_steps` or change the "
-                "argument."
-            )
-        if self.method == "draft":
-            self.last_step = start
-        else:
-            self.last_step = int(torch.randint(start, stop, (1,), generator=self.generator))
+            self.last_step = steps[int(torch.randint(len(steps), (1,), generator=self.generator))]
         return self.last_step
 
     # What is called in place of the pipeline's methods
@@ -342,7 +317,7 @@ class _Run:
         self.pipeline = pipeline
         self.num_steps = num_steps
         self.first_step = first_step
-        self.refl = callback.method == "refl"
+        self.refl = callback.steps.method == "refl"
         self.begins_at = self.num_steps_made = num_steps_made
         # Some pipelines copy their scheduler: each copy counts its own steps and has its own prediction.
         self.schedulers: list[Any] = []

@@ -21,6 +21,15 @@ def trained_models(pipeline: Any) -> list[str]:
     return [name for name, model in models_of(pipeline).items() if any(p.requires_grad for p in model.parameters())]
 
 
+def makers_of_steps(pipeline: Any) -> list[str]:
+    """Name of the denoiser that makes each step of a schedule that is set, for a pipeline with two; empty for others."""
+    if getattr(pipeline, "transformer_2", None) is None:
+        return []
+    scheduler, ratio = pipeline.scheduler, getattr(pipeline.config, "boundary_ratio", None)
+    boundary = 0.0 if ratio is None else ratio * scheduler.config.num_train_timesteps
+    return ["transformer" if timestep >= boundary else "transformer_2" for timestep in scheduler.timesteps.tolist()]
+
+
 def listed(names: Iterable[str]) -> str:
     """Names of components, as messages tell them."""
     return ", ".join(f"`pipeline.{name}`" for name in names)

@@ -42,10 +42,14 @@ class ReFLTrainingArguments(CommonTrainingArguments):
             `"refl"` for gradient in one late step drawn at random (Section 3.3.1 of the
             [RewardDance paper](https://huggingface.co/papers/2509.08826)), `"draft"` for gradient in the last
             `num_gradient_steps` steps. All samples of an update share the drawn step.
+        denoisers (`list[str]`, *optional*):
+            Names of the denoisers to tune of a pipeline with two (Wan 2.2: `transformer` makes the noisy steps, `transformer_2`
+            the late ones). Defaults to all. Steps are drawn among those that they make.
         step_index_range (`list[int]`, *optional*):
             First step that `"refl"` may draw, and the step after the last one.
         step_ratio_range (`list[float]`, *optional*):
-            The same as ratios of the number of steps. Defaults to the last quarter if neither is given.
+            The same as ratios of the number of steps. Defaults to the last quarter if neither is given, and to the last
+            quarter of the steps of each if two denoisers are tuned, or the first of two.
         num_gradient_steps (`int`, *optional*, defaults to `1`):
             Number of steps with gradient of `"draft"`.
         vae_checkpointing (`bool`, *optional*, defaults to `True`):
@@ -103,6 +107,7 @@ class ReFLTrainingArguments(CommonTrainingArguments):
     pipeline_kwargs: dict[str, Any] | str | None = None
     precompute_prompts: bool = False
     method: str = field(default="refl", metadata={"choices": ["refl", "draft"]})
+    denoisers: list[str] | None = None
     step_index_range: list[int] | None = None
     step_ratio_range: list[float] | None = None
     num_gradient_steps: int = 1

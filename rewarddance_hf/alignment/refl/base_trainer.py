@@ -25,11 +25,12 @@ from ...trainer.common import CommonTrainer, is_complete  # noqa: E402
 from .arguments import ReFLTrainingArguments  # noqa: E402
 from .encoded_prompts import EncodedPrompts  # noqa: E402
 from .weights import (  # noqa: E402
-    LORA_FILE,
+    adapter_file,
     complete_config,
-    denoiser_name,
+    denoiser_names,
     load_denoiser,
     make_trainable,
+    model_of,
     save_denoiser,
     set_gradient_checkpointing,
 )
@@ -42,28 +43,30 @@ CHECKPOINTING_ARGUMENTS = ("activation_checkpointing", "gradient_checkpointing")
 
 
 class DenoiserTrainer(CommonTrainer):
-    """Trainer of a denoiser that only its pipeline calls: what the base class wraps around a model would not run."""
+    """Trainer of denoisers that only their pipeline calls: what the base class wraps around a model would not run."""
 
     def __init__(self, pipeline: Any, args: ReFLTrainingArguments, peft_config: Any = None, **kwargs: Any) -> None:
         self.pipeline = pipeline
-        self.denoiser_name = denoiser_name(pipeline)
+        self.denoiser_names = denoiser_names(pipeline, args.denoisers)
         self.peft_config = peft_config
-        denoiser = getattr(pipeline, self.denoiser_name)
-        if not (args.bf16 or args.fp16) and peft_config is None and denoiser.dtype != torch.float32:
-            raise ValueError(
-                f"`pipeline.{self.denoiser_name}` has the type {denoiser.dtype}, but all of it is trained, in float32. Set "
-                "`bf16=True` so that the pipeline still runs in mixed precision, or pass a `peft_config`."
-            )
+        denoisers = {name: getattr(pipeline, name) for name in self.denoiser_names}
+        for name, denoiser in denoisers.items():
+            if not (args.bf16 or args.fp16) and peft_config is None and denoiser.dtype != torch.float32:
+                raise ValueError(
+                    f"`pipeline.{name}` has the type {denoiser.dtype}, but all of it is trained, in float32. Set "
+                    "`bf16=True` so that the pipeline still runs in mixed precision, or pass a `peft_config`."
+                )
         set_seed(args.seed)  # of the adapter
-        make_trainable(pipeline, self.denoiser_name, peft_config)
-        if any(getattr(args, name, None) for name in CHECKPOINTING_ARGUMENTS):
-            set_gradient_checkpointing(denoiser)
-        complete_config(denoiser)
+        make_trainable(pipeline, self.denoiser_names, peft_config)
+        for denoiser in denoisers.values():
+            if any(getattr(args, name, None) for name in CHECKPOINTING_ARGUMENTS):
+                set_gradient_checkpointing(denoiser)
+            complete_config(denoiser)
         # On several GPUs of one process, the base class would wrap the denoiser in `nn.DataParallel`, past which the
         # pipeline calls it, and would count batches for all of them.
         args._n_gpu = min(args.n_gpu, 1)
 
-        super().__init__(model=denoiser, args=args, **kwargs)
+        super().__init__(model=model_of(pipeline, self.denoiser_names), args=args, **kwargs)
         self.encoded_prompts = EncodedPrompts(pipeline, args.device) if args.precompute_prompts else None
         if self.encoded_prompts is not None:
             self.encoded_prompts.move_pipeline()
@@ -71,7 +74,7 @@ class DenoiserTrainer(CommonTrainer):
             pipeline.to(args.device)
         pipeline.set_progress_bar_config(disable=True)
 
-        self.trained_parameters = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+        self.trained_parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if args.world_size > 1:
             for parameter in self.trained_parameters:
                 parameter.data.copy_(broadcast(parameter.data.clone()))
@@ -172,14 +175,16 @@ class DenoiserTrainer(CommonTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         # A checkpoint goes on from the trained weights.
         with nullcontext() if self._saves_checkpoint else self._averaged_weights():
-            save_denoiser(self.pipeline, self.denoiser_name, folder)
+            for name in self.denoiser_names:
+                save_denoiser(self.pipeline, name, folder)
         if self._saves_checkpoint and self.ema is not None:
             torch.save(self.ema.state_dict(), folder / EMA_FILE)
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_denoiser(self.pipeline, self.denoiser_name, folder)
+        for name in self.denoiser_names:
+            load_denoiser(self.pipeline, name, folder)
         if self.ema is not None:
             if not (folder / EMA_FILE).is_file():
                 raise ValueError(
@@ -195,8 +200,11 @@ class DenoiserTrainer(CommonTrainer):
         # The base class copies the files of transformers and PEFT only: `hub_strategy="every_save"` would push no weights.
         if self.is_world_process_zero():
             source, target = Path(checkpoint_folder), Path(self.args.output_dir)
-            if (source / LORA_FILE).is_file():
-                shutil.copy(source / LORA_FILE, target / LORA_FILE)
-            else:
-                shutil.copytree(source / self.denoiser_name, target / self.denoiser_name, dirs_exist_ok=True)
+            for name in self.denoiser_names:
+                if self.peft_config is None:
+                    shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+                else:
+                    file, _ = adapter_file(name, target)
+                    file.parent.mkdir(exist_ok=True)
+                    shutil.copy(adapter_file(name, source)[0], file)
         super()._push_from_checkpoint(checkpoint_folder)

@@ -177,7 +177,7 @@ class EncodedPrompts:
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             tensor = tensor.contiguous()
-            content = tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b""
+            content: Any = tensor.flatten().view(torch.uint8).numpy()
             digest = hashlib.blake2b(content, digest_size=16)
             digest.update(repr((tensor.shape, tensor.dtype)).encode())
             return self._tensors.setdefault(digest.digest(), tensor.clone())

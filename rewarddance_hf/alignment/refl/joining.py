@@ -4,7 +4,7 @@ the longest, with a mask that is left out where nothing is padded, as lists, onc
 encoding of the same prompts at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Listed:
 class Each:
     """A sequence whose entries are put together in their own ways."""
 
-    kind: type
+    kind: Any
     ways: tuple[Any, ...]
 
 
@@ -82,13 +82,14 @@ def _learn(parts: list[Any], together: Any, before: list[Any] | None) -> Any:
                 pass
         shapes = [tuple(part.shape) if isinstance(part, torch.Tensor) else part for part in parts]
         raise NotJoinedError(f"tensors of the shapes {shapes} became one of the shape {tuple(together.shape)}")
-    if isinstance(together, (list, tuple)) and all(isinstance(part, type(together)) for part in parts):
+    kind: Any = type(together)
+    if isinstance(together, (list, tuple)) and all(isinstance(part, kind) for part in parts):
         if all(len(part) == len(together) for part in parts):
             columns = [list(column) for column in zip(*parts, strict=True)]
             ways = []
             for index, column in enumerate(columns):
                 ways.append(_learn(column, together[index], columns[index - 1] if index else None))
-            return Each(type(together), tuple(ways))
+            return Each(kind, tuple(ways))
         joined = _join(parts, Listed(), before)
         if len(joined) == len(together) and all(map(_is_close, joined, together)):
             return Listed()
@@ -137,8 +138,7 @@ def _pad(part: torch.Tensor, dim: int, parts: Sequence[torch.Tensor]) -> torch.T
 def _is_same(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
         return ours.shape == theirs.shape and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
-    compare: Callable[[Any, Any], Any] = type(ours).__eq__
-    return type(ours) is type(theirs) and bool(compare(ours, theirs))
+    return type(ours) is type(theirs) and ours == theirs
 
 
 def _is_close(ours: Any, theirs: Any) -> bool:

@@ -1,55 +1,53 @@
 """Distance of a denoiser that is being tuned from the un-tuned one."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 
 class BaseDistance:
     """
     Mean squared distance between the outputs of a denoiser and of its un-tuned self, in the calls that carry gradient. The
-    un-tuned one is a copy (`with_copy`), or the denoiser with its adapters turned off.
+    un-tuned one is a copy (`with_copy`), or the denoiser with its adapters turned off. A pipeline may have two denoisers.
 
     For a sampler that adds Gaussian noise, the KL divergence between a step of both is this distance times a factor that
     depends on the noise level only.
     """
 
-    def __init__(self, denoiser: Any, with_copy: bool = False) -> None:
-        self.denoiser = denoiser
-        self.base: Any = _frozen_copy(denoiser) if with_copy else None
+    def __init__(self, denoisers: Sequence[Any], with_copy: bool = False) -> None:
+        self.denoisers = denoisers
+        self.bases: dict[Any, Any] = {denoiser: _frozen_copy(denoiser) for denoiser in denoisers if with_copy}
         self._distances: list[torch.Tensor] = []
         self._running = False
 
     def to(self, device: torch.device) -> None:
-        """Move the copy."""
-        if self.base is not None:
-            self.base.to(device)
+        """Move the copies."""
+        for base in self.bases.values():
+            base.to(device)
 
     @contextmanager
     def measured(self) -> Iterator["BaseDistance"]:
-        """Measure every call of the denoiser that carries gradient within the block."""
+        """Measure every call of a denoiser that carries gradient within the block."""
         self._distances.clear()
-        handle = self.denoiser.register_forward_hook(self._compare, with_kwargs=True)
-        try:
+        with ExitStack() as stack:
+            for denoiser in self.denoisers:
+                stack.callback(denoiser.register_forward_hook(self._compare, with_kwargs=True).remove)
             yield self
-        finally:
-            handle.remove()
 
     def mean(self) -> torch.Tensor:
         """Mean over the calls that were measured."""
         return torch.stack(self._distances).mean()
 
-    def _compare(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _compare(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._running or not torch.is_grad_enabled():
             return
         self._running = True
         try:
             with torch.no_grad():
-                base_output = self._base_output(*args, **kwargs)
+                base_output = self._base_output(module, *args, **kwargs)
         finally:
             self._running = False
         pairs = zip(_tensors(output), _tensors(base_output), strict=True)
@@ -57,14 +55,14 @@ class BaseDistance:
             torch.stack([F.mse_loss(ours.float(), theirs.float()) for ours, theirs in pairs]).mean()
         )
 
-    def _base_output(self, *args: Any, **kwargs: Any) -> Any:
-        if self.base is not None:
-            return self.base(*args, **kwargs)
-        self.denoiser.disable_adapters()
+    def _base_output(self, denoiser: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if self.bases:
+            return self.bases[denoiser](*args, **kwargs)
+        denoiser.disable_adapters()
         try:
-            return self.denoiser(*args, **kwargs)
+            return denoiser(*args, **kwargs)
         finally:
-            self.denoiser.enable_adapters()
+            denoiser.enable_adapters()
 
 
 def _frozen_copy(denoiser: Any) -> Any:

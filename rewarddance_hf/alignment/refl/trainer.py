@@ -14,29 +14,27 @@ from ...import_utils import require_extra
 require_extra("train", "accelerate", "datasets")
 require_extra("diffusers", "diffusers", "peft")
 
-from accelerate.utils import AutocastKwargs  # noqa: E402
-
 from ...parallel import Processes, run_split  # noqa: E402
 from ...rewards import as_reward  # noqa: E402
 from ...trainer.common import SetEpochCallback  # noqa: E402
 from ..gradient import RewardGradientCallback  # noqa: E402
-from ..pipelines.output import scaled  # noqa: E402
+from ..pipelines.models import listed  # noqa: E402
 from .arguments import ReFLTrainingArguments  # noqa: E402
-from .base_trainer import DenoiserTrainer  # noqa: E402
 from .callbacks import TellCallbacks  # noqa: E402
 from .card import tuned_generator_card  # noqa: E402
-from .drawing import check_conditions, check_range, draw  # noqa: E402
+from .drawing import check_conditions  # noqa: E402
 from .objective import choose_transform, objective  # noqa: E402
 from .regularizer import BaseDistance  # noqa: E402
 from .rows import DrawSampler, PromptRows, collate_rows, context_of, seed_of  # noqa: E402
 from .samples import SampleGridCallback  # noqa: E402
+from .sampling import SamplingTrainer  # noqa: E402
 from .summary import record_rewards, summarize_rewards  # noqa: E402
-from .weights import denoiser_name  # noqa: E402
+from .weights import denoiser_names  # noqa: E402
 
 
-class ReFLTrainer(DenoiserTrainer):
+class ReFLTrainer(SamplingTrainer):
     r"""
-    Tune the one denoiser of a diffusers pipeline by the gradient of a reward (Section 3.3.1 of the
+    Tune the denoiser of a diffusers pipeline, or its two, by the gradient of a reward (Section 3.3.1 of the
     [RewardDance paper](https://huggingface.co/papers/2509.08826)).
 
     Each batch of prompts is sampled by the pipeline itself, under [`RewardGradientCallback`]. The loss is minus the mean
@@ -56,7 +54,8 @@ class ReFLTrainer(DenoiserTrainer):
 
     Args:
         pipeline ([`~diffusers.DiffusionPipeline`]):
-            Pipeline to tune, changed in place: its `transformer` or `unet` is trained, everything else is frozen. Moved to
+            Pipeline to tune, changed in place: its `transformer` or `unet` is trained, everything else is frozen. Of two
+            denoisers (Wan 2.2), those in `args.denoisers` are trained, each by the gradient in the steps that it makes. Moved to
             the device of the run.
         reward (`Callable`, `list[Callable]` or `dict[str, Callable]`):
             Functions `reward(images, prompts, **context) -> Tensor (n,)`, e.g. a [`RewardDanceScorer`]. `images` are
@@ -88,7 +87,7 @@ class ReFLTrainer(DenoiserTrainer):
     Raises:
         `ValueError`: If pipeline, rewards, rows and arguments do not fit together.
         `TypeError`: If one of them is of the wrong type.
-        `NotImplementedError`: If the run is sharded or the pipeline has two denoisers.
+        `NotImplementedError`: If the run is sharded.
 
     Example:
 
@@ -147,8 +146,8 @@ class ReFLTrainer(DenoiserTrainer):
                 self._settings[name] = getattr(args, name)
         train_dataset = self._prepare_rows(train_dataset, "train_dataset")
         # Before anything is trained, as it may copy the denoiser
-        denoiser = getattr(pipeline, denoiser_name(pipeline))
-        self.base_distance = BaseDistance(denoiser, with_copy=peft_config is None) if args.beta else None
+        denoisers = [getattr(pipeline, name) for name in denoiser_names(pipeline, args.denoisers)]
+        self.base_distance = BaseDistance(denoisers, with_copy=peft_config is None) if args.beta else None
         super().__init__(
             pipeline,
             args,
@@ -206,77 +205,6 @@ class ReFLTrainer(DenoiserTrainer):
         self._check_first_rows()
         with self.rewards.reuse():  # of references, which come again in each epoch
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], condition: Any = None) -> None:
-        """
-        Encode prompts once and for all, those of the rows beside others that will be sampled. Without `precompute_prompts`
-        nothing is done.
-
-        Args:
-            prompts (`list[str]`):
-                Prompts.
-            condition (*optional*):
-                Image that the pipeline is given, if it needs one; any will do.
-        """
-        if self.encoded_prompts is None:
-            return
-        conditions = None if condition is None else [condition]
-        batch_size = max(self.args.train_batch_size, self.args.eval_batch_size) if condition is None else 1
-        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
-            self.encoded_prompts.fill(
-                prompts,
-                lambda batch: self._generate(batch, [0] * len(batch), conditions, "pt"),
-                batch_size,
-                show_progress=not self.args.disable_tqdm and self.is_local_process_zero(),
-            )
-
-    @torch.no_grad()
-    def sample(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int] | None = None,
-        output_type: str = "pil",
-        conditions: Sequence[Any] | None = None,
-        **pipeline_kwargs: Any,
-    ) -> Any:
-        """
-        Generate from the current weights, or from their average with `use_ema`.
-
-        Args:
-            prompts (`list[str]`):
-                Prompts.
-            seeds (`list[int]`, *optional*):
-                Seed of the noise of each. Defaults to fixed ones, so that samples can be compared over time.
-            output_type (`str`, *optional*, defaults to `"pil"`):
-                `"pil"`, or `"pt"` for a tensor.
-            conditions (`list`, *optional*):
-                Image that the pipeline is given for each, or None.
-            pipeline_kwargs:
-                Arguments of the pipeline in place of those of `args`.
-
-        Returns:
-            `list[PIL.Image.Image]`, a `list` of those for each clip, or a `torch.Tensor`.
-        """
-        if seeds is None:
-            seeds = [seed_of(self.args.seed, "sample", index) for index in range(len(prompts))]
-        if len(seeds) != len(prompts):
-            raise ValueError(
-                f"`seeds` has {len(seeds)} entries, but there are {len(prompts)} prompts. Give one for each."
-            )
-        self.encode_prompts(prompts, None if conditions is None else conditions[0])
-        was_training, size = self.model.training, self.args.eval_batch_size
-        batches = []
-        with self._averaged_weights():
-            self.model.eval()
-            try:
-                for start in range(0, len(prompts), size):
-                    part = slice(start, start + size)
-                    some = None if conditions is None else conditions[part]
-                    batches.append(self._generate(prompts[part], seeds[part], some, output_type, **pipeline_kwargs))
-            finally:
-                self.model.train(was_training)
-        return torch.cat(batches) if output_type == "pt" else [sample for batch in batches for sample in batch]
 
     def compute_loss(
         self,
@@ -359,35 +287,6 @@ class ReFLTrainer(DenoiserTrainer):
             record["base_distance"] = base_distance.item()
         return loss, record
 
-    def _generate(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        conditions: Sequence[Any] | None,
-        output_type: str,
-        **pipeline_kwargs: Any,
-    ) -> Any:
-        """Samples of the pipeline, each from its own noise."""
-        arguments = {**self._settings, **pipeline_kwargs, "output_type": output_type}
-        size = len(prompts) if conditions is None else 1
-        batches = []
-        encoded = self.encoded_prompts.in_use() if self.encoded_prompts is not None else nullcontext()
-        # Casts of trained weights, cached in steps without gradient, would be used again in those that need it.
-        with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)), encoded:
-            for start in range(0, len(prompts), size):
-                # All samples of an update share the step that is drawn.
-                self.gradient_callback.generator.manual_seed(seed_of(self.args.seed, "step", self.state.global_step))
-                condition = None if conditions is None else conditions[start]
-                part = slice(start, start + size)
-                output = draw(self.pipeline, prompts[part], seeds[part], condition, **arguments)
-                self.output_fields = tuple(output)
-                samples = output[0]
-                if output_type == "pt":
-                    samples = scaled(self.pipeline, samples)
-                    check_range(self.pipeline, samples)
-                batches.append(samples)
-        return torch.cat(batches) if output_type == "pt" else [sample for batch in batches for sample in batch]
-
     def _finish_update(self) -> None:
         """Gather what is known of the samples of an update."""
         records = Processes.current().gather(self._records)
@@ -419,9 +318,16 @@ class ReFLTrainer(DenoiserTrainer):
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss, self.trained_parameters, allow_unused=True)
                 reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
-            if not loss.requires_grad or not reached:
+            idle = [name for name in self.denoiser_names if self.gradient_callback.steps_of.get(name) == []]
+            if idle:
                 error = ValueError(
-                    f"No gradient of the reward reaches `pipeline.{self.denoiser_name}` on the first rows. The reward may be "
+                    f"{listed(idle)} is to be tuned, but makes none of the steps with gradient (steps by denoiser: "
+                    f"{self.gradient_callback.steps_of}). Widen the range of steps, leave it out, or name the other one in "
+                    "`denoisers`."
+                )
+            elif not loss.requires_grad or not reached:
+                error = ValueError(
+                    f"No gradient of the reward reaches {listed(self.denoiser_names)} on the first rows. The reward may be "
                     "constant there, all pixels may be clamped to 0 or 1, or `reward_clip` may be too low."
                 )
         self._raise_together(error)

@@ -1,5 +1,6 @@
-"""Weights of a tuned denoiser on disk, in the layouts that diffusers loads."""
+"""What is trained of a pipeline, one denoiser or two, and its weights on disk, in the layouts that diffusers loads."""
 
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -24,43 +25,71 @@ ADAPTER_NAME = "default"
 # Of an adapter that names no layers: the attention of all denoisers of diffusers, and what some add for text
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 LORA_FILE = "pytorch_lora_weights.safetensors"
+CONFIG_NAME = "config.json"
+DENOISERS = ("transformer", "transformer_2", "unet")
+SECOND = "transformer_2"
 
 
-def denoiser_name(pipeline: Any) -> str:
-    """Name of the component that a pipeline denoises with."""
-    if getattr(pipeline, "transformer_2", None) is not None:
-        raise NotImplementedError(
-            f"`{type(pipeline).__name__}` has two denoisers, `transformer` and `transformer_2`, but only pipelines with one "
-            "can be tuned. Use a model with one, e.g. Wan 2.1."
+def denoiser_names(pipeline: Any, chosen: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Names of the components that a pipeline denoises with, one or two, or of those that were chosen."""
+    found = [name for name in DENOISERS if getattr(pipeline, name, None) is not None]
+    if not found:
+        raise ValueError(
+            f"`{type(pipeline).__name__}` has neither `transformer` nor `unet` ({sorted(pipeline.components)}), but one of them "
+            "is what is tuned. Pass a text-to-image or text-to-video pipeline."
         )
-    for name in ("transformer", "unet"):
-        if getattr(pipeline, name, None) is not None:
-            return name
-    raise ValueError(
-        f"`{type(pipeline).__name__}` has neither `transformer` nor `unet` ({sorted(pipeline.components)}), but one of them "
-        "is what is tuned. Pass a text-to-image or text-to-video pipeline."
-    )
+    unknown = [name for name in chosen or () if name not in found]
+    if unknown or (chosen is not None and not chosen):
+        raise ValueError(
+            f"`denoisers` is {list(chosen or ())}, but `{type(pipeline).__name__}` denoises with {found}. Name some of these."
+        )
+    return tuple(name for name in found if chosen is None or name in chosen)
 
 
-def make_trainable(pipeline: Any, name: str, peft_config: Any = None) -> None:
-    """Freeze a pipeline except for what is trained, in float32: a new adapter of its denoiser, or all of the denoiser."""
-    denoiser = getattr(pipeline, name)
+class Denoisers(nn.ModuleDict):
+    """Two denoisers of a pipeline as the one model of a trainer, which the pipeline calls one by one."""
+
+    @property
+    def first(self) -> Any:
+        return next(iter(self.values()))
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the first one."""
+        return self.first.config
+
+    @property
+    def peft_config(self) -> Any:
+        """Adapters of the first one, which are those of the other too."""
+        return getattr(self.first, "peft_config", None)
+
+
+def model_of(pipeline: Any, names: Sequence[str]) -> nn.Module:
+    """All that is trained, as one module."""
+    models = {name: getattr(pipeline, name) for name in names}
+    return Denoisers(models) if len(models) > 1 else models[names[0]]
+
+
+def make_trainable(pipeline: Any, names: Sequence[str], peft_config: Any = None) -> None:
+    """Freeze a pipeline except for what is trained, in float32: new adapters of its denoisers, or all of the denoisers."""
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False).eval()
-    if getattr(denoiser, "peft_config", None):
-        raise ValueError(
-            f"`pipeline.{name}` has the adapters {sorted(denoiser.peft_config)} already, but would be tuned with a new one "
-            "alone or in full. Merge them first: `pipeline.fuse_lora(); pipeline.unload_lora_weights()`."
-        )
-    if peft_config is None:
-        denoiser.requires_grad_(True)
-    else:
-        _add_adapter(pipeline, name, denoiser, peft_config)
-    cast_training_params(denoiser)
+    for name in names:
+        denoiser = getattr(pipeline, name)
+        if getattr(denoiser, "peft_config", None):
+            raise ValueError(
+                f"`pipeline.{name}` has the adapters {sorted(denoiser.peft_config)} already, but would be tuned with a new one "
+                "alone or in full. Merge them first: `pipeline.fuse_lora(); pipeline.unload_lora_weights()`."
+            )
+        if peft_config is None:
+            denoiser.requires_grad_(True)
+        else:
+            _add_adapter(pipeline, denoiser, peft_config)
+        cast_training_params(denoiser)
 
 
-def _add_adapter(pipeline: Any, name: str, denoiser: Any, peft_config: Any) -> None:
+def _add_adapter(pipeline: Any, denoiser: Any, peft_config: Any) -> None:
     if not isinstance(peft_config, LoraConfig) or peft_config.modules_to_save:
         raise TypeError(
             f"`peft_config` is a `{type(peft_config).__name__}`"
@@ -115,46 +144,56 @@ def complete_config(denoiser: Any) -> None:
 
 def save_denoiser(pipeline: Any, name: str, folder: Path) -> None:
     """
-    Save what was trained: `pipeline.load_lora_weights(folder)` loads an adapter, with its `lora_alpha`;
-    `from_pretrained(folder, subfolder=name)` of the denoiser's class loads a whole denoiser.
+    Save what was trained: `pipeline.load_lora_weights(folder)` loads an adapter, with its `lora_alpha`, and that of a second
+    denoiser with `subfolder="transformer_2", load_into_transformer_2=True`; `from_pretrained(folder, subfolder=name)` of the
+    denoiser's class loads a whole denoiser.
     """
     denoiser = getattr(pipeline, name)
     if not getattr(denoiser, "peft_config", None):
         denoiser.save_pretrained(folder / name)
         return
+    file, key = adapter_file(name, folder)
     pipeline.save_lora_weights(
-        folder,
+        file.parent,
         **{
-            f"{name}_lora_layers": get_peft_model_state_dict(denoiser, adapter_name=ADAPTER_NAME),
-            f"{name}_lora_adapter_metadata": denoiser.peft_config[ADAPTER_NAME].to_dict(),
+            f"{key}_lora_layers": get_peft_model_state_dict(denoiser, adapter_name=ADAPTER_NAME),
+            f"{key}_lora_adapter_metadata": denoiser.peft_config[ADAPTER_NAME].to_dict(),
         },
     )
+
+
+def adapter_file(name: str, folder: Path) -> tuple[Path, str]:
+    """File of a denoiser's adapter, and its name in there: diffusers takes the second one's for one of the first."""
+    if name == SECOND:
+        return folder / SECOND / LORA_FILE, DENOISERS[0]
+    return folder / LORA_FILE, name
 
 
 def load_denoiser(pipeline: Any, name: str, folder: Path) -> None:
     """Load weights that [`save_denoiser`] wrote into a pipeline that is set up for training."""
     denoiser = getattr(pipeline, name)
     if not getattr(denoiser, "peft_config", None):
-        if not (folder / name).is_dir():
+        if not (folder / name / CONFIG_NAME).is_file():
             raise ValueError(
-                f"{folder} has no folder `{name}`, but the whole denoiser is trained. Resume from a checkpoint of full "
+                f"{folder} has no folder `{name}` with a whole denoiser, but that is trained. Resume from a checkpoint of full "
                 "tuning, or pass the `peft_config` that this one was made with."
             )
         loaded = type(denoiser).from_pretrained(folder, subfolder=name)
         denoiser.load_state_dict(loaded.state_dict())
         return
-    if not (folder / LORA_FILE).is_file():
+    file, key = adapter_file(name, folder)
+    if not file.is_file():
         raise ValueError(
-            f"{folder} has no file {LORA_FILE}, but an adapter is trained. Resume from a checkpoint of the same adapter, or "
-            "leave `peft_config` out."
+            f"{folder} has no file {file.relative_to(folder)}, but an adapter of `{name}` is trained. Resume from a checkpoint "
+            "of the same adapters, or leave `peft_config` out."
         )
-    weights = {key.removeprefix(f"{name}."): value for key, value in load_file(folder / LORA_FILE).items()}
+    weights = {entry.removeprefix(f"{key}."): value for entry, value in load_file(file).items()}
     current = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER_NAME)
-    shapes, wanted = ({key: value.shape for key, value in tensors.items()} for tensors in (weights, current))
+    shapes, wanted = ({entry: value.shape for entry, value in tensors.items()} for tensors in (weights, current))
     if shapes != wanted:
-        differing = sorted(key for key in {*shapes, *wanted} if shapes.get(key) != wanted.get(key))
+        differing = sorted(entry for entry in {*shapes, *wanted} if shapes.get(entry) != wanted.get(entry))
         raise ValueError(
-            f"The adapter in {folder} differs from the one that is trained in {len(differing)} weights (first: "
+            f"The adapter in {file.parent} differs from the one that is trained in {len(differing)} weights (first: "
             f"{differing[:3]}). Resume with the `peft_config` that it was made with."
         )
     set_peft_model_state_dict(denoiser, weights, adapter_name=ADAPTER_NAME)
