@@ -102,7 +102,8 @@ class SecondDeviceTensor(torch.Tensor):
         inside = [leaf for leaf in tree_leaves((args_inside, kwargs_inside)) if isinstance(leaf, torch.Tensor)]
         if any(tensor.is_meta for tensor in inside):
             if to_cpu:
-                return torch.full(args[0].shape, 0.5, dtype=kwargs.get("dtype") or args[0].dtype)
+                # Without memory there too: models that leave the device take none
+                return torch.full((), 0.5, dtype=kwargs.get("dtype") or args[0].dtype).expand(args[0].shape)
             args_inside, kwargs_inside = _without_values(func, args_inside, kwargs_inside)
             if device is not None:
                 kwargs_inside["device"] = "meta"

@@ -903,7 +903,7 @@ class TestErrors:
         for callback in (refl(), draft()):
             with (
                 callback.attach(model.pipeline),
-                pytest.raises(ValueError, match="denoisers that train make others .`transformer` 0 to 0."),
+                pytest.raises(ValueError, match="denoisers that train make others .`transformer` 0 to 1."),
             ):
                 model()
 

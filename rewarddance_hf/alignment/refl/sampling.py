@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...import_utils import require_extra
 
@@ -24,6 +25,7 @@ from .rows import seed_of  # noqa: E402
 class SamplingTrainer(DenoiserTrainer):
     """Trainer that samples from its pipeline, with its own settings of the call."""
 
+    model: nn.Module
     gradient_callback: RewardGradientCallback
     output_fields: tuple[str, ...]
     _settings: dict[str, Any]
