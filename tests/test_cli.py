@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import pytest
@@ -321,12 +322,51 @@ def test_generate(capsys, pointwise_judge, tmp_path, search):
         assert result["rewards"] == pytest.approx(want.tolist(), abs=1e-5)
 
 
+def test_generate_in_shards(capsys, pointwise_judge, tmp_path, monkeypatch):
+    """Workers share the prompts of a file; images are those of one worker, and what is finished is not made again."""
+    (tmp_path / "prompts.txt").write_text("a red circle\ntwo blue squares\n\na green triangle\n")
+    arguments = ["generate", "--pipeline", BASE_GENERATOR, "--model", pointwise_judge, "--budget", 4, "--steps", 2]
+    arguments += ["--argument", "max_sequence_length=1", "--json", "--data", tmp_path / "prompts.txt", "--output-dir"]
+    code, out, _ = run(capsys, *arguments, tmp_path / "one")
+    assert code == 0
+    whole = json.loads(out)["results"]
+    assert len(whole) == 3
+    shards = [json.loads(run(capsys, *arguments, tmp_path / "two", "--num-shards", 2, "--shard", 1)[1])["results"]]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    shards.insert(0, json.loads(run(capsys, *arguments, tmp_path / "two", "--num-shards", 2)[1])["results"])
+    assert [[found["prompt"] for found in shard] for shard in shards] == [
+        ["a red circle", "a green triangle"],
+        ["two blue squares"],
+    ]
+    for number, want in enumerate(whole):
+        got = shards[number % 2][number // 2]
+        assert got["rewards"] == pytest.approx(want["rewards"], abs=1e-5)
+        assert Path(got["images"][0]).read_bytes() == Path(want["images"][0]).read_bytes()
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+    times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "two").glob("*/image_0.png"))]
+    (tmp_path / "two" / "prompt_1" / "search.json").unlink()  # as a kill leaves it
+    code, out, _ = run(capsys, *arguments, tmp_path / "two")
+    assert [found["rewards"] for found in json.loads(out)["results"]] == [
+        pytest.approx(want["rewards"], abs=1e-5) for want in whole
+    ]
+    again = [path.stat().st_mtime_ns for path in sorted((tmp_path / "two").glob("*/image_0.png"))]
+    assert [new == old for new, old in zip(again, times, strict=True)] == [True, False, True]
+    (tmp_path / "prompts.txt").write_text("another\n")
+    code, _, err = run(capsys, *arguments, tmp_path / "two")
+    assert code == 1
+    assert "has a search for 'a red circle' in the place of prompt 0, 'another'" in err
+
+
 def test_generate_with_a_pairwise_judge(capsys, judge, tmp_path):
     """A pairwise judge ranks candidates; a search that needs single scores ends with one clean line."""
     arguments = ["generate", "--pipeline", BASE_GENERATOR, "--model", judge, "--prompt", "a", "--budget", 4]
     arguments += ["--steps", 2, "--argument", "max_sequence_length=1", "--output-dir", tmp_path]
     code, out, _ = run(capsys, *arguments)
-    assert (code, out.split("\t")[1]) == (0, f"{tmp_path / 'image_0.png'}\n")
+    assert (code, out.split("\t")[1]) == (0, f"{tmp_path / 'prompt_0' / 'image_0.png'}\n")
+    code, out, err = run(capsys, *arguments, "--seed", 1)
+    assert (code, out) == (1, "")
+    assert "belongs to a run in which ['seed'] were others" in err.splitlines()[-1]
+    arguments[-1] = tmp_path / "other"
     code, out, err = run(capsys, *arguments, "--search", "paths")
     assert (code, out) == (1, "")
     assert "The reward is pairwise" in err.splitlines()[-1]

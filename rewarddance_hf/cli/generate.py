@@ -2,15 +2,18 @@
 
 import argparse
 import json
-import os
 from typing import Any
 
+from ..import_utils import require_extra
 from .shared import (
+    COLUMN_OPTIONS,
     CRITERIA_OPTIONS,
     JUDGE_OPTIONS,
     Commands,
+    add_shards,
     check_folder,
     find_device,
+    find_shard,
     load_scorer,
     positive_integer,
     write,
@@ -19,9 +22,12 @@ from .shared import (
 
 def add_to(commands: Commands) -> None:
     help = "images that a judge chose while a pipeline made them"
-    parser = commands.add_parser("generate", parents=[JUDGE_OPTIONS, CRITERIA_OPTIONS], help=help)
+    parser = commands.add_parser("generate", parents=[JUDGE_OPTIONS, COLUMN_OPTIONS, CRITERIA_OPTIONS], help=help)
     parser.add_argument("--pipeline", required=True, help="diffusers pipeline: repository ID or folder")
-    parser.add_argument("--prompt", nargs="+", required=True, help="one or more prompts")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", nargs="+", help="one or more prompts")
+    prompts.add_argument("--data", help="text file with a prompt a line, or table with a column `prompt`")
+    parser.add_argument("--limit", type=positive_integer, help="number of prompts of --data (default: all)")
     help = "how to search (paths and zero-order need a pointwise judge; default: best-of-n)"
     parser.add_argument("--search", choices=("best-of-n", "paths", "zero-order"), default="best-of-n", help=help)
     help = "largest number of denoiser evaluations for each prompt: images times steps, guidance not counted"
@@ -33,7 +39,11 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--argument", nargs="+", default=[], metavar="NAME=VALUE", help=help)
     parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
     parser.add_argument("--images-per-batch", type=positive_integer, default=8, help="images at once (default: 8)")
-    parser.add_argument("--output-dir", default="outputs/generate", help="folder (default: outputs/generate)")
+    help = (
+        "folder for prompt_0, prompt_1, ...; a repeated command goes on where it stopped (default: outputs/generate)"
+    )
+    parser.add_argument("--output-dir", default="outputs/generate", help=help)
+    add_shards(parser, "search for every N-th prompt only, beside other workers that write to the same folder")
     parser.set_defaults(run=_run)
 
 
@@ -44,32 +54,53 @@ def _run(args: argparse.Namespace) -> None:
     if args.search == "paths":
         arguments["num_paths"] = args.num_paths
     check_folder(args.output_dir)
+    shard = find_shard(args)
+    prompts = args.prompt or _read_prompts(args)
+    chosen = None if shard is None else range(len(prompts))[shard :: args.num_shards]
+    if chosen is not None and not 0 <= shard < args.num_shards:
+        raise argparse.ArgumentTypeError(f"argument --shard: {shard} is none of the {args.num_shards} shards")
     from ..alignment.pipelines.loading import load_pipeline
-    from ..alignment.search.saving import save_search
     from ..alignment.search.search import best_of_n, search_over_paths, zero_order_search
+    from ..parallel import Processes
 
     scorer = load_scorer(args)
     pipeline = load_pipeline(args.pipeline, find_device(args), args.dtype)
     searches: dict[str, Any] = {"best-of-n": best_of_n, "paths": search_over_paths, "zero-order": zero_order_search}
     context = {"criteria": args.criteria, "task": args.task}
+    args.kept = lambda: f"Finished prompts are in {args.output_dir}: repeat the command to go on."
     results = searches[args.search](
         pipeline,
-        args.prompt,
+        prompts,
         scorer,
         max_denoiser_evaluations=args.budget,
         num_images=args.num_images,
         context={name: value for name, value in context.items() if value is not None},
         seed=args.seed,
         batch_size=args.images_per_batch,
+        distribute=True,
+        output_dir=args.output_dir,
+        prompt_indices=chosen,
         **arguments,
     )
-    documents, lines = [], []
-    for number, result in enumerate(results):
-        folder = args.output_dir if len(results) == 1 else os.path.join(args.output_dir, f"prompt_{number}")
-        images = save_search(result, folder)
-        documents.append({"prompt": result.prompt, "images": images, "rewards": result.rewards})
-        lines += [f"{reward:.6f}\t{image}" for reward, image in zip(result.rewards, images, strict=True)]
-    write(args, {"results": documents}, lines)
+    if not Processes.current().is_main:
+        return
+    documents = [{"prompt": found.prompt, "images": found.images, "rewards": found.rewards} for found in results]
+    pairs = [pair for found in results for pair in zip(found.rewards, found.images, strict=True)]
+    write(args, {"results": documents}, [f"{reward:.6f}\t{image}" for reward, image in pairs])
+
+
+def _read_prompts(args: argparse.Namespace) -> list[str]:
+    require_extra("train", "datasets")
+    from ..data.files import load_prompts
+
+    rows = load_prompts(args.data, args.split, columns=args.columns)
+    unused = [name for name in ("task", "criteria", "condition") if name in rows.column_names]
+    if unused:
+        raise ValueError(
+            f"`--data` has the columns {unused}, but only prompts are taken from it. Leave them out, pass --task or --criteria "
+            "for all prompts, or call the searches from Python."
+        )
+    return list(rows["prompt"])[: args.limit]
 
 
 def _pipeline_argument(text: str) -> tuple[str, Any]:

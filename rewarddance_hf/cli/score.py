@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 from typing import Any
 
 from ..import_utils import require_extra
@@ -12,8 +11,10 @@ from .shared import (
     JUDGE_OPTIONS,
     Commands,
     SomeFailed,
+    add_shards,
     check_file,
     expand_folders,
+    find_shard,
     load_scorer,
     positive_integer,
     unreadable,
@@ -35,12 +36,10 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--limit", type=positive_integer, help="number of rows of --data (default: all)")
     help = "file of JSON lines that gets scores as they come; a repeated command goes on where it stopped"
     parser.add_argument("--output", metavar="FILE", help=help)
-    help = (
-        "score --data, Parquet files of any size, in this many files of the folder --output (then: rewarddance merge)"
+    add_shards(
+        parser,
+        "score --data, Parquet files of any size, in this many files of the folder --output (then: rewarddance merge)",
     )
-    parser.add_argument("--num-shards", type=positive_integer, metavar="N", help=help)
-    help = "the one to score, from 0 (default: $SLURM_ARRAY_TASK_ID, else all, shared by the processes of a launcher)"
-    parser.add_argument("--shard", type=int, metavar="K", help=help)
     help = "give rows that cannot be scored no score, in place of ending there (with --num-shards; else they are left out)"
     parser.add_argument("--skip-bad-rows", action="store_true", help=help)
     parser.set_defaults(run=_run)
@@ -53,8 +52,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.num_shards:
         _score_shards(args)
         return
-    if args.shard is not None:
-        raise argparse.ArgumentTypeError("argument --shard: needs --num-shards")
+    find_shard(args)
     if args.output:
         check_file(args.output)
     rows, problems = _rows_of_data(args) if args.data else _rows_of_images(args)
@@ -108,9 +106,7 @@ def _score_shards(args: argparse.Namespace) -> None:
 
     columns = {column: name for name, column in parse_columns(args.columns).items()}
     rows = ParquetRows(args.data, columns, [*COLUMNS, "id"])
-    shard = args.shard
-    if shard is None and "SLURM_ARRAY_TASK_ID" in os.environ:
-        shard = int(os.environ["SLURM_ARRAY_TASK_ID"]) - int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+    shard = find_shard(args)
     args.kept = lambda: f"Finished shards are in {args.output}: repeat the command to go on."
     count = score_shards(
         load_scorer(args), rows, args.output, args.num_shards, shard, skip_bad_rows=args.skip_bad_rows

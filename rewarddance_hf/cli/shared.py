@@ -182,6 +182,22 @@ def check_folder(path: str) -> None:
         pass
 
 
+def add_shards(parser: argparse.ArgumentParser, what: str) -> None:
+    """Options of a command whose rows can be split over workers that know nothing of each other."""
+    parser.add_argument("--num-shards", type=positive_integer, metavar="N", help=what)
+    help = "the shard of this worker, from 0 (default: $SLURM_ARRAY_TASK_ID, else all, shared by the processes of a launcher)"
+    parser.add_argument("--shard", type=int, metavar="K", help=help)
+
+
+def find_shard(args: argparse.Namespace) -> int | None:
+    """Shard of this worker, None for all."""
+    if args.shard is not None and not args.num_shards:
+        raise argparse.ArgumentTypeError("argument --shard: needs --num-shards")
+    if args.shard is None and args.num_shards and "SLURM_ARRAY_TASK_ID" in os.environ:
+        return int(os.environ["SLURM_ARRAY_TASK_ID"]) - int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+    return args.shard
+
+
 def write(args: argparse.Namespace, document: dict[str, Any], lines: Iterable[str]) -> None:
     """Write the document with `--json`, else the lines."""
     text = json.dumps(document, indent=2) if args.json else "\n".join(lines)

@@ -2,8 +2,6 @@
 
 import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from .checkpoints_rewarddance import (
     refuse_pickles,
 )
 from .configuration_rewarddance import RewardDanceConfig
+from .head_rewarddance import answers_in_float32, head_at_positions
 from .processing_rewarddance import RewardDanceProcessor
 
 
@@ -326,7 +325,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
             )
         rationale_loss = None
         answer_ids = [self.config.yes_token_id, self.config.no_token_id]
-        with _answers_in_float32(self.get_output_embeddings(), answer_ids):
+        with answers_in_float32(self.get_output_embeddings(), answer_ids):
             if rationale_labels is None or answer_index is None:
                 outputs = self.vlm(**inputs, logits_to_keep=1)
                 answer_logits = outputs.logits[:, -1].float()  # (batch_size, vocab_size)
@@ -379,7 +378,7 @@ class RewardDanceForYesScoring(RewardDancePreTrainedModel):
                 f"`rationale_labels` was given, but `{type(self.vlm).__name__}` does not tell its language-model head "
                 "(`get_output_embeddings` is None), which rationales are trained through. Train without them."
             )
-        with _head_at_positions(head, rows, columns):
+        with head_at_positions(head, rows, columns):
             outputs = self.vlm(**inputs)
         logits = outputs.logits[0].float()  # (labelled positions, vocab_size)
 
@@ -421,48 +420,6 @@ def _passed_through(outputs: Any) -> "dict[str, Any]":
     """Outputs of the wrapped model other than its logits."""
     names = {"cache": CACHE_NAME, "hidden_states": "hidden_states", "attentions": "attentions"}
     return {name: outputs.get(theirs) for name, theirs in names.items()}
-
-
-@contextmanager
-def _head_at_positions(head: nn.Module, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
-    """Let the language-model head see the hidden states of some positions only, as one row of a batch."""
-
-    def select(module: nn.Module, arguments: "tuple[torch.Tensor, ...]") -> "tuple[torch.Tensor, ...]":
-        hidden_states, *rest = arguments
-        return (hidden_states[rows, columns][None], *rest)
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _answers_in_float32(head: "nn.Module | None", answer_ids: "list[int]") -> Iterator[None]:
-    """
-    Let a head in low precision give the logits of the answers in float32: bfloat16 rounds logits to steps of up to an eighth,
-    and their difference is the reward. Heads that are no plain product of weights at hand are left as they are.
-    """
-
-    def refine(module: nn.Linear, arguments: "tuple[torch.Tensor, ...]", logits: torch.Tensor) -> torch.Tensor:
-        weight, bias = module.weight, module.bias
-        if logits.dtype not in (torch.bfloat16, torch.float16) or weight.device.type == "meta":
-            return logits
-        with torch.autocast(logits.device.type, enabled=False):
-            answers = torch.tensor(answer_ids, device=weight.device)
-            bias = None if bias is None else bias[answers].float()
-            exact = nn.functional.linear(arguments[0].float(), weight[answers].float(), bias)
-        return logits.float().index_copy_(-1, answers, exact)
-
-    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
-        yield
-        return
-    handle = head.register_forward_hook(refine)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 __all__ = ["RewardDanceForYesScoring", "RewardDanceOutput", "RewardDancePreTrainedModel"]

@@ -1,9 +1,11 @@
-"""Models of a pipeline that the gradient may reach."""
+"""Models of a pipeline: those that the gradient may reach, and what tells one pipeline from another."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
+from ...resumable import describe_weights, digest_of
 
 
 def models_of(pipeline: Any) -> dict[str, torch.nn.Module]:
@@ -68,3 +70,16 @@ def check_trained(pipeline: Any) -> None:
             "must carry gradient to at least one. Add an adapter with `add_adapter(lora_config)` or call "
             "`requires_grad_(True)`."
         )
+
+
+def describe_pipeline(pipeline: Any) -> dict[str, Any]:
+    """Fingerprint of a generator: class, scheduler, some entries of all weights."""
+    description = {"class": type(pipeline).__name__}
+    for name, component in sorted(pipeline.components.items()):
+        if isinstance(component, torch.nn.Module):
+            description[name] = describe_weights(component)
+        elif hasattr(component, "timesteps"):
+            # Private entries list names in an order that differs from process to process.
+            config = {key: value for key, value in component.config.items() if not key.startswith("_")}
+            description[name] = f"{type(component).__name__} {digest_of(config)}"
+    return description

@@ -24,9 +24,10 @@ from transformers.utils import logging
 from ...checks import check_integers
 from ...models.media_rewarddance import load_image
 from ...parallel import Processes, run_split
-from ...resumable import RowFolder, describe_weights, digest_of, write_atomically
+from ...resumable import RowFolder, write_atomically
 from ...rewards import as_reward
 from ...scoring.ranking import check_ranking, rank_samples
+from ..pipelines.models import describe_pipeline
 from .candidates import CandidateDrawer, candidate_seed
 from .drawing import check_conditions
 
@@ -148,7 +149,7 @@ def best_of_n_references(
             "ranking_method": ranking_method,
             "num_rounds": num_rounds,
             "seed": seed,
-            "pipeline": _describe_pipeline(pipeline),
+            "pipeline": describe_pipeline(pipeline),
             "reward": None if method == "random" else as_reward(reward).fingerprint(),
             **{name: Hasher.hash(value) for name, value in pipeline_kwargs.items()},
         }
@@ -356,16 +357,3 @@ def _check_arguments(
             f"`reward` is of type `{type(reward).__name__}`, but `method={method!r}` needs a judge. Pass a "
             '`RewardDanceScorer` or a reward function, or `method="random"`.'
         )
-
-
-def _describe_pipeline(pipeline: Any) -> dict[str, Any]:
-    """Fingerprint of a generator: class, scheduler, some entries of all weights."""
-    description = {"class": type(pipeline).__name__}
-    for name, component in sorted(pipeline.components.items()):
-        if isinstance(component, torch.nn.Module):
-            description[name] = describe_weights(component)
-        elif hasattr(component, "timesteps"):
-            # Private entries list names in an order that differs from process to process.
-            config = {key: value for key, value in component.config.items() if not key.startswith("_")}
-            description[name] = f"{type(component).__name__} {digest_of(config)}"
-    return description

@@ -1,6 +1,7 @@
 """What a search returns: images, rewards, the tree of its paths with their seeds, and what it cost."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,8 @@ class SearchResult:
         prompt (`str`):
             The prompt.
         images (`list`):
-            Best images or clips, best first, in the `output_type` of the call. Empty if all paths were lost.
+            Best images or clips, best first, in the `output_type` of the call, or their files if it had an `output_dir`. Empty if
+            all paths were lost.
         rewards (`list[float]`):
             Reward of each. For a pairwise judge the mean over all that it was compared with; NaN if there was no other.
         nodes (`list[PathNode]`):
@@ -99,3 +101,22 @@ class SearchResult:
             "lineages": [[node.to_dict() for node in self.lineage(i)] for i in range(len(self.winners))],
             "nodes": [node.to_dict() for node in self.nodes],
         }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], images: list[Any]) -> "SearchResult":
+        """
+        The result that [`~SearchResult.to_dict`] made a document of.
+
+        Args:
+            document (`dict`):
+                What `to_dict` returned, or `search.json` holds.
+            images (`list`):
+                Its images or their files, best first.
+
+        Returns:
+            [`SearchResult`]: Without previews.
+        """
+        names = ("method", "prompt", "winners", "denoiser_evaluations", "forward_passes", "verifier_calls")
+        rewards = [math.nan if reward is None else reward for reward in document["rewards"]]
+        nodes = [PathNode(**node) for node in document["nodes"]]
+        return cls(images=images, rewards=rewards, nodes=nodes, **{name: document[name] for name in names})

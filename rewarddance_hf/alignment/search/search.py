@@ -7,16 +7,20 @@ Every function calls the pipeline itself, see [`~rewarddance_hf.alignment.pipeli
 evaluations: one for each image and step. The two or more passes of classifier-free guidance at one step are one evaluation.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...checks import check_integers
-from ...parallel import run_split
+from ...parallel import Processes, run_split
+from ...resumable import digest_of
+from ..pipelines.models import describe_pipeline
 from ..pipelines.staged import StagedPipeline
 from .output import output_type_of
 from .paths import UNLIMITED, Search
 from .result import SearchResult
+from .saving import SearchFolder
 from .strategies import BestOfN, OverPaths, ZeroOrder
 
 
@@ -34,6 +38,8 @@ def best_of_n(
     seed: int = 0,
     batch_size: int = 8,
     distribute: bool = False,
+    output_dir: str | os.PathLike | None = None,
+    prompt_indices: Sequence[int] | None = None,
     **pipeline_kwargs: Any,
 ) -> Any:
     r"""
@@ -74,15 +80,23 @@ def best_of_n(
         distribute (`bool`, *optional*, defaults to `False`):
             Whether to split the prompts over the processes of `accelerate launch`; each gets all results. They do not depend
             on the number of processes. On CPUs it needs the environment variable `ACCELERATE_USE_CPU=true`.
+        output_dir (`str` or `os.PathLike`, *optional*):
+            Folder that the result of each prompt is written to as soon as it is there, in `prompt_0`, `prompt_1`, ... as by
+            [`save_search`]. A repeated call goes on where it stopped, also with prompts added at the end. Results then
+            have the files of images.
+        prompt_indices (`list[int]`, *optional*):
+            Indices of the prompts to search for, so that several calls can share them. All by default.
         pipeline_kwargs:
             Any argument of the pipeline's call. Those about prompts and images may have one entry for each prompt. A
             callback counts steps from 0 in each stage.
 
     Returns:
-        [`~rewarddance_hf.alignment.search.result.SearchResult`]: Or a list of them if `prompt` is a list.
+        [`~rewarddance_hf.alignment.search.result.SearchResult`]: Or a list of them if `prompt` is a list, in the order of
+        `prompt_indices` if it was given.
 
     Raises:
-        `ValueError`: If an argument is out of range, or the budget does not suffice for one image.
+        `ValueError`: If an argument is out of range, the budget does not suffice for one image, or `output_dir` belongs to another
+            search.
         `NotImplementedError`: If the scheduler or pipeline cannot stop at `preview_step`.
         `RuntimeError`: If the reward function fails for every image.
 
@@ -93,7 +107,9 @@ def best_of_n(
     result.images[0], result.rewards[0], result.denoiser_evaluations
     ```
     """
-    settings = _Settings(max_denoiser_evaluations, num_images, context, seed, batch_size, distribute)
+    settings = _Settings(
+        max_denoiser_evaluations, num_images, context, seed, batch_size, distribute, output_dir, prompt_indices
+    )
     strategy = BestOfN(num_candidates, preview_step, num_kept, ranking_method)
     return _search(strategy, pipeline, prompt, reward, settings, pipeline_kwargs)
 
@@ -111,6 +127,8 @@ def zero_order_search(
     seed: int = 0,
     batch_size: int = 8,
     distribute: bool = False,
+    output_dir: str | os.PathLike | None = None,
+    prompt_indices: Sequence[int] | None = None,
     **pipeline_kwargs: Any,
 ) -> Any:
     r"""
@@ -132,7 +150,7 @@ def zero_order_search(
             Number of rounds. Defaults to as many as `max_denoiser_evaluations` allows, the last of which may be smaller.
         noise_strength (`float`, *optional*, defaults to `0.9`):
             Share of fresh noise, above 0 and at most 1.
-        max_denoiser_evaluations, num_images, context, seed, batch_size, distribute, pipeline_kwargs:
+        max_denoiser_evaluations, num_images, context, seed, batch_size, distribute, output_dir, prompt_indices, pipeline_kwargs:
             As in [`best_of_n`].
 
     Returns:
@@ -142,7 +160,9 @@ def zero_order_search(
         `ValueError`: If an argument is out of range, or the budget does not suffice for one image.
         `RuntimeError`: If the reward function fails for every image.
     """
-    settings = _Settings(max_denoiser_evaluations, num_images, context, seed, batch_size, distribute)
+    settings = _Settings(
+        max_denoiser_evaluations, num_images, context, seed, batch_size, distribute, output_dir, prompt_indices
+    )
     strategy = ZeroOrder(num_neighbors, num_rounds, noise_strength)
     return _search(strategy, pipeline, prompt, reward, settings, pipeline_kwargs)
 
@@ -162,6 +182,8 @@ def search_over_paths(
     seed: int = 0,
     batch_size: int = 8,
     distribute: bool = False,
+    output_dir: str | os.PathLike | None = None,
+    prompt_indices: Sequence[int] | None = None,
     **pipeline_kwargs: Any,
 ) -> Any:
     r"""
@@ -196,7 +218,7 @@ def search_over_paths(
         max_denoiser_evaluations (`int`, *optional*):
             Budget for each prompt, which is never exceeded: paths are left out from the beginning if not all could be
             finished, and branch only as long as all can be finished.
-        num_images, context, seed, batch_size, distribute, pipeline_kwargs:
+        num_images, context, seed, batch_size, distribute, output_dir, prompt_indices, pipeline_kwargs:
             As in [`best_of_n`].
 
     Returns:
@@ -208,7 +230,9 @@ def search_over_paths(
             only.
         `RuntimeError`: If the reward function fails for every path.
     """
-    settings = _Settings(max_denoiser_evaluations, num_images, context, seed, batch_size, distribute)
+    settings = _Settings(
+        max_denoiser_evaluations, num_images, context, seed, batch_size, distribute, output_dir, prompt_indices
+    )
     strategy = OverPaths(num_paths, num_branches, start_step, renoise_steps, denoise_steps)
     return _search(strategy, pipeline, prompt, reward, settings, pipeline_kwargs)
 
@@ -223,6 +247,8 @@ class _Settings:
     seed: int
     batch_size: int
     distribute: bool
+    output_dir: str | os.PathLike | None
+    prompt_indices: Sequence[int] | None
 
     def __post_init__(self) -> None:
         names = ("batch_size", "num_images", "max_denoiser_evaluations")
@@ -258,16 +284,49 @@ def _search(
             f"`max_denoiser_evaluations` is {budget}, but one image takes {staged.num_steps}. Raise it, or lower "
             "`num_inference_steps`."
         )
+    indices = range(len(prompts)) if settings.prompt_indices is None else list(settings.prompt_indices)
+    unknown = [index for index in indices if not 0 <= index < len(prompts)]
+    if unknown:
+        raise ValueError(f"`prompt_indices` has {unknown[:3]}, but there are {len(prompts)} prompts. Count from 0.")
+    store = None
+    if settings.output_dir is not None:
+        if output_type != "pil":
+            raise ValueError(
+                f"`output_type` is {output_type!r}, but images for `output_dir` must be 'pil'. Leave it out."
+            )
+        fingerprint = {
+            "search": strategy.name,
+            **vars(strategy),
+            "max_denoiser_evaluations": budget,
+            "num_images": settings.num_images,
+            "context": digest_of(settings.context),
+            "seed": settings.seed,
+            "pipeline": describe_pipeline(pipeline),
+            "reward": search.reward.fingerprint(),
+            **{name: digest_of(value) for name, value in sorted(pipeline_kwargs.items())},
+        }
+        store = SearchFolder(settings.output_dir, prompts, fingerprint)
     num_paths = strategy.plan(staged, UNLIMITED if budget is None else budget)
     prompts_at_once = -(-settings.batch_size // num_paths)
 
-    def search_some(indices: Sequence[int]) -> list[SearchResult]:
-        for start in range(0, len(indices), prompts_at_once):
-            strategy.run(search, indices[start : start + prompts_at_once], settings.num_images)
-        return [search.results[index] for index in indices]
+    found = {index: result for index in indices if store is not None and (result := store.read(index)) is not None}
+    left = [index for index in indices if index not in found]
 
-    run = run_split if settings.distribute else lambda work, count: work(range(count))
-    results = run(search_some, len(prompts))
-    if not any(result.images for result in results):
+    def search_some(places: Sequence[int]) -> list[SearchResult]:
+        for start in range(0, len(places), prompts_at_once):
+            some = [left[place] for place in places[start : start + prompts_at_once]]
+            strategy.run(search, some, settings.num_images)
+            for index in some if store is not None else ():
+                search.results[index] = store.write(index, search.results[index])
+        return [search.results[left[place]] for place in places]
+
+    if settings.distribute:
+        Processes.current().wait()  # all have looked before one writes
+        made = run_split(search_some, len(left))
+    else:
+        made = search_some(range(len(left)))
+    found |= zip(left, made, strict=True)
+    results = [found[index] for index in indices]
+    if results and not any(result.images for result in results):
         raise search.broken()
     return results[0] if isinstance(prompt, str) else results
