@@ -96,6 +96,37 @@ def gradient(results: Results) -> list[str]:
     return table(["pipeline", *(f"{way}, {what}" for way in WAYS for what in ("memory", "time"))], rows)
 
 
+def input_side(results: Results) -> list[str]:
+    found = groups(results, "input/")
+    numbers = sorted({int(key.split("_")[3]) for values in found.values() for key in values if "_per_second_" in key})
+    rows = []
+    for name, values in found.items():
+        part, kind = name.split("/")
+        what, unit = ("images", "threads") if part == "desk" else ("rows", "processes")
+        rates = [values.get(f"{what}_per_second_{number}_{unit}") for number in numbers]
+        cost = values[f"cpu_ms_per_{what[:-1]}"]
+        decoding = f"{values['share_of_decoding']:.2f}" if part == "desk" else "-"
+        rows.append(
+            [
+                part,
+                kind.replace("_", ", "),
+                what,
+                f"{cost:.1f}",
+                decoding,
+                *("-" if r is None else f"{r:.0f}" for r in rates),
+            ]
+        )
+    header = [
+        "",
+        "images",
+        "of",
+        "ms of one core each",
+        "share of decoding",
+        *(f"a second, {n} workers" for n in numbers),
+    ]
+    return table(header, rows)
+
+
 WAYS = ("refl_step", "refl_step_checkpointed_vae", "draft_3")
 
 
@@ -159,6 +190,7 @@ def gpu(results: Results) -> list[str]:
 TABLES = {
     "gpu": gpu,
     "scoring": scoring,
+    "input": input_side,
     "reward_step": reward_step,
     "gradient": gradient,
     "training_memory": training_memory,

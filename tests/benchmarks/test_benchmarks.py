@@ -50,6 +50,13 @@ def test_reward_step(bench, has_one_reference):
     assert all(value < 1e-4 for key, value in results.items() if key.endswith("difference"))
 
 
+def test_input(bench):
+    """Images are prepared by threads and by processes."""
+    inputs = bench("bench_input")
+    assert inputs.desk("jpeg_512", 2, (1,), 4)["images_per_second_1_threads"] > 0
+    assert inputs.collator("png_1024", 4, (1,), 4)["cpu_ms_per_row"] > 0
+
+
 def test_tournaments(bench):
     """A tournament asks less."""
     assert bench("bench_scoring").tournaments()["swiss_over_round_robin"] < 1
