@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dataset_layouts import STRING, encoded, hpdv3, parquet
+from datasets import Image
 from hub_server import LoopbackHub
 from new_process import run_python
 from tiny_hub import fill
@@ -198,6 +200,67 @@ def test_shapes(hub, home):
     run(hub, home, "shapes", *(command(recipe) for recipe in SHAPES))
     for recipe in SHAPES:
         check_outputs(home, recipe)
+
+
+COMMANDS = """
+import json, sys
+from rewarddance_hf.cli import main
+for command in json.loads(sys.argv[1]):
+    code = main(command)
+    if code:
+        sys.exit(f"{command} ended with {code}")
+"""
+
+
+@pytest.mark.slow
+def test_commands_by_names_of_the_hub(hub, home):
+    """A judge from a public set by its name and from pairs with columns of their own, a generator tuned on prompts of the Hub."""
+    pairs = [{"caption": f"a circle {i}", "a": encoded(2 * i), "b": encoded(2 * i + 1)} for i in range(4)]
+    hub.put("org/pairs", {"train.parquet": parquet(pairs, caption=STRING, a=Image(), b=Image())}, kind="dataset")
+    prompts = [{"prompt": f"a square {i}"} for i in range(4)]
+    hub.put("org/prompts", {"train.parquet": parquet(prompts, prompt=STRING)}, kind="dataset")
+    hub.put("MizzenAI/HPDv3", hpdv3(), kind="dataset")
+    small = "--max-steps 1 --per-device-train-batch-size 1 --gradient-accumulation-steps 1 --use-cpu --disable-tqdm true".split()
+    columns = ["--columns", "prompt=caption,chosen=a,rejected=b"]
+    train = ["train", "--model", "OpenGVLab/InternVL3_5-2B-HF", *small, "--data"]
+    tune = ["tune", "--pipeline", "stabilityai/stable-diffusion-3.5-medium", "--judge", "org/my-judge"]
+    tune += [
+        "--data",
+        "org/prompts",
+        "--num-candidates",
+        "2",
+        "--pipeline-kwargs",
+        '{"height": 64, "width": 64}',
+        *small,
+    ]
+    commands = [
+        [*train, "hpdv3", "--output-dir", "outputs/public"],
+        [
+            *train,
+            "org/pairs",
+            *columns,
+            "--output-dir",
+            "outputs/pairs",
+            "--push-to-hub",
+            "--hub-model-id",
+            "org/new-judge",
+        ],
+        ["evaluate", "--model", "org/new-judge", "--data", "org/pairs", *columns],
+        [
+            "score",
+            "--model",
+            "outputs/pairs",
+            "--data",
+            "org/pairs",
+            "--columns",
+            "prompt=caption,image=a,reference=b",
+        ],
+        [*tune, "--use-peft", "true", "--output-dir", "outputs/tuned"],
+    ]
+    done = run_python("-c", COMMANDS, json.dumps(commands), env=environment(hub, home, "commands"), cwd=home)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "HPDv3" in (home / "outputs" / "public" / "README.md").read_text(encoding="utf-8")
+    assert (home / "outputs" / "tuned" / "pytorch_lora_weights.safetensors").exists()
 
 
 @pytest.mark.slow
