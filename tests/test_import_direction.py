@@ -41,7 +41,7 @@ HOMES = {
     "matplotlib": {"shapes", "alignment"},
     "peft": {"trainer", "scoring", "alignment", "shapes"},
     "accelerate": {"parallel", "trainer", "alignment", "shapes"},
-    **dict.fromkeys(("fastapi", "httpx2", "prometheus_client", "starlette", "uvicorn"), {"serving"}),
+    **dict.fromkeys(("httptools", "httpx2", "prometheus_client", "starlette", "uvicorn"), {"serving"}),
     "datasets": {"data", "trainer", "evaluation", "alignment", "hub", "shapes", "scripts", "cli"},
 }
 LONGEST = 450  # lines of a module, unless its docstring says why it has more lines

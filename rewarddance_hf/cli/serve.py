@@ -18,6 +18,7 @@ LIMITS = {
     "max_frames": "frames of a clip",
     "max_characters": "characters of a prompt or criteria",
     "max_waiting": "questions that wait",
+    "header_timeout": "seconds in which headers must arrive",
     "body_timeout": "seconds in which a body must arrive",
 }
 MIB = 1 << 20
@@ -44,7 +45,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
+    require_extra("serve", "starlette", "uvicorn", "prometheus_client")
     from ..rewards import is_address
 
     if is_address(args.model):

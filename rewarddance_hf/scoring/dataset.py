@@ -13,7 +13,7 @@ from ..models.question_rewarddance import Example, Question
 from ..parallel import Processes
 from ..resumable import RowFile, content_of, digest_of
 from ..rewards import NonFiniteScoreError
-from .judge import Judge, non_finite_error
+from .judge import non_finite_error
 from .questions import Examples
 
 
@@ -21,56 +21,96 @@ MEDIA = ("image", "reference", "condition")
 COLUMNS = (*MEDIA, "prompt", "task", "criteria")
 
 
-def score_into_file(
-    judge: "Judge | Any",
-    rows: Sequence[Mapping[str, Any]],
-    output_file: str | os.PathLike,
-    save_every: int = 256,
-    show_progress: bool = True,
-    examples: Examples = None,
-    skip: Collection[int] = (),
-) -> int:
-    """See [`RewardDanceScorer.score_dataset`]."""
-    check_integers(save_every=save_every)
+class DatasetScoring:
+    """Judges, here or elsewhere, whose scores of a dataset go into a file."""
 
-    run = RowScoring(judge, rows, examples)
-    file = RowFile(output_file, run.fingerprint(), len(rows), f"`output_file` {os.fspath(output_file)!r}")
-    processes = file.processes
-    run.check_processes(processes)
-    group = processes.patient_group()
-    wanted = [row for row in range(len(rows)) if row not in skip]
-    left = [row for row in wanted if row not in file.rows]
-    todo = [left[index] for index in processes.rows(len(left))]
-    questions = (run.question(row, rows[row]) for row in todo)
-    done = 0
-    error: Exception | None = None
-    done_before = (len(wanted) - len(left)) // processes.count
-    with (
-        tqdm(
-            total=done_before + len(todo), initial=done_before, desc="Scoring", unit="row", disable=not show_progress
-        ) as progress,
-        torch.no_grad(),
-    ):
-        try:
-            for _, scores in judge.stream(questions, progress.update, window=save_every) if todo else ():
-                results = zip(todo[done : done + len(scores)], scores.tolist(), strict=True)
-                file.append([{"row": row, "score": score} for row, score in results])
-                done += len(scores)
-        except NonFiniteScoreError as non_finite:
-            bad = [todo[row] for row in non_finite.rows]
-            error = non_finite_error(bad, non_finite.scores, f"The {done} rows before are in the file.")
-            error.__cause__ = non_finite
-        except Exception as other:
-            error = other
-    processes.raise_together(error, group)
-    file.merge()
-    return sum(processes.gather([done]))
+    stream: Any
+
+    def score_dataset(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        output_file: str | os.PathLike,
+        save_every: int = 256,
+        show_progress: bool = True,
+        examples: Examples = None,
+        skip: Collection[int] = (),
+    ) -> int:
+        r"""
+        Score a dataset into a file of JSON lines, `{"row": 0, "score": 0.5}`.
+
+        An interrupted call resumes where it stopped when it is repeated: rows that are in the file are not scored
+        again, and a last line that was cut off is removed first. A file of another judge, other rows or other examples
+        is refused; `FILE.fingerprint.json` remembers what made it. Under several processes each scores its share, and
+        the file is whole at the end. References that occur several times are computed once if their rows are close
+        together.
+
+        Args:
+            rows (`datasets.Dataset` or `list[dict]`):
+                Rows with `image` (image, or list of frames) and `prompt`, with `reference` for a pairwise judge, and
+                optional `condition`, `task` and `criteria`, as in [`~RewardDanceScorer.score`].
+            output_file (`str` or `os.PathLike`):
+                File to write to, or to go on with.
+            save_every (`int`, *optional*, defaults to `256`):
+                Number of rows that are scored between two writes.
+            show_progress (`bool`, *optional*, defaults to `True`):
+                As in [`~RewardDanceScorer.score`].
+            examples (`list[dict]`, *optional*):
+                Questions with known verdicts, as in [`~RewardDanceScorer.score`]. Those without a `task` get that of
+                the row.
+            skip (`set[int]`, *optional*):
+                Indices of rows that are not scored, e.g. of images that cannot be read.
+
+        Returns:
+            `int`: Number of rows that were scored by this call, by all processes.
+
+        Raises:
+            `ValueError`: If the file belongs to another judge or other rows, an example lacks something, or a row cannot be
+                scored. What is in the file is kept.
+        """
+        check_integers(save_every=save_every)
+
+        run = RowScoring(self, rows, examples)
+        file = RowFile(output_file, run.fingerprint(), len(rows), f"`output_file` {os.fspath(output_file)!r}")
+        processes = file.processes
+        run.check_processes(processes)
+        group = processes.patient_group()
+        wanted = [row for row in range(len(rows)) if row not in skip]
+        left = [row for row in wanted if row not in file.rows]
+        todo = [left[index] for index in processes.rows(len(left))]
+        questions = (run.question(row, rows[row]) for row in todo)
+        done = 0
+        error: Exception | None = None
+        done_before = (len(wanted) - len(left)) // processes.count
+        with (
+            tqdm(
+                total=done_before + len(todo),
+                initial=done_before,
+                desc="Scoring",
+                unit="row",
+                disable=not show_progress,
+            ) as progress,
+            torch.no_grad(),
+        ):
+            try:
+                for _, scores in self.stream(questions, progress.update, window=save_every) if todo else ():
+                    results = zip(todo[done : done + len(scores)], scores.tolist(), strict=True)
+                    file.append([{"row": row, "score": score} for row, score in results])
+                    done += len(scores)
+            except NonFiniteScoreError as non_finite:
+                bad = [todo[row] for row in non_finite.rows]
+                error = non_finite_error(bad, non_finite.scores, f"The {done} rows before are in the file.")
+                error.__cause__ = non_finite
+            except Exception as other:
+                error = other
+        processes.raise_together(error, group)
+        file.merge()
+        return sum(processes.gather([done]))
 
 
 class RowScoring:
     """Questions about the rows of a dataset, and what their scores depend on."""
 
-    def __init__(self, judge: Judge, rows: Sequence[Mapping[str, Any]], examples: Examples) -> None:
+    def __init__(self, judge: Any, rows: Sequence[Mapping[str, Any]], examples: Examples) -> None:
         self.judge = judge
         self.rows = rows
         self._examples = cache(lambda task: judge.read_examples(examples, task))

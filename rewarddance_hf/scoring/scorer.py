@@ -1,7 +1,7 @@
 """Scorer: rewards, comparisons and rankings from a trained judge."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from ..models.checkpoints_rewarddance import HUB_ARGUMENTS
 from ..models.question_rewarddance import Question
 from ..rewards import NonFiniteScoreError, frozen
-from .dataset import score_into_file
+from .dataset import DatasetScoring
 from .judge import Judge, non_finite_error
 from .loading import copy_card, load_judge
 from .questions import Examples, as_list, by_dimension, make_questions
@@ -29,7 +29,7 @@ ENGINE_ARGUMENTS = (
 )
 
 
-class RewardDanceScorer(Judge):
+class RewardDanceScorer(Judge, DatasetScoring):
     r"""
     Frozen judge as a reward function: `reward(images, prompts, **context) -> Tensor (n,)`.
 
@@ -257,49 +257,6 @@ class RewardDanceScorer(Judge):
         """
         questions = make_questions(self, images, prompts, references, conditions, task, criteria, reasons_first=True)
         return score_with_reasons(self, questions, num_samples, max_new_tokens, temperature, seed, show_progress)
-
-    def score_dataset(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        output_file: str | os.PathLike,
-        save_every: int = 256,
-        show_progress: bool = True,
-        examples: Examples = None,
-        skip: Collection[int] = (),
-    ) -> int:
-        r"""
-        Score a dataset into a file of JSON lines, `{"row": 0, "score": 0.5}`.
-
-        An interrupted call resumes where it stopped when it is repeated: rows that are in the file are not scored
-        again, and a last line that was cut off is removed first. A file of another judge, other rows or other examples
-        is refused; `FILE.fingerprint.json` remembers what made it. Under several processes each scores its share, and
-        the file is whole at the end. References that occur several times are computed once if their rows are close
-        together.
-
-        Args:
-            rows (`datasets.Dataset` or `list[dict]`):
-                Rows with `image` (image, or list of frames) and `prompt`, with `reference` for a pairwise judge, and
-                optional `condition`, `task` and `criteria`, as in [`~RewardDanceScorer.score`].
-            output_file (`str` or `os.PathLike`):
-                File to write to, or to go on with.
-            save_every (`int`, *optional*, defaults to `256`):
-                Number of rows that are scored between two writes.
-            show_progress (`bool`, *optional*, defaults to `True`):
-                As in [`~RewardDanceScorer.score`].
-            examples (`list[dict]`, *optional*):
-                Questions with known verdicts, as in [`~RewardDanceScorer.score`]. Those without a `task` get that of
-                the row.
-            skip (`set[int]`, *optional*):
-                Indices of rows that are not scored, e.g. of images that cannot be read.
-
-        Returns:
-            `int`: Number of rows that were scored by this call, by all processes.
-
-        Raises:
-            `ValueError`: If the file belongs to another judge or other rows, an example lacks something, or a row cannot be
-                scored. What is in the file is kept.
-        """
-        return score_into_file(self, rows, output_file, save_every, show_progress, examples, skip)
 
     @torch.no_grad()
     def compare(

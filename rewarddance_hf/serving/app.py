@@ -10,15 +10,18 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from starlette.requests import ClientDisconnect
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from .. import __version__
 from ..resumable import digest_of
 from ..scoring.scorer import RewardDanceScorer
 from . import flow_factory
 from .answers import write_answer, write_json
-from .batching import Batcher, Job
+from .batching import Answer, Batcher, Job
 from .errors import Refusal, describe_error
 from .limits import Memory, ServerLimits
 from .observing import Metrics, log, log_failure
@@ -105,17 +108,15 @@ class JudgeApp:
             "limits": asdict(self.limits),
         }
 
-    def make(self) -> FastAPI:
+    def make(self) -> Starlette:
         """The application."""
 
         @asynccontextmanager
-        async def lifespan(app: FastAPI) -> Any:
+        async def lifespan(app: Starlette) -> Any:
             yield
             await asyncio.get_running_loop().run_in_executor(None, self.batcher.close)
             self._threads.shutdown()
             log("end")
-
-        app = FastAPI(title="rewarddance", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
         async def health(request: Request) -> Response:
             return Response(write_json({"status": "ok"}), media_type=JSON)
@@ -123,16 +124,22 @@ class JudgeApp:
         async def model(request: Request) -> Response:
             return Response(write_json(self.describe()), media_type=JSON)
 
+        async def unknown(request: Request, error: Any) -> Response:
+            description = {"type": "HTTPError", "message": f"{request.method} {request.url.path}: {error.detail}."}
+            return Response(write_json({"error": description}), error.status_code, error.headers, JSON)
+
         async def metrics(request: Request) -> Response:
             return Response(self.metrics.write(), media_type="text/plain; version=0.0.4")
 
-        app.add_api_route("/health", health)
-        app.add_api_route("/v1/model", self._guarded("model", model))
-        app.add_api_route("/metrics", self._guarded("metrics", metrics))
+        routes = [
+            Route("/health", health),
+            Route("/v1/model", self._guarded("model", model)),
+            Route("/metrics", self._guarded("metrics", metrics)),
+            Route("/compute", self._guarded("compute", self._compute), methods=["POST"]),
+        ]
         for path in ("score", "gradient", "compare", "rank"):
-            app.add_api_route(f"/{path}", self._guarded(path, self._answering(path)), methods=["POST"])
-        app.add_api_route("/compute", self._guarded("compute", self._compute), methods=["POST"])
-        return app
+            routes.append(Route(f"/{path}", self._guarded(path, self._answering(path)), methods=["POST"]))
+        return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: unknown})
 
     def _guarded(self, path: str, handle: Callable[[Request], Awaitable[Response]]) -> Callable:
         """A handler that checks the token first, and turns errors into answers."""
@@ -245,22 +252,25 @@ class JudgeApp:
             self.memory.take(count, self.batcher.retry_after)
             taken += count
 
-        try:
-            take(BODY_COPIES * length)
-            body = await self._read_body(request, length)
-            asked = await loop.run_in_executor(self._threads, read, body)
-            del body
-            facts |= {"samples": asked.num_samples, "bytes": length}
+        def prepare(body: bytes) -> Job:
+            asked = read(body)
+            facts.update({"samples": asked.num_samples, "bytes": length})
             if self.log_prompts:
                 facts["prompts"] = asked.prompts
             take(asked.num_bytes)
-            job: Job = await loop.run_in_executor(self._threads, asked.make_job)
+            return asked.make_job()
+
+        try:
+            take(BODY_COPIES * length)
+            job = await loop.run_in_executor(self._threads, prepare, await self._read_body(request, length))
             self.batcher.submit(job)
             answer = await self._wait(job, request)
             self.metrics.wait_seconds.observe(job.waited)
-            self.metrics.samples.inc(asked.num_samples)
+            self.metrics.samples.inc(facts["samples"])
             facts["waited"] = round(job.waited, 4)
-            return await loop.run_in_executor(self._threads, write, answer)
+            if isinstance(answer, Answer) and answer.gradients:  # as large as images
+                return await loop.run_in_executor(self._threads, write, answer)
+            return write(answer)
         finally:
             self.memory.give_back(taken)
 

@@ -1,5 +1,6 @@
 """How much a server accepts: in one request, and in all together."""
 
+import threading
 from dataclasses import asdict, dataclass
 
 from .errors import Refusal
@@ -27,6 +28,8 @@ class ServerLimits:
             Questions that wait for the judge.
         max_memory_bytes (`int`, *optional*, defaults to 2 GiB):
             Bodies and decoded images of all requests that are read, wait or are answered.
+        header_timeout (`float`, *optional*, defaults to `20.0`):
+            Seconds in which the headers of a request must have arrived.
         body_timeout (`float`, *optional*, defaults to `60.0`):
             Seconds in which a body must have arrived.
     """
@@ -39,6 +42,7 @@ class ServerLimits:
     max_characters: int = 20_000
     max_waiting: int = 1024
     max_memory_bytes: int = 2 << 30
+    header_timeout: float = 20.0
     body_timeout: float = 60.0
 
     def __post_init__(self) -> None:
@@ -75,18 +79,24 @@ class ServerLimits:
 
 
 class Memory:
-    """Bytes that all requests together hold. Used by one thread, that of the event loop, only."""
+    """Bytes that all requests together hold."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self._lock = threading.Lock()
 
     def take(self, count: int, retry_after: float) -> None:
-        if self.used + count > self.limit:
-            raise Refusal(
-                429, "BusyError", f"The server holds {self.used} of {self.limit} bytes. Try again later.", retry_after
-            )
-        self.used += count
+        with self._lock:
+            if self.used + count > self.limit:
+                raise Refusal(
+                    429,
+                    "BusyError",
+                    f"The server holds {self.used} of {self.limit} bytes. Try again later.",
+                    retry_after,
+                )
+            self.used += count
 
     def give_back(self, count: int) -> None:
-        self.used -= count
+        with self._lock:
+            self.used -= count

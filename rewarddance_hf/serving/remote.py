@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..models.question_rewarddance import Example, Question
 from ..rewards import NonFiniteScoreError, is_address
-from ..scoring.dataset import score_into_file
+from ..scoring.dataset import DatasetScoring
 from ..scoring.judge import non_finite_error
 from ..scoring.questions import Examples, as_list, make_columns
 from ..scoring.ranking import check_ranking
@@ -33,7 +33,7 @@ STREAMED = 64  # questions of a stream that are sent together
 HEADER_SHARE = 0.9  # of the largest body that media may take
 
 
-class RemoteReward:
+class RemoteReward(DatasetScoring):
     r"""
     Judge behind `rewarddance serve`, as a reward: the same call, with the gradient of images, as of a [`RewardDanceScorer`].
 
@@ -134,18 +134,6 @@ class RemoteReward:
                 "`examples` were given, but files of scores of a remote judge have none. Pass them to `score`, or load the judge."
             )
         return ()
-
-    def score_dataset(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        output_file: str | os.PathLike,
-        save_every: int = 256,
-        show_progress: bool = True,
-        examples: Examples = None,
-        skip: Collection[int] = (),
-    ) -> int:
-        """Score a dataset into a file. Arguments, returns and errors are those of [`RewardDanceScorer.score_dataset`]."""
-        return score_into_file(self, rows, output_file, save_every, show_progress, examples, skip)
 
     def close(self) -> None:
         """Close connections."""

@@ -1,10 +1,12 @@
 """Running a judge's web application: until it is stopped, or beside other work in this process."""
 
+import asyncio
 import ipaddress
 import threading
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from ..scoring.scorer import RewardDanceScorer
 from .app import JudgeApp
@@ -12,6 +14,43 @@ from .observing import log
 
 
 SHUTDOWN_SECONDS = 300  # after which requests that were accepted are given up
+MAX_HEADER_BYTES = 64 << 10
+
+
+class HeaderLimits(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
+    """Ends connections whose headers take too long or are too large. uvicorn would wait for them for ever."""
+
+    seconds: float
+    _timer: asyncio.TimerHandle | None = None
+    _num_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait(0)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:  # a request has begun
+            self._forget()
+        elif not self.transport.is_closing():
+            self._wait(len(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _wait(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > MAX_HEADER_BYTES:
+            self.transport.close()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.seconds, self.transport.close)
+
+    def _forget(self) -> None:
+        self._num_bytes = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class JudgeServer:
@@ -61,12 +100,13 @@ class JudgeServer:
             self.judge.make(),
             host,
             port,
+            http=type("HeaderLimits", (HeaderLimits,), {"seconds": self.judge.limits.header_timeout}),
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            h11_max_incomplete_event_size=64 << 10,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         self._server = uvicorn.Server(config)
         self._socket = config.bind_socket()

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from fastapi import FastAPI, Request
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 from tiny_vlms import image_only
 
 
@@ -57,15 +60,11 @@ class Engine:
             "prompt_token_ids": batch["input_ids"][0].tolist(),
         }
 
-    def app(self) -> FastAPI:
-        app = FastAPI()
+    def app(self) -> Starlette:
+        async def models(request: Request) -> JSONResponse:
+            return JSONResponse({"data": [{"id": "judge"}]})
 
-        @app.get("/v1/models")
-        async def models():
-            return {"data": [{"id": "judge"}]}
+        async def chat(request: Request) -> JSONResponse:
+            return JSONResponse(self.answer(await request.json()))
 
-        @app.post("/v1/chat/completions")
-        async def chat(request: Request):
-            return self.answer(await request.json())
-
-        return app
+        return Starlette(routes=[Route("/v1/models", models), Route("/v1/chat/completions", chat, methods=["POST"])])

@@ -1,6 +1,7 @@
 """What goes wrong between two machines, and what each side then says. No failure is ever a reward."""
 
 import base64
+import contextlib
 import io
 import json
 import logging
@@ -61,6 +62,7 @@ def small(vlm_folder):
         max_frames=3,
         max_characters=50,
         max_waiting=4,
+        header_timeout=1.5,
         body_timeout=0.3,
     )
     with JudgeServer(load_scorer(vlm_folder("internvl")), limits=limits) as server:
@@ -172,6 +174,38 @@ def test_slow_client(send, small):
         slow.settimeout(20)
         assert b" 408 " in slow.recv(4096).splitlines()[0]
     assert small.judge.memory.used == 0
+
+
+def test_slow_headers(send, small):
+    """A connection whose headers do not arrive, on its first request or a later one, or are too large, is ended."""
+    host, port = small.url.removeprefix("http://").split(":")
+    begun = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+    with contextlib.ExitStack() as stack:
+        silent, slow, second, large = (
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(4)
+        )
+        second.sendall(begun + b"\r\n")
+        assert b" 200 " in second.recv(4096).splitlines()[0]
+        for one in (slow, second, large):
+            one.sendall(begun)
+        large.sendall(b"a: " + b"b" * 100_000)
+        time.sleep(0.5)
+        start = time.monotonic()
+        slow.sendall(b"a: b\r\n")  # no reason to wait for longer
+        assert send(json=BODY).status_code == 200
+        for one in (silent, slow, second, large):
+            with contextlib.suppress(ConnectionError):
+                while one.recv(4096):
+                    pass
+        assert time.monotonic() - start < 1.5 + 5
+    assert send(json=BODY).status_code == 200
+
+
+def test_unknown_paths(send):
+    """They are answered in the form of all errors."""
+    for answer, status in ((send("/nothing"), 404), (send("/health"), 405)):
+        assert answer.status_code == status
+        assert answer.json()["error"]["type"] == "HTTPError"
 
 
 def test_busy_server(small, send):
