@@ -28,5 +28,5 @@ def _run(args: argparse.Namespace) -> None:
         f"{folder}: written. Serve it in an environment of vLLM, with the type of the weights as vLLM would else choose its own (and more\n"
         "images for clips and examples):\n"
         f"vllm serve {folder} --served-model-name judge --dtype {dtype} --chat-template-content-format openai "
-        '--limit-mm-per-prompt \'{"image": 2, "video": 0}\'\n'
+        '--limit-mm-per-prompt \'{"image": 2, "video": 0}\' --port 8123\n'
     )

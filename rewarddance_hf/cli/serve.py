@@ -8,18 +8,18 @@ from ..import_utils import require_extra
 from .shared import JUDGE_OPTIONS, Commands, load_scorer, positive_integer, write
 
 
-# Bounds that have an option, with their help; sizes in bytes are given in MiB.
+# Bounds of `ServerLimits` that have an option, with their help; sizes in bytes are given in MiB.
 LIMITS = {
-    "max_body_bytes": "largest body of a request, in MiB",
-    "max_memory_bytes": "bodies and decoded images of all requests, in MiB",
-    "max_questions": "questions of a request",
-    "max_ranked": "samples of a ranking",
-    "max_pixels": "pixels of an image",
-    "max_frames": "frames of a clip",
-    "max_characters": "characters of a prompt or criteria",
-    "max_waiting": "questions that wait",
-    "header_timeout": "seconds in which headers must arrive",
-    "body_timeout": "seconds in which a body must arrive",
+    "max_body_bytes": "largest body of a request, in MiB (default: 256)",
+    "max_memory_bytes": "bodies and decoded images that all requests may hold together, in MiB (default: 2048)",
+    "max_questions": "most questions of a request (default: 256)",
+    "max_ranked": "most samples of a ranking (default: 64)",
+    "max_pixels": "most pixels of an image (default: 67108864)",
+    "max_frames": "most frames of a clip (default: 512)",
+    "max_characters": "most characters of a prompt or criteria (default: 20000)",
+    "max_waiting": "most questions that may wait (default: 1024)",
+    "header_timeout": "seconds in which the headers of a request must arrive (default: 20)",
+    "body_timeout": "seconds in which a body must arrive (default: 60)",
 }
 MIB = 1 << 20
 
@@ -35,7 +35,7 @@ def add_to(commands: Commands) -> None:
     help = "write prompts to the log (default: neither texts nor images of users)"
     parser.add_argument("--log-prompts", action="store_true", help=help)
     for name, help in LIMITS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=positive_integer, metavar="N", help=f"most {help}")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=positive_integer, metavar="N", help=help)
     help = "serve nothing, but compare an engine at this address, which serves an export of this judge, and state the difference"
     parser.add_argument("--verify-against", metavar="URL", help=help)
     parser.add_argument("--export", metavar="FOLDER", help="with --verify-against: folder of `rewarddance export`")

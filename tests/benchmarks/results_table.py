@@ -161,6 +161,37 @@ def refl_memory(results: Results) -> list[str]:
     return table(["configuration", "weights", "making references", "an update", "an update, judge elsewhere"], rows)
 
 
+def serving(results: Results) -> list[str]:
+    samples = {"throughput": "16", "small_requests": "4"}
+    rows = []
+    for name, values in groups(results, "serving/").items():
+        if name not in samples:
+            continue
+        lowest, median, highest = (values[f"{each}throughput_over_in_process"] for each in ("lowest_", "", "highest_"))
+        times = [f"{1000 * values[key]:.0f}" for key in ("p50_seconds", "p99_seconds")]
+        cpu = f"{values['server_cpu_over_in_process']:.2f}"
+        rate = f"{values['pairs_per_second']:.0f}"
+        rows.append([samples[name], f"{median:.2f} ({lowest:.2f} to {highest:.2f})", cpu, rate, *times])
+    header = ["samples of a request", "throughput over in-process", "CPU time over in-process", "pairs/s"]
+    lines = table([*header, "p50, ms", "p99, ms"], rows)
+    if overload := groups(results, "serving/").get("overload"):
+        asked, peak = overload["asked_over_bound"], overload["peak_memory_over_twice_asked"]
+        refused, lost = overload["refused_for_a_while"], overload["lost"]
+        lines += [
+            "",
+            *table(
+                [
+                    "asked at once over what it may hold",
+                    "peak memory over that when asked twice as much",
+                    "told to come again",
+                    "lost",
+                ],
+                [[f"{asked:.0f}x", f"{peak:.2f}x", f"{refused:.0f}", f"{lost:.0f}"]],
+            ),
+        ]
+    return lines
+
+
 def gpu(results: Results) -> list[str]:
     columns = {
         "score/images_per_second": "score: images/s",
@@ -196,6 +227,7 @@ TABLES = {
     "training_memory": training_memory,
     "judge_memory": judge_memory,
     "refl_memory": refl_memory,
+    "serving": serving,
 }
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import fields
 
 import httpx2
 import pyarrow.parquet as pq
@@ -25,7 +26,9 @@ from rewarddance_hf import (
     score_shards,
 )
 from rewarddance_hf.cli import main
+from rewarddance_hf.cli.serve import LIMITS, MIB
 from rewarddance_hf.serving.groups import GRPOReward
+from rewarddance_hf.serving.limits import ServerLimits
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +146,13 @@ def test_commands(capsys, server, vlm_folder, tmp_path, monkeypatch):
         main(["serve", "--model", str(vlm_folder("internvl")), "--host", "0.0.0.0", "--token-file", "/dev/null"]) == 1
     )
     assert "which is empty" in capsys.readouterr().err
+
+
+def test_help_tells_the_bounds():
+    """Defaults in the help of `serve` are those of the server, sizes in MiB."""
+    for field in fields(ServerLimits):
+        value = field.default // MIB if field.name.endswith("_bytes") else field.default
+        assert f"(default: {int(value)})" in LIMITS[field.name]
 
 
 def test_reward_server_of_flow_factory(single, server, judges, local):
