@@ -5,7 +5,7 @@ import hmac
 import math
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -252,19 +252,29 @@ class JudgeApp:
             self.memory.take(count, self.batcher.retry_after)
             taken += count
 
-        def prepare(body: bytes) -> Job:
-            asked = read(body)
-            facts.update({"samples": asked.num_samples, "bytes": length})
-            if self.log_prompts:
-                facts["prompts"] = asked.prompts
-            take(asked.num_bytes)
-            return asked.make_job()
+        done: Future = Future()
+        jobs: list[Job] = []
+
+        def submit(body: bytes) -> None:
+            """In a thread, which hands over to the judge by itself."""
+            try:
+                asked = read(body)
+                facts.update({"samples": asked.num_samples, "bytes": length})
+                if self.log_prompts:
+                    facts["prompts"] = asked.prompts
+                take(asked.num_bytes)
+                job = asked.make_job()
+                job.future = done
+                jobs.append(job)
+                self.batcher.submit(job)
+            except Exception as error:
+                done.set_exception(error)
 
         try:
             take(BODY_COPIES * length)
-            job = await loop.run_in_executor(self._threads, prepare, await self._read_body(request, length))
-            self.batcher.submit(job)
-            answer = await self._wait(job, request)
+            self._threads.submit(submit, await self._read_body(request, length))
+            answer = await self._wait(done, jobs, request)
+            (job,) = jobs
             self.metrics.wait_seconds.observe(job.waited)
             self.metrics.samples.inc(facts["samples"])
             facts["waited"] = round(job.waited, 4)
@@ -304,15 +314,15 @@ class JudgeApp:
             ) from error
         return bytes(body)
 
-    async def _wait(self, job: Job, request: Request) -> Any:
+    async def _wait(self, done: Future, jobs: list[Job], request: Request) -> Any:
         """The answer to a job. It is withdrawn if its client is gone before the judge begins."""
-        answer = asyncio.wrap_future(job.future)
+        answer = asyncio.wrap_future(done)
         gone = asyncio.ensure_future(request.receive())  # after the body nothing comes but the end of the connection
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
-            if not self.batcher.withdraw(job):
+            if not (jobs and self.batcher.withdraw(jobs[0])):
                 await asyncio.wait({answer})  # its images are held until then
             raise ClientDisconnect
         finally:
