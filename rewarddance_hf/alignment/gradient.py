@@ -26,6 +26,7 @@ from diffusers.configuration_utils import register_to_config  # noqa: E402
 
 from .pipelines.hooks import Hooks, argument_of  # noqa: E402
 from .pipelines.models import (  # noqa: E402
+    CachedKeys,
     check_trained,
     clone_inputs,
     listed,
@@ -220,6 +221,7 @@ class RewardGradientCallback(PipelineCallback):
         if hasattr(pipeline, "_interrupt"):
             hooks.callback(setattr, pipeline, "_interrupt", pipeline._interrupt)
         for model in models_of(pipeline).values():
+            CachedKeys(model, hooks, self._attached)
             hooks.callback(model.register_forward_pre_hook(clone_inputs, with_kwargs=True).remove)
             # HiDream's denoiser gives another layout in training mode, but its experts give no gradient in evaluation mode.
             hooks.set(model, "training", False)

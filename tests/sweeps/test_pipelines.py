@@ -121,7 +121,7 @@ def outcomes_of(name, build) -> dict:
     except Exception as error:
         results["not built"] = f"{type(error).__name__}: {error}"[:400]
     else:
-        results["class"] = type(tiny.pipeline).__name__
+        results |= {"class": type(tiny.pipeline).__name__, "batch size": tiny.batch_size}
         for check_name, check in CHECKS.items():
             before = time.process_time()
             with warnings.catch_warnings():

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ...resumable import describe_weights, digest_of
+from .hooks import Hooks
 
 
 def models_of(pipeline: Any) -> dict[str, torch.nn.Module]:
@@ -51,6 +52,50 @@ def clone_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[st
     return tuple(clone(value) for value in args), {name: clone(value) for name, value in kwargs.items()}
 
 
+class CachedKeys:
+    """
+    Hooks around a model's call, for pipelines whose denoiser computes keys and values of reference images once, for all steps
+    (Flux 2 Klein KV in its first step, GLM-Image before). They follow from trained weights, so that this pass needs gradient too.
+    """
+
+    def __init__(self, model: torch.nn.Module, hooks: Hooks, is_attached: bool) -> None:
+        self.is_attached = is_attached
+        hooks.callback(model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+        hooks.callback(model.register_forward_hook(self._after, with_kwargs=True).remove)
+        self.is_on = False
+
+    @staticmethod
+    def _mode(kwargs: dict[str, Any]) -> str | None:
+        caches = getattr(kwargs.get("kv_caches"), "caches", None)
+        return caches[0].mode if caches else kwargs.get("kv_cache_mode")
+
+    def _before(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mode = self._mode(kwargs)
+        if self.is_attached and mode in ("extract", "write") and not torch.is_grad_enabled():
+            self.is_on = True
+            torch.set_grad_enabled(True)
+        elif not self.is_attached and mode in ("cached", "read") and torch.is_grad_enabled():
+            raise NotImplementedError(
+                f"`{type(model).__name__}` has computed keys and values of the reference images already when a step-end "
+                "callback is called, so that a part of the gradient would be lost. Use `with callback.attach(pipeline):`."
+            )
+
+    def _after(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self.is_on:
+            self.is_on = False
+            torch.set_grad_enabled(False)
+
+
+def check_caches(pipeline: Any, what: str) -> None:
+    """Refuse denoisers that use outputs of earlier steps again (`enable_cache`)."""
+    for name, model in models_of(pipeline).items():
+        if getattr(model, "is_cache_enabled", False):
+            raise ValueError(
+                f"`pipeline.{name}` uses what earlier steps have computed again, but {what} requires that each step computes its "
+                f"own. Call `pipeline.{name}.disable_cache()`."
+            )
+
+
 def save_copies(_: Any, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Hook in place of a method that writes into what the backward pass needs (Kandinsky 5, after the last step)."""
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved):
@@ -64,6 +109,7 @@ def check_trained(pipeline: Any) -> None:
             "The pipeline runs in `torch.inference_mode()`, but gradient requires normal mode or `torch.no_grad()`. "
             "Call the pipeline outside of inference mode."
         )
+    check_caches(pipeline, "gradient")
     if not trained_models(pipeline):
         raise ValueError(
             f"No parameter of {listed(models_of(pipeline))} requires grad, but the images "

@@ -22,8 +22,10 @@ import PIL.Image
 import torch
 
 from .hooks import Hooks
+from .models import check_caches
 from .noise_levels import noise_levels
 from .output import check_count, has_processor
+from .prompts import call
 from .stage import Stage, Trajectory
 
 
@@ -110,7 +112,7 @@ class StagedPipeline:
         try:
             with Hooks(self.pipeline) as hooks:
                 hooks.wrap(self.pipeline.scheduler, set_timesteps=probe)
-                self.pipeline(**self._call_arguments([0]), generator=[torch.Generator().manual_seed(0)])
+                call(self.pipeline, **self._call_arguments([0]), generator=[torch.Generator().manual_seed(0)])
         except _ProbedError as probed:
             self.pipeline.maybe_free_model_hooks()
             return copy.copy(probed.args[0])
@@ -131,6 +133,7 @@ class StagedPipeline:
 
     def check_parts(self) -> None:
         """Refuse schedules of which no part can be run."""
+        check_caches(self.pipeline, "a search that stops in between")
         self.noise_levels  # noqa: B018 (raises for unknown schedulers)
         default = self.takes["strength"].default if "strength" in self.takes else None
         strength = self.arguments.get("strength", (False, default))[1]
@@ -198,7 +201,8 @@ class StagedPipeline:
         scales_tensors = has_processor(self.pipeline)
         with Hooks(self.pipeline) as hooks, torch.no_grad():
             stage = Stage(self.pipeline, hooks, trajectories, start, stop, self.num_steps)
-            images = self.pipeline(
+            images = call(
+                self.pipeline,
                 **self._call_arguments(prompt_indices),
                 generator=[trajectory.generator for trajectory in trajectories],
                 output_type="pt" if scales_tensors else "np",

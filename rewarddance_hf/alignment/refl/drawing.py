@@ -8,6 +8,7 @@ import torch
 
 from ...models.media_rewarddance import load_image
 from ..pipelines.output import check_count
+from ..pipelines.prompts import call
 
 
 def draw(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], condition: Any = None, **arguments: Any) -> Any:
@@ -16,10 +17,7 @@ def draw(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], condition:
     if condition is not None:
         (prompt,), (generator,) = prompts, generators
         return pipeline(prompt=prompt, generator=generator, image=load_image(condition, "condition"), **arguments)
-    for name, value in arguments.items():
-        if name.startswith("negative_prompt") and isinstance(value, str):
-            arguments[name] = [value] * len(prompts)  # some pipelines want the type of `prompt`
-    output = pipeline(prompt=list(prompts), generator=generators, **arguments)
+    output = call(pipeline, prompt=list(prompts), generator=generators, **arguments)
     check_count(pipeline, output[0], len(prompts))
     return output
 
