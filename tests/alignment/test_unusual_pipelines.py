@@ -1,13 +1,18 @@
 """Pipelines that read or step their scheduler in ways of their own, or give tensors that are not in [0, 1]."""
 
+import inspect
+
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import noise, reward
+import transformers
+from PIL import Image
+from tiny_pipelines import BUILDERS, flux2, noise, relative_difference, reward, stable_diffusion
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
 from rewarddance_hf.alignment.pipelines.models import clone_inputs, save_copies
 from rewarddance_hf.alignment.pipelines.output import check_count, scaled
+from rewarddance_hf.alignment.refl.references import best_of_n_references
 from rewarddance_hf.alignment.search.search import best_of_n, search_over_paths
 
 
@@ -175,3 +180,174 @@ def test_tensors_of_kandinsky_are_scaled():
     torch.testing.assert_close(scaled(pipeline, images), torch.from_numpy(arrays).movedim(-1, -3))
     with pytest.raises(ValueError, match="`KandinskyV22Pipeline` made 1 samples of 2 prompts"):
         check_count(pipeline, images, 2)
+
+
+def flux2_with_reference():
+    torch.manual_seed(0)
+    parts, inputs = flux2()
+    pipeline = ready(diffusers.Flux2KleinKVPipeline(**parts.components))
+    for parameter in pipeline.transformer.parameters():
+        if not parameter.abs().max() > 1e-6:
+            parameter.data.normal_(0, 0.1)
+    pipeline.transformer.requires_grad_(True)
+    image = Image.effect_noise((64, 64), 60).convert("RGB")
+    settings = {"prompt_embeds": inputs["prompt_embeds"][:1], "image": image, "height": 8, "width": 8}
+    return pipeline, settings | {"num_inference_steps": 2, "output_type": "pt"}
+
+
+def test_gradient_of_keys_that_the_first_step_keeps():
+    """Flux 2 Klein KV reads keys and values of its reference image from a cache; their part of the gradient was missing."""
+    pipeline, inputs = flux2_with_reference()
+    parameters = list(pipeline.transformer.parameters())
+    callback = RewardGradientCallback(method="draft")
+    with callback.attach(pipeline):
+        images = pipeline(**inputs, generator=torch.Generator().manual_seed(0)).images
+    assert not torch.is_grad_enabled() or images.requires_grad
+    ours = torch.autograd.grad(reward(images).mean(), parameters, allow_unused=True)
+    step, indices = pipeline.scheduler.step, []
+
+    def cut(model_output, timestep, sample, **kwargs):
+        indices.append(len(indices))
+        if indices[-1] == 0:
+            model_output, sample = model_output.detach(), sample.detach()
+        return step(model_output, timestep, sample, **kwargs)
+
+    pipeline.scheduler.step = cut
+    whole = inspect.unwrap(type(pipeline).__call__)
+    images = whole(pipeline, **inputs, generator=torch.Generator().manual_seed(0)).images
+    theirs = torch.autograd.grad(reward(images).mean(), parameters, allow_unused=True)
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if b is not None]
+    assert relative_difference(*map(list, zip(*pairs, strict=True))) < 1e-5
+
+
+def test_a_callback_comes_too_late_for_keys_of_the_first_step():
+    pipeline, inputs = flux2_with_reference()
+    callback = RewardGradientCallback(method="draft")
+    with pytest.raises(NotImplementedError, match=r"Use `with callback.attach\(pipeline\):`"):
+        pipeline(**inputs, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=callback.tensor_inputs)
+    del inputs["image"]
+    images = pipeline(
+        **inputs, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=callback.tensor_inputs
+    ).images
+    assert images.requires_grad
+
+
+def test_outputs_of_earlier_steps_are_not_used_again():
+    """A denoiser with `enable_cache` leaves out blocks, whose gradient would be missing."""
+    pipeline, inputs = BUILDERS["Flux"]()
+    ready(pipeline)
+    pipeline.transformer.requires_grad_(True)
+    pipeline.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.2))
+    inputs = {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    with (
+        pytest.raises(ValueError, match=r"Call `pipeline.transformer.disable_cache\(\)`"),
+        RewardGradientCallback().attach(pipeline),
+    ):
+        pipeline(**inputs, num_inference_steps=STEPS, output_type="pt")
+    with pytest.raises(ValueError, match="but a search that stops in between requires"):
+        search_over_paths(pipeline, "a", judge, num_branches=1, num_inference_steps=STEPS, **inputs)
+    pipeline.transformer.disable_cache()
+    search_over_paths(pipeline, "a", judge, num_paths=1, num_branches=1, num_inference_steps=STEPS, **inputs)
+
+
+def wan_vace():
+    """Takes one prompt, as a string."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    transformer = diffusers.WanVACETransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=16, ffn_dim=16, num_layers=1,
+        cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32, vace_layers=[0], vace_in_channels=96,
+    )  # fmt: skip
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("a", -3.0), ("b", -3.0)]
+    encoder = transformers.UMT5Config(vocab_size=8, d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    pipeline = diffusers.WanVACEPipeline(
+        tokenizer=transformers.T5Tokenizer(vocab=pieces, extra_ids=0),
+        text_encoder=transformers.UMT5EncoderModel(encoder),
+        vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        transformer=transformer,
+    )
+    settings = {"height": 16, "width": 16, "num_frames": 1, "num_inference_steps": 2, "max_sequence_length": 4}
+    return ready(pipeline), settings | {"negative_prompt": "b"}
+
+
+def test_pipelines_that_take_one_prompt():
+    pipeline, settings = wan_vace()
+    result = best_of_n(pipeline, "a", judge, num_candidates=2, batch_size=1, output_type="pt", **settings)
+    seed = torch.Generator().manual_seed(result.lineage()[0].seed)
+    plain = pipeline("a", **settings, generator=seed, output_type="pt").frames[0]
+    torch.testing.assert_close(result.images[0], plain, rtol=0, atol=0)
+    references = best_of_n_references(
+        pipeline, None, ["a", "b"], method="random", num_candidates=1, top_k=1, show_progress=False, **settings
+    )
+    assert len(references) == 2
+    with pytest.raises(ValueError, match="was given 2 prompts and says: .* set the batch size to 1"):
+        best_of_n(pipeline, "a", judge, num_candidates=2, **settings)
+
+
+def controlled(several: bool):
+    torch.manual_seed(0)
+    pipeline, inputs = stable_diffusion()
+    net = {
+        "block_out_channels": (4, 8),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "cross_attention_dim": 8,
+        "norm_num_groups": 2,
+        "attention_head_dim": 2,
+        "conditioning_embedding_out_channels": (4, 8),
+    }
+    nets = [diffusers.ControlNetModel(**net) for _ in range(2)]
+    for controlnet in nets:
+        for parameter in controlnet.parameters():
+            if not parameter.abs().max() > 1e-6:
+                parameter.data.normal_(0, 0.1)
+    parts = pipeline.components | {"controlnet": nets if several else nets[0]}
+    pipeline = ready(diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False))
+    inputs = {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    return pipeline, inputs | {"num_inference_steps": 2}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_images_of_controlnets(several):
+    """Several ControlNets have a list with one image for each, which is not one image for each prompt."""
+    pipeline, inputs = controlled(several)
+    images = [Image.effect_noise((16, 16), 60 * (i + 1)).convert("RGB") for i in range(2)]
+    del inputs["height"], inputs["width"]
+    image = images if several else images[0]
+    result = best_of_n(pipeline, "a", judge, num_candidates=2, image=image, output_type="pt", **inputs)
+    generator = torch.Generator().manual_seed(result.lineage()[0].seed)
+    plain = pipeline(**inputs, image=image, generator=generator, output_type="pt").images[0]
+    torch.testing.assert_close(result.images[0], plain, rtol=0, atol=1e-5)
+    pipeline.unet.requires_grad_(True)
+    with RewardGradientCallback(method="draft").attach(pipeline):
+        plain = pipeline(**inputs, image=image, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert any(gradient.any() for gradient in torch.autograd.grad(plain.sum(), list(pipeline.unet.parameters())))
+
+
+def test_arrays_of_t2i_adapters_are_refused():
+    torch.manual_seed(0)
+    pipeline, inputs = stable_diffusion()
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    unet = diffusers.UNet2DConditionModel.from_config(pipeline.unet.config | blocks)
+    adapter = diffusers.T2IAdapter(
+        in_channels=3, channels=[4, 8], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter"
+    )
+    parts = pipeline.components | {"adapter": adapter, "unet": unet}
+    parts.pop("image_encoder")
+    pipeline = ready(diffusers.StableDiffusionAdapterPipeline(**parts, requires_safety_checker=False))
+    pipeline.unet.requires_grad_(True)
+    inputs = {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    inputs |= {"image": Image.effect_noise((16, 16), 60).convert("RGB"), "num_inference_steps": 2}
+    with (
+        pytest.raises(NotImplementedError, match="`StableDiffusionAdapterPipeline` makes arrays of its images"),
+        RewardGradientCallback(method="draft").attach(pipeline),
+    ):
+        pipeline(**inputs, output_type="pt")
+    result = best_of_n(pipeline, "a", judge, num_candidates=2, **inputs)
+    assert result.denoiser_evaluations == 4

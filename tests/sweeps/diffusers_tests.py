@@ -42,10 +42,16 @@ def tiny_pipelines(folder: Path) -> Iterator[tuple[str, Callable[[], tuple[Any, 
                 continue
             pipeline_class = inspect.getattr_static(kind, "pipeline_class", None)
             key = (pipeline_class, kind.get_dummy_components, kind.get_dummy_inputs)
-            if not inspect.isclass(pipeline_class) or key in seen:
+            if not inspect.isclass(pipeline_class) or key in seen or _is_base(kind):
                 continue
             seen.add(key)
             yield f"{pipeline_class.__name__} [{file.parent.name}/{file.stem}::{name}]", _builder(kind, pipeline_class)
+
+
+def _is_base(kind: type) -> bool:
+    """Whether a class cannot build by itself, as the classes that derive from it tell it what to build."""
+    _, *parameters = inspect.signature(kind.get_dummy_components).parameters.values()
+    return any(parameter.default is parameter.empty for parameter in parameters)
 
 
 def _builder(kind: type, pipeline_class: type) -> Callable[[], tuple[Any, dict[str, Any]]]:

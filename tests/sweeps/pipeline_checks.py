@@ -25,6 +25,8 @@ from rewarddance_hf.alignment.search.search import best_of_n, search_over_paths,
 
 
 STEPS = 3
+FRAMES = 5  # of clips whose tests leave the number open
+AREA = 64 * 64  # of images that a pipeline makes of those that it is given
 ROUNDING = 2e-6  # layers whose weights train may run in other kernels
 DENOISERS = ("transformer", "transformer_2", "unet")
 # Arguments that a search and the trainer set themselves
@@ -47,11 +49,21 @@ def clone(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
 
 
+def limit_area(pipeline_class: type) -> None:
+    """Some pipelines edit images at a megapixel, whatever the size of what they are given."""
+    module: Any = inspect.getmodule(pipeline_class)
+    whole = getattr(module, "calculate_dimensions", None)
+    if whole is not None:
+        module.calculate_dimensions = lambda area, ratio: inspect.unwrap(whole)(min(area, AREA), ratio)
+        module.calculate_dimensions.__wrapped__ = inspect.unwrap(whole)
+
+
 class Tiny:
     """A pipeline whose denoisers train, and the arguments of its call."""
 
     def __init__(self, build: Callable[[], tuple[Any, dict[str, Any]]]) -> None:
         self.pipeline, inputs = build()
+        limit_area(type(self.pipeline))
         self.pipeline.set_progress_bar_config(disable=True)
         for model in self.pipeline.components.values():
             if isinstance(model, torch.nn.Module):
@@ -67,10 +79,12 @@ class Tiny:
         self.inputs = {name: value for name, value in inputs.items() if name not in OWN_ARGUMENTS[1:]}
         if "num_inference_steps" in self.inputs:
             self.inputs["num_inference_steps"] = STEPS
+        self.takes = inspect.signature(type(self.pipeline).__call__).parameters
+        if "num_frames" in self.takes:
+            self.inputs.setdefault("num_frames", FRAMES)
         prompt = inputs.get("prompt", "a circle")
         self.prompt = prompt if isinstance(prompt, str) else prompt[0]
         self.gives_prompt = "prompt" in inputs and inputs["prompt"] is not None
-        self.takes = inspect.signature(type(self.pipeline).__call__).parameters
         self.settings = {name: value for name, value in self.inputs.items() if name != "prompt"}
         self.by_seed: dict[int, torch.Tensor] = {}
 

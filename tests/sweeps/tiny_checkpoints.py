@@ -89,6 +89,31 @@ def qwen3_vl_processor():
     return hf.Qwen3VLProcessor(images, qwen_tokenizer(), hf.Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
 
 
+def glm_image_processor():
+    named = {
+        "image_token": "<|image|>",
+        "grid_bos_token": "<sop>",
+        "grid_eos_token": "<eop>",
+        "bos_token": "<|dit_token_16384|>",
+    }
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=qwen_tokenizer().backend_tokenizer, pad_token="<|endoftext|>", **named
+    )
+    images = hf.GlmImageImageProcessorPil(min_pixels=32 * 32, max_pixels=64 * 64)
+    return hf.GlmImageProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def mistral_processor():
+    named = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+    tokens = {name: 300 + place for place, name in enumerate(named.values())}
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=hf.Qwen2Tokenizer(vocab=byte_vocabulary(**tokens), merges=[]).backend_tokenizer,
+        pad_token=sorted(byte_vocabulary())[0], extra_special_tokens=named,
+    )  # fmt: skip
+    images = hf.PixtralImageProcessorPil(size={"longest_edge": 32}, patch_size={"height": 6, "width": 6})
+    return hf.PixtralProcessor(images, tokenizer, patch_size=6, chat_template=CHAT_TEMPLATE, **named)
+
+
 def siglip_images():
     return hf.SiglipImageProcessorPil(size={"height": 30, "width": 30})
 
@@ -216,6 +241,8 @@ CHECKPOINTS = {
     "hf-internal-testing/tiny-random-SiglipVisionModel": [siglip_images, siglip],
     "hf-internal-testing/tiny-random-DPTForDepthEstimation": [depth_images],
     "hf-internal-testing/tiny-cosmos3-modular-pipe/text_tokenizer": [qwen_tokenizer],
+    "zai-org/GLM-Image/processor": [glm_image_processor],
+    "hf-internal-testing/Mistral-Small-3.1-24B-Instruct-2503-only-processor": [mistral_processor],
     "THUDM/glm-4-9b-chat": [glm_tokenizer],
     "hf-internal-testing/tiny-controlnet": [controlnet],
 }

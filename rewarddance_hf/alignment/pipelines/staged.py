@@ -112,7 +112,7 @@ class StagedPipeline:
         try:
             with Hooks(self.pipeline) as hooks:
                 hooks.wrap(self.pipeline.scheduler, set_timesteps=probe)
-                call(self.pipeline, **self._call_arguments([0]), generator=[torch.Generator().manual_seed(0)])
+                call(self.pipeline, [torch.Generator().manual_seed(0)], **self._call_arguments([0]))
         except _ProbedError as probed:
             self.pipeline.maybe_free_model_hooks()
             return copy.copy(probed.args[0])
@@ -203,8 +203,8 @@ class StagedPipeline:
             stage = Stage(self.pipeline, hooks, trajectories, start, stop, self.num_steps)
             images = call(
                 self.pipeline,
+                [trajectory.generator for trajectory in trajectories],
                 **self._call_arguments(prompt_indices),
-                generator=[trajectory.generator for trajectory in trajectories],
                 output_type="pt" if scales_tensors else "np",
             )[0]
         check_count(self.pipeline, images, len(prompt_indices))

@@ -15,9 +15,8 @@ def draw(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], condition:
     """Call a pipeline, with a seed for each sample."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     if condition is not None:
-        (prompt,), (generator,) = prompts, generators
-        return pipeline(prompt=prompt, generator=generator, image=load_image(condition, "condition"), **arguments)
-    output = call(pipeline, prompt=list(prompts), generator=generators, **arguments)
+        arguments["image"] = load_image(condition, "condition")
+    output = call(pipeline, generators, prompt=list(prompts), **arguments)
     check_count(pipeline, output[0], len(prompts))
     return output
 
