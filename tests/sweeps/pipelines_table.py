@@ -11,9 +11,9 @@ COLUMNS = {
     "images": ("images",),
     "gradient": ("refl", "draft", "finite differences"),
     "training": ("trainer",),
-    "Best-of-N": ("best of n", "preview"),
-    "paths": ("paths",),
+    "Best-of-N": ("best of n",),
     "zero-order": ("zero order",),
+    "preview, paths": ("preview", "paths"),
 }
 
 
@@ -30,28 +30,51 @@ def cell(outcomes: list[dict[str, str]], checks: tuple[str, ...]) -> str:
     return next((name for name in ("fault", "refused", "ok") if name in kinds), "-")
 
 
+def short(result: dict) -> str:
+    """Name of the class of pipelines, also of one that was not built."""
+    return result.get("class", result["name"].partition(" [")[0]).removesuffix("Pipeline")
+
+
+def listed(title: str, names: set[str]) -> list[str]:
+    return [f"- {title}: {', '.join(sorted(names))}"] if names else []
+
+
 def table(results: list[dict]) -> str:
-    """Classes with equal outcomes share a row; those that were not built are listed below."""
+    """Classes with equal outcomes share a row. Below are those of which nothing is known, with the reason."""
     by_class: dict[str, list[dict[str, str]]] = {}
-    others = []
+    not_built, without_images = set(), set()
     for result in results:
         if "not built" in result:
-            others.append(result["name"].partition(" [")[0])
+            not_built.add(short(result))
         elif kind(result["outcomes"]["images"]) == "-":
-            others.append(result["class"])
+            without_images.add(short(result))
         else:
-            by_class.setdefault(result["class"], []).append(result["outcomes"])
+            by_class.setdefault(short(result), []).append(result["outcomes"])
     rows: dict[tuple[str, ...], list[str]] = {}
     for name, outcomes in sorted(by_class.items()):
-        cells = tuple(cell(outcomes, checks) for checks in COLUMNS.values())
-        rows.setdefault(cells, []).append(name.removesuffix("Pipeline"))
-    lines = [f"| pipelines | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+        rows.setdefault(tuple(cell(outcomes, checks) for checks in COLUMNS.values()), []).append(name)
+    versions = sorted({result["diffusers"] for result in results})
+    num_builds = sum(map(len, by_class.values()))
+    lines = [
+        f"With diffusers {', '.join(versions)}: {num_builds} builds of {len(by_class)} pipelines.",
+        "",
+        f"| pipelines | {' | '.join(COLUMNS)} |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
     for cells, names in sorted(rows.items(), key=lambda row: (-row[0].count("ok"), -len(row[1]), row[1])):
         lines.append(f"| {', '.join(names)} | {' | '.join(cells)} |")
-    missing = sorted(
-        {name.removesuffix("Pipeline") for name in others} - {name.removesuffix("Pipeline") for name in by_class}
+    one_by_one = {short(result) for result in results if result.get("batch size") == 1} & set(by_class)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *listed("One prompt at a time (`batch_size=1`), which is how they were tested", one_by_one),
+            *listed(
+                "Not tested, as the tiny pipeline makes no images or fails by itself", without_images - set(by_class)
+            ),
+            *listed("Not tested, as it was not built", not_built - without_images - set(by_class)),
+        ]
     )
-    return "\n".join([*lines, "", f"Not tested: {', '.join(missing) or 'none'}."])
 
 
 def main() -> None:
