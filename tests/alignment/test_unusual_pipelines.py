@@ -232,6 +232,22 @@ def test_a_callback_comes_too_late_for_keys_of_the_first_step():
     assert images.requires_grad
 
 
+def test_several_images_of_one_prompt():
+    """`image` of Flux 2 is a list of references of one prompt, and was taken for one image of each prompt."""
+    pipeline, inputs = flux2_with_reference()
+    images = [inputs.pop("image"), Image.effect_noise((64, 64), 20).convert("RGB")]
+    result = best_of_n(pipeline, "a", judge, num_candidates=2, image=images, **inputs)
+    generator = torch.Generator().manual_seed(result.lineage()[0].seed)
+    plain = pipeline(**inputs, image=images, generator=generator).images[0]
+    torch.testing.assert_close(result.images[0], plain, rtol=0, atol=0)
+    inputs["prompt_embeds"] = noise(1, 2, 7, 16)
+    two = best_of_n(pipeline, ["a", "b"], judge, num_candidates=1, image=[images, images[:1]], **inputs)
+    generator = torch.Generator().manual_seed(two[1].lineage()[0].seed)
+    inputs["prompt_embeds"] = inputs["prompt_embeds"][1:]
+    plain = pipeline(**inputs, image=images[0], generator=generator).images[0]
+    torch.testing.assert_close(two[1].images[0], plain, rtol=0, atol=0)
+
+
 def test_outputs_of_earlier_steps_are_not_used_again():
     """A denoiser with `enable_cache` leaves out blocks, whose gradient would be missing."""
     pipeline, inputs = BUILDERS["Flux"]()

@@ -99,8 +99,9 @@ def glm_image_processor():
     tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=qwen_tokenizer().backend_tokenizer, pad_token="<|endoftext|>", **named
     )
-    images = hf.GlmImageImageProcessorPil(min_pixels=32 * 32, max_pixels=64 * 64)
-    return hf.GlmImageProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE)
+    images = hf.GlmImageImageProcessorPil(patch_size=8, merge_size=1, min_pixels=32 * 32, max_pixels=64 * 64)
+    template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>")
+    return hf.GlmImageProcessor(images, tokenizer, chat_template=template)
 
 
 def mistral_processor():

@@ -45,9 +45,9 @@ class StagedPipeline:
     Pipeline that runs any part of its schedule, for a batch of paths. Steps count from 0, which is pure noise.
 
     Running steps 0 to k and then k to the end gives the images of a plain call bit for bit. Arguments whose name contains
-    "prompt", and images such as `image`, may have one entry for each prompt. With an input image or clip, batches have one path:
-    pipelines may draw noise for the image from the first generator of a batch, so that no seed but the first would make its
-    image again.
+    "prompt", and images such as `image`, may have one entry for each prompt, which is a list if a prompt has several images. With
+    an input image or clip, batches have one path: pipelines may draw noise for the image from the first generator of a batch, so
+    that no seed but the first would make its image again.
     """
 
     def __init__(
@@ -83,10 +83,12 @@ class StagedPipeline:
             return False, value
         if name == self._control_argument and isinstance(value, (list, tuple)):
             return False, value
+        if name in IMAGE_ARGUMENTS and len(self.prompts) == 1 and _is_pixels(name, value):
+            return False, value  # of which one prompt may have several (Flux 2, Qwen-Image Edit Plus)
         if len(value) != len(self.prompts):
             raise ValueError(
                 f"`{name}` has {len(value)} entries for {len(self.prompts)} prompts, but must have one for each. Make both "
-                "equally long."
+                "equally long; several images of a prompt are a list."
             )
         return True, value
 
@@ -193,6 +195,8 @@ class StagedPipeline:
                 value = value[torch.tensor(prompt_indices, device=value.device)]
             elif is_per_prompt:
                 value = [value[i] for i in prompt_indices]
+                if len(value) == 1 and isinstance(value[0], (list, tuple)):  # several images of one prompt
+                    value = value[0]
             arguments[name] = value
         return arguments
 
