@@ -111,6 +111,7 @@ def test_prompts_that_come_later_are_encoded_then(tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     made = len(calls)
     trainer.sample(PROMPTS[::-1])
+    trainer.sample(PROMPTS[-1:])  # alone, as a string
     assert len(calls) == made
     assert trainer.encoded_prompts.num_bytes > 0
 
