@@ -256,7 +256,7 @@ class RewardGradientCallback(PipelineCallback):
             run = self._run
             raise RuntimeError(
                 f"`{type(run.pipeline).__name__}` made {run.num_steps_made} of the {run.num_steps} steps that it announced, "
-                f"but the first with gradient is step {run.first_step}. Use another pipeline."
+                f"but the first with gradient is step {run.first_step}. Raise `strength` if it takes one, or use another pipeline."
             )
 
     def _draw_step(self, pipeline: Any, num_steps: int, earliest: int) -> int:

@@ -24,9 +24,10 @@ from rewarddance_hf.alignment.search.replay import replay
 from rewarddance_hf.alignment.search.search import best_of_n, search_over_paths, zero_order_search
 
 
-STEPS = 3
-FRAMES = 5  # of clips whose tests leave the number open
+STEPS, STRENGTH = 3, 0.8
+FRAMES, SIDE = 5, 32  # of clips whose tests leave them open
 AREA = 64 * 64  # of images that a pipeline makes of those that it is given
+OTHER_PROMPT = "a circle"
 ROUNDING = 2e-6  # layers whose weights train may run in other kernels
 DENOISERS = ("transformer", "transformer_2", "unet")
 # Arguments that a search and the trainer set themselves
@@ -79,9 +80,15 @@ class Tiny:
         self.inputs = {name: value for name, value in inputs.items() if name not in OWN_ARGUMENTS[1:]}
         if "num_inference_steps" in self.inputs:
             self.inputs["num_inference_steps"] = STEPS
+        if self.inputs.get("strength") is not None:  # of which a small one leaves no step
+            self.inputs["strength"] = max(self.inputs["strength"], STRENGTH)
         self.takes = inspect.signature(type(self.pipeline).__call__).parameters
         if "num_frames" in self.takes:
             self.inputs.setdefault("num_frames", FRAMES)
+            if "height" in self.takes and not any(
+                word in name for name in inputs for word in ("image", "video", "_frames")
+            ):
+                self.inputs = {"height": SIDE, "width": SIDE, **self.inputs}
         prompt = inputs.get("prompt", "a circle")
         self.prompt = prompt if isinstance(prompt, str) else prompt[0]
         self.gives_prompt = "prompt" in inputs and inputs["prompt"] is not None
@@ -125,10 +132,19 @@ class Tiny:
         return self._steps_and_passes[1]
 
     @functools.cached_property
+    def prompts(self) -> list[str]:
+        """Two prompts, which are the same if the vocabulary of the text encoder has one only."""
+        try:
+            plain(self, prompt=OTHER_PROMPT)
+        except NotApplicableError:
+            return [self.prompt, self.prompt]
+        return [self.prompt, OTHER_PROMPT]
+
+    @functools.cached_property
     def batch_size(self) -> int:
         """2 if the pipeline alone takes two prompts at a time, else 1."""
         try:
-            return len(plain(self, seed=[1, 2], prompt=[self.prompt, "a circle"])) if self.gives_prompt else 2
+            return len(plain(self, seed=[1, 2], prompt=self.prompts)) if self.gives_prompt else 2
         except NotApplicableError:
             return 1
 
@@ -409,7 +425,7 @@ def compare(ours: list[torch.Tensor], theirs: list[torch.Tensor], where: str = "
 
 def check_finite_differences(tiny: Tiny) -> None:
     """Gradient of the first step, before which nothing depends on the weights, against finite differences."""
-    tiny.image  # noqa: B018 (raises where the pipeline alone does not run)
+    tiny.image, tiny.num_steps  # noqa: B018 (raise where the pipeline alone does not run)
     with in_float64(tiny):
         _check_finite_differences(tiny)
 
@@ -488,8 +504,8 @@ def check_trainer(tiny: Tiny) -> None:
     """Two updates run, are finite and change the weights; rows with their own image are generated from it."""
     if not tiny.gives_prompt:
         raise NotApplicableError("it was built without text encoders")
-    tiny.image  # noqa: B018
-    prompts = [tiny.prompt, "a circle"]
+    tiny.image, tiny.num_steps  # noqa: B018
+    prompts = tiny.prompts
     settings = {name: clone(value) for name, value in tiny.settings.items()}
     steps = settings.pop("num_inference_steps", None)
     rows = [{"prompt": prompt} for prompt in prompts]

@@ -99,7 +99,9 @@ class EncodedPrompts:
         """What `encode_prompt` gives for these arguments."""
         named = {**dict(zip(inspect.signature(encode).parameters, args, strict=False)), **kwargs}
         # One prompt comes as a string, and is the same as in a batch.
-        named = {name: [value] if isinstance(value, str) and "prompt" in name else value for name, value in named.items()}
+        named = {
+            name: [value] if isinstance(value, str) and "prompt" in name else value for name, value in named.items()
+        }
         count = next((len(value) for value in named.values() if _is_strings(value)), None)
         setting = self._setting_of(named, count)
         keys, calls = [], []
