@@ -316,8 +316,8 @@ def _search(
         for start in range(0, len(places), prompts_at_once):
             some = [left[place] for place in places[start : start + prompts_at_once]]
             strategy.run(search, some, settings.num_images)
-            for index in some if store is not None else ():
-                search.results[index] = store.write(index, search.results[index])
+            if store is not None:
+                search.results |= {index: store.write(index, search.results[index]) for index in some}
         return [search.results[left[place]] for place in places]
 
     if settings.distribute:
