@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from PIL import Image
 
 from .clips_rewarddance import Clip, ClipReader
@@ -177,6 +178,8 @@ class LoadingMixin:
             `TypeError`: If it cannot be an image.
         """
         is_image = getattr(media, "is_image", False)
+        if is_image and not isinstance(media[0], torch.Tensor):
+            return media  # loaded already
         found = open_media(media, name, lambda image: Clip([self.load_image(image, name, keep_gradient)]))
         if isinstance(found, ClipReader):
             found = read_clip(self._sample(found, task, is_clip=not is_image), keep_gradient, self.background)

@@ -1,6 +1,9 @@
 """Text from users stays text: no spelling of a special token gets through to the tokenizer."""
 
 import re
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
 
 
 # Splits the spelling of a special token without showing.
@@ -44,4 +47,71 @@ class ControlTokens:
             )
 
 
-__all__ = ["ZERO_WIDTH_SPACE", "ControlTokens"]
+class PlainTextMixin:
+    """What [`RewardDanceProcessor`] does with text from users, by its tokenizer."""
+
+    tokenizer: Any
+    vlm_processor: Any
+
+    def plain_text(self, text: str, name: str = "text") -> str:
+        """
+        Make sure that text from users stays text: spellings of special tokens and image placeholders are split by a
+        zero-width space.
+
+        Args:
+            text (`str`):
+                Text from users.
+            name (`str`, *optional*, defaults to `"text"`):
+                Name of the text in error messages.
+
+        Returns:
+            `str`: Text in which the tokenizer finds no special token.
+
+        Raises:
+            `ValueError`: If a special token remains, which happens with tokenizers that normalize text first, or the text
+                is no valid Unicode.
+        """
+        return self._plain_texts([(text, name)])[text]
+
+    def _plain_texts(self, named: "Iterable[tuple[str, str]]") -> "dict[str, str]":
+        """Texts with their names, each as [`plain_text`] gives it. All are tokenized in one call, equal ones once."""
+        names: "dict[str, str]" = {}
+        for text, name in named:
+            if text not in names:
+                names[text] = name
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    raise ValueError(
+                        f"`{name}` is no valid text ({error}). Repair or drop it; it may be cut in an emoji."
+                    ) from error
+        controls, token_ids = self._control_tokens
+        plain = {text: controls.split(text) for text in names}
+        for text, ids in zip(plain, self._token_ids(list(plain.values())), strict=True):
+            found = token_ids.intersection(ids)
+            if found:
+                raise ValueError(
+                    f"`{names[text]}` contains the special tokens {self.tokenizer.convert_ids_to_tokens(sorted(found))}, which "
+                    "cannot be written as plain text. Remove them."
+                )
+        return plain
+
+    def _token_ids(self, texts: "list[str]") -> "list[list[int]]":
+        """Tokens of each text. A call of a tokenizer costs many times what a short text costs."""
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    @cached_property
+    def _control_tokens(self) -> "tuple[ControlTokens, set[int]]":
+        """Spellings and IDs of tokens that text from users must not contain."""
+        spellings = {token for token in self.tokenizer.get_added_vocab() if len(token) > 1 and token.strip(" \n\t▁")}
+        spellings |= {token for token in self.tokenizer.all_special_tokens if len(token) > 1}
+        names = ("image_token", "video_token", "boi_token", "audio_token")
+        spellings |= {str(token) for name in names if (token := getattr(self.vlm_processor, name, None))}
+        token_ids = set(self.tokenizer.convert_tokens_to_ids(sorted(spellings)))
+        # A character that the tokenizer does not know controls nothing, unless its token also ends texts.
+        if self.tokenizer.unk_token not in (self.tokenizer.bos_token, self.tokenizer.eos_token):
+            token_ids.discard(self.tokenizer.unk_token_id)
+        return ControlTokens(spellings), token_ids
+
+
+__all__ = ["ZERO_WIDTH_SPACE", "ControlTokens", "PlainTextMixin"]

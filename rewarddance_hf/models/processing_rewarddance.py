@@ -18,7 +18,7 @@ from .loading_rewarddance import LoadingMixin
 from .pixels_rewarddance import preprocess_with_gradient
 from .prompting_rewarddance import PromptingMixin
 from .question_rewarddance import Example, Question
-from .vlm_processor_rewarddance import image_only_processor
+from .vlm_processor_rewarddance import image_only_processor, without_idle_resizes
 
 
 logger = logging.get_logger(__name__)
@@ -354,7 +354,7 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
             self.load(question if question.row is not None else replace(question, row=i), keep_gradient=True)
             for i, question in enumerate(questions)
         ]
-        texts, media = [self.write_question(question) for question in loaded], [row.images for row in loaded]
+        texts, media = self.write_questions(loaded), [question.images for question in loaded]
         arguments = {"padding": True, **self.vlm_arguments(texts[0]), **kwargs}
         try:
             return self._prepare(texts, media, arguments)
@@ -372,7 +372,7 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
     def _prepare(self, texts: "list[str]", media: "list[list[Any]]", arguments: "dict[str, Any]") -> BatchFeature:
         if any(isinstance(image, torch.Tensor) for row in media for image in row):
             return preprocess_with_gradient(self.vlm_processor, media, text=texts, **arguments)
-        return self.vlm_processor(images=media, text=texts, **arguments)
+        return without_idle_resizes(self.vlm_processor)(images=media, text=texts, **arguments)
 
     def write_messages(self, question: Question) -> "tuple[list[dict[str, Any]], list[Image.Image]]":
         r"""
@@ -390,7 +390,7 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
             `ValueError`: If an image cannot be read, or the task has no criteria.
         """
         question = self.load(question)
-        return self._messages(question), question.images
+        return self._chat(question), question.images
 
     def apply_chat_template(
         self, conversation: Any, chat_template: "str | None" = None, tokenize: bool = False, **kwargs: Any

@@ -1,17 +1,14 @@
-"""How a judge is asked: wording, criteria, chat, answer tokens and targets; text from users stays text."""
+"""How a judge is asked: wording, criteria, chat and answer tokens; text from users stays text."""
 
 import json
 import os
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import BatchFeature
-
-from .plain_text_rewarddance import ControlTokens
+from .chats_rewarddance import render_alike
 from .question_rewarddance import Question, infer_task, marks_of
+from .targets_rewarddance import TargetsMixin
 
 
 PROMPT_LAYOUTS = ("images_first", "text_first")
@@ -100,12 +97,15 @@ def _turn(role: str, text: str) -> "dict[str, Any]":
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-class PromptingMixin:
+def _quoted(prompt: str) -> str:
+    # JSON quotes the prompt and escapes its quotes and line breaks: its end cannot be faked.
+    return json.dumps(prompt, ensure_ascii=False)
+
+
+class PromptingMixin(TargetsMixin):
     """What [`RewardDanceProcessor`] writes: questions and their answers, with its tokenizer and chat template."""
 
-    tokenizer: Any
-    image_processor: Any
-    vlm_processor: Any
+    chat_template: Any
     apply_chat_template: Any
 
     def _set_wording(
@@ -196,25 +196,60 @@ class PromptingMixin:
         Raises:
             `ValueError`: If its task has no criteria.
         """
-        return self.apply_chat_template(self._messages(question), add_generation_prompt=True) + self._answer_lead
+        return self.write_questions([question])[0]
 
-    def _write_turn(self, question: Question) -> "list[dict[str, str]]":
-        """One question, as parts of a turn of the chat."""
+    def write_questions(self, questions: "Sequence[Question]") -> "list[str]":
+        """
+        Write several chats as [`~PromptingMixin.write_question`] writes one. Texts from users are tokenized in one call, and
+        questions that differ in their prompts alone share what the chat template makes of the rest.
+        """
+        plain = self._plain_parts(questions)
+        alike: "dict[Any, list[int]]" = {}
+        for i, question in enumerate(questions):
+            alike.setdefault(question.asked[1:], []).append(i)
+        chats = [""] * len(questions)
+        for rows in alike.values():
+            one = questions[rows[0]]
+            prompts = [_quoted(plain[questions[i].prompt]) for i in rows]
+
+            def render(prompt: str, one: Question = one) -> str:
+                messages = self._messages(one, plain, prompt)
+                return self.apply_chat_template(messages, add_generation_prompt=True)
+
+            for i, chat in zip(rows, render_alike(render, prompts, self.chat_template), strict=True):
+                chats[i] = chat + self._answer_lead
+        return chats
+
+    def _plain_parts(self, questions: "Sequence[Question]") -> "dict[str, str]":
+        """All texts from users in questions and their examples, made plain."""
+        named: "list[tuple[str, str]]" = []
+        for question in questions:
+            for asked in (*(example.question for example in question.examples), question):
+                named.append((asked.prompt, "prompt"))
+                criteria = self._criteria(asked)
+                if self.prompt_texts["criteria"]:
+                    named.append((criteria, "criteria"))
+        return self._plain_texts(named)
+
+    def _criteria(self, question: Question) -> str:
+        """Criteria that a question states."""
+        if question.criteria is not None:
+            return question.criteria
         task = question.task or infer_task(question.sample, question.condition)
-        criteria = question.criteria
-        if criteria is None:
-            if task not in self.criteria:
-                raise ValueError(
-                    f"`task` is {task!r}, but the processor has criteria for {sorted(self.criteria)} only. Pass `criteria=`."
-                )
-            criteria = self.criteria[task]
+        if task not in self.criteria:
+            raise ValueError(
+                f"`task` is {task!r}, but the processor has criteria for {sorted(self.criteria)} only. Pass `criteria=`."
+            )
+        return self.criteria[task]
+
+    def _write_turn(self, question: Question, plain: "dict[str, str]", prompt: str) -> "list[dict[str, str]]":
+        """One question, as parts of a turn of the chat, with a quoted prompt."""
+        task = question.task or infer_task(question.sample, question.condition)
         texts, samples = self.prompt_texts, marks_of(question.sample)
         noun = texts["video" if task.endswith("video") or len(samples) > 1 else "image"]
-        # JSON quotes the prompt and escapes its quotes and line breaks: its end cannot be faked.
-        quoted = json.dumps(self.plain_text(question.prompt, "prompt"), ensure_ascii=False)
-        statement = texts["prompt"].format(prompt=quoted)
+        statement = texts["prompt"].format(prompt=prompt)
         if texts["criteria"]:
-            statement += "\n" + texts["criteria"].format(criteria=self.plain_text(criteria, "criteria"))
+            statement += "\n" + texts["criteria"].format(criteria=plain[self._criteria(question)])
         paradigm = "pointwise" if question.reference is None else "pairwise"
         kind = "reasons_question" if question.reasons_first else "question"
         asked = texts[f"{paradigm}_{kind}"].format(noun=noun)
@@ -247,15 +282,22 @@ class PromptingMixin:
             heads.append(self.prompt_texts["frame" if heads else "first_frame"].format(name=name, frame=frame))
         return heads
 
-    def _messages(self, question: Question) -> "list[dict[str, Any]]":
-        """Chat with examples as earlier turns."""
+    def _chat(self, question: Question) -> "list[dict[str, Any]]":
+        """Messages of one question."""
+        plain = self._plain_parts([question])
+        return self._messages(question, plain, _quoted(plain[question.prompt]))
+
+    def _messages(self, question: Question, plain: "dict[str, str]", prompt: str) -> "list[dict[str, Any]]":
+        """Chat with examples as earlier turns, by plain texts and the quoted prompt of the question."""
         messages: "list[dict[str, Any]]" = []
         if self.prompt_texts["system"]:
             messages.append(_turn("system", self.prompt_texts["system"]))
         for example in question.examples:
-            messages.append({"role": "user", "content": self._write_turn(example.question)})
+            shown = example.question
+            content = self._write_turn(shown, plain, _quoted(plain[shown.prompt]))
+            messages.append({"role": "user", "content": content})
             messages.append(_turn("assistant", self.yes_word if example.verdict else self.no_word))
-        return [*messages, {"role": "user", "content": self._write_turn(question)}]
+        return [*messages, {"role": "user", "content": self._write_turn(question, plain, prompt)}]
 
     def _read_assistant_turn(self) -> None:
         """
@@ -273,13 +315,10 @@ class PromptingMixin:
         self._answer_space = " " if lead.endswith(" ") else ""
         self._answer_end = end or self.tokenizer.eos_token or ""
         self._opened_turn = opened + self._answer_lead
-        self._opened_turn_ids = self._token_ids(self._opened_turn)
-
-    def _token_ids(self, text: str) -> "list[int]":
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        (self._opened_turn_ids,) = self._token_ids([self._opened_turn])
 
     def _find_answer_token(self, name: str, word: str) -> int:
-        ids = self._token_ids(self._opened_turn + self._answer_space + word)
+        (ids,) = self._token_ids([self._opened_turn + self._answer_space + word])
         num_opened = len(self._opened_turn_ids)
         if ids[:num_opened] != self._opened_turn_ids or len(ids) != num_opened + 1:
             raise ValueError(
@@ -289,162 +328,6 @@ class PromptingMixin:
         if ids[-1] == self.tokenizer.unk_token_id:
             raise ValueError(f"`{name}` is {word!r}, which the tokenizer does not know. Choose another word.")
         return ids[-1]
-
-    @cached_property
-    def _answer_phrase(self) -> str:
-        """
-        What stands between reasons and answer: the phrase, and a space or line break after which the answer is the same
-        token as at the start of the assistant's turn.
-        """
-        phrase = self.prompt_texts["answer"].rstrip()
-        found = []
-        for join in (" ", "\n", ""):
-            lead = f"{self._opened_turn}{self._answer_space}?{phrase}{join}"
-            yes, no = self._token_ids(lead + self.yes_word), self._token_ids(lead + self.no_word)
-            if yes[:-1] == no[:-1] and (yes[-1], no[-1]) == (self.yes_token_id, self.no_token_id):
-                return phrase + join
-            found.append(self.tokenizer.convert_ids_to_tokens([yes[-1], no[-1]]))
-        wanted = self.tokenizer.convert_ids_to_tokens([self.yes_token_id, self.no_token_id])
-        raise ValueError(
-            f"`prompt_texts['answer']` is {phrase!r}, after which the answers end in the tokens {found} (by what follows it: "
-            f"space, line break, nothing), but must be the single tokens {wanted} that the model reads. Choose another phrase."
-        )
-
-    def _target_ids(self, answer: bool, rationale: "str | None", reasons_first: bool) -> "tuple[list[int], int]":
-        """Tokens of a target, and which of them is the answer."""
-        opened, num_opened = self._opened_turn + self._answer_space, len(self._opened_turn_ids)
-        word = self.yes_word if answer else self.no_word
-        if not reasons_first:
-            text = opened + word
-            if rationale:
-                text += "\n" + self.plain_text(rationale, "rationale") + self._answer_end
-            return self._token_ids(text)[num_opened:], 0
-        if rationale is None or self.split_reasons(rationale) is not None:
-            got = "None" if rationale is None else f"a text with {self.prompt_texts['answer']!r} in it"
-            raise ValueError(
-                f"`rationale` is {got}, but must be reasons that are followed by this phrase and the answer. Drop the row, "
-                "remove the phrase, or ask for the decision first."
-            )
-        reasons = self.plain_text(rationale.strip(), "rationale")
-        text = opened + (reasons + self._answer_phrase if reasons else self._answer_phrase.lstrip()) + word
-        return self._token_ids(text + self._answer_end)[num_opened:], len(self._token_ids(text)) - num_opened - 1
-
-    def append_answers(
-        self,
-        batch: BatchFeature,
-        answers: "list[bool]",
-        rationales: "list[str | None]",
-        reasons_first: "bool | list[bool]" = False,
-    ) -> BatchFeature:
-        r"""
-        Append answers and rationales as training targets: the answer, then its reasons ("decision first", Section 3.2.1),
-        or reasons, a fixed phrase (`prompt_texts["answer"]`) and the answer ("reasons first").
-
-        Args:
-            batch ([`~transformers.BatchFeature`]):
-                Questions, as made by calling the processor.
-            answers (`list[bool]`):
-                Whether the answer is "yes", for each row.
-            rationales (`list`):
-                Reasons that follow the answer or precede it, or None for rows without any.
-            reasons_first (`bool` or `list[bool]`, *optional*, defaults to `False`):
-                Whether reasons precede the answer, for all rows or one each. Questions must have asked so.
-
-        Returns:
-            [`~transformers.BatchFeature`]: The batch with longer `input_ids`, and with `rationale_labels` and
-            `answer_index`.
-
-        Raises:
-            `ValueError`: If lists differ in length, or `reasons_first` holds for a row whose rationale is None or contains
-                the phrase, or a tokenizer after whose phrase the answer is another token than at the start of the turn.
-        """
-        batch_size, question_length = batch["input_ids"].shape
-        formats = [reasons_first] * batch_size if isinstance(reasons_first, bool) else reasons_first
-        for name, column in {"answers": answers, "rationales": rationales, "reasons_first": formats}.items():
-            if len(column) != batch_size:
-                raise ValueError(f"`{name}` has {len(column)} entries, but `batch` has {batch_size} rows.")
-        rows = zip(answers, rationales, formats, strict=True)
-        targets, starts = zip(*(self._target_ids(*row) for row in rows), strict=True)
-        targets = [torch.tensor(target) for target in targets]
-        ids = pad_sequence(targets, batch_first=True, padding_value=self.tokenizer.pad_token_id)
-        mask = pad_sequence([torch.ones_like(target) for target in targets], batch_first=True)
-        labels = torch.where(mask.bool(), ids, -100)
-        answer_starts = torch.tensor(starts)
-        labels[torch.arange(batch_size), answer_starts] = -100  # the answer itself has its own loss
-
-        appended = {"input_ids": ids, "attention_mask": mask}
-        of_images = self.image_processor.model_input_names
-        for name, values in batch.items():
-            is_per_token = torch.is_tensor(values) and values.shape[:2] == (batch_size, question_length)
-            if is_per_token and name not in of_images:
-                # Targets are text, as the last token of the question is.
-                more = appended.get(name, values[:, -1:].expand(-1, ids.shape[1], *values.shape[2:]))
-                batch[name] = torch.cat([values, more.to(values)], dim=1)
-        batch["rationale_labels"] = torch.nn.functional.pad(labels, (question_length, 0), value=-100)
-        batch["answer_index"] = answer_starts + question_length - 1
-        return batch
-
-    def split_reasons(self, text: str) -> "str | None":
-        """
-        Extract the reasons from what a judge says that was asked for them first.
-
-        Args:
-            text (`str`):
-                Text from the start of the judge's turn.
-
-        Returns:
-            `str` or `None`: What stands before the first phrase `prompt_texts["answer"]`, or None if the text does not reach
-            an answer.
-        """
-        reasons, phrase, _ = f"\n{text.strip()}".partition(self.prompt_texts["answer"].rstrip())
-        return reasons.strip() if phrase else None
-
-    def plain_text(self, text: str, name: str = "text") -> str:
-        """
-        Make sure that text from users stays text: spellings of special tokens and image placeholders are split by a
-        zero-width space.
-
-        Args:
-            text (`str`):
-                Text from users.
-            name (`str`, *optional*, defaults to `"text"`):
-                Name of the text in error messages.
-
-        Returns:
-            `str`: Text in which the tokenizer finds no special token.
-
-        Raises:
-            `ValueError`: If a special token remains, which happens with tokenizers that normalize text first, or the text
-                is no valid Unicode.
-        """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"`{name}` is no valid text ({error}). Repair or drop it; it may be cut in an emoji."
-            ) from error
-        controls, token_ids = self._control_tokens
-        text = controls.split(text)
-        found = token_ids.intersection(self._token_ids(text))
-        if found:
-            raise ValueError(
-                f"`{name}` contains the special tokens {self.tokenizer.convert_ids_to_tokens(sorted(found))}, which cannot be "
-                "written as plain text. Remove them."
-            )
-        return text
-
-    @cached_property
-    def _control_tokens(self) -> "tuple[ControlTokens, set[int]]":
-        """Spellings and IDs of tokens that text from users must not contain."""
-        spellings = {token for token in self.tokenizer.get_added_vocab() if len(token) > 1 and token.strip(" \n\t▁")}
-        spellings |= {token for token in self.tokenizer.all_special_tokens if len(token) > 1}
-        names = ("image_token", "video_token", "boi_token", "audio_token")
-        spellings |= {str(token) for name in names if (token := getattr(self.vlm_processor, name, None))}
-        token_ids = set(self.tokenizer.convert_tokens_to_ids(sorted(spellings)))
-        # A character that the tokenizer does not know controls nothing, unless its token also ends texts.
-        if self.tokenizer.unk_token not in (self.tokenizer.bos_token, self.tokenizer.eos_token):
-            token_ids.discard(self.tokenizer.unk_token_id)
-        return ControlTokens(spellings), token_ids
 
 
 __all__ = ["CRITERIA", "DIMENSIONS", "PROMPT_TEXTS", "PromptingMixin", "read_criteria"]

@@ -1,8 +1,11 @@
-"""Processors of vision-language models without their parts for video and audio, which need torchvision."""
+"""Processors of vision-language models without their parts for video and audio, and without idle work."""
 
+import copy
 import inspect
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from transformers import ProcessorMixin
 
 
@@ -48,3 +51,38 @@ def image_only_processor(processor_class: type) -> type:
         (processor_class, _DropVideoAndAudio),
         {"__init__": __init__, "_all_parts": all_parts},
     )
+
+
+def without_idle_resizes(vlm_processor: Any) -> Any:
+    """
+    The same processor, with an image processor that leaves images as they are which have the wanted size. Pillow would make
+    an image of the array, copy it and make an array of that.
+    """
+    image_processor = vlm_processor.image_processor
+    quick_class = _without_idle_resizes(type(image_processor))
+    if quick_class is None:
+        return vlm_processor
+    quick = object.__new__(quick_class)
+    quick.__dict__ = image_processor.__dict__
+    vlm_processor = copy.copy(vlm_processor)
+    vlm_processor.image_processor = quick
+    return vlm_processor
+
+
+@lru_cache(maxsize=32)
+def _without_idle_resizes(image_processor_class: type) -> "type | None":
+    """Subclass of an image processor that works with Pillow."""
+    backend: Any = next((base for base in image_processor_class.__mro__ if base.__name__ == "PilBackend"), None)
+    if backend is None:
+        return None
+
+    def resize(self: Any, image: Any, size: Any, *args: Any, **kwargs: Any) -> Any:
+        others = ("shortest_edge", "longest_edge", "max_height", "max_width")
+        wanted = (3, getattr(size, "height", None), getattr(size, "width", None))
+        if image.shape == wanted and image.dtype == np.uint8 and not any(getattr(size, name, None) for name in others):
+            return image.copy(order="K")
+        return backend.resize(self, image, size, *args, **kwargs)
+
+    # Between the model's class and its backend, so that `super().resize` of the former finds it
+    between = type("IdleBackend", (backend,), {"resize": resize})
+    return type(image_processor_class.__name__, (image_processor_class, between), {})

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ GENERATED_STEPS = 200
 GENERATED_PROMPTS = {"train": 350, "id": 150}
 CURVE_ROWS = 200
 # A weak reward is hacked within a few updates.
-TUNING_STEPS, HACKING_STEPS = 220, 80
+TUNING_STEPS, HACKING_STEPS = 150, 48
 EVALUATION_PROMPTS = 500
 NUM_REFERENCE_PARTS = 2
 
@@ -82,7 +83,7 @@ def run_demo(
     stages["report"] = Stage("writing the report", f"{REPORT}:write_report", arguments, tuple(stages))
     _say(
         f"Training a judge of shapes and a baseline{', and tuning a generator by the judge' if tune_generator else ''}: "
-        f"{len(stages)} stages, two at a time. What libraries write is in {folder / 'logs'}."
+        f"{len(stages)} stages side by side. What libraries write is in {folder / 'logs'}."
     )
     run_stages(_in_order(stages), folder / "logs", preload=[REPORT])
     metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
@@ -157,24 +158,16 @@ def _generator_stages(folder: Path, steps: int, prompts: int) -> dict[str, Stage
     return stages
 
 
-# Stages that the longest chain consists of come first, then other long ones; short ones fill what is left.
-FIRST = (
-    *(
-        "train_judge",
-        "pairs_train",
-        "train_judge_on_samples",
-        "references_0",
-        "references_1",
-        "tuned",
-        "measure_tuned",
-    ),
-    *("train_regressive", "train_regressive_on_samples", "hacked", "draw_judge"),
+# Stages of the longest chain come first and cannot wait, then come other long ones; short ones fill what is left.
+LONGEST_CHAIN = (
+    *("train_judge", "train_judge_on_samples", "references_0", "references_1", "tuned", "measure_tuned", "report"),
 )
+FIRST = (*LONGEST_CHAIN, "pairs_train", "train_regressive", "train_regressive_on_samples", "hacked", "draw_judge")
 
 
 def _in_order(stages: dict[str, Stage]) -> dict[str, Stage]:
     names = [*(name for name in FIRST if name in stages), *(name for name in stages if name not in FIRST)]
-    return {name: stages[name] for name in names}
+    return {name: replace(stages[name], can_wait=name not in LONGEST_CHAIN) for name in names}
 
 
 def metric_files(folder: Path, tune_generator: bool) -> list[Path]:

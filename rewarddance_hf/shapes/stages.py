@@ -40,19 +40,23 @@ class Stage:
             Its arguments, which are pickled.
         after (`tuple[str, ...]`, *optional*):
             Names of the stages that must have ended before.
+        can_wait (`bool`, *optional*, defaults to `False`):
+            Whether it leaves processor time, and its turn, to stages that cannot wait.
     """
 
     title: str
     function: str
     arguments: tuple[Any, ...] = ()
     after: tuple[str, ...] = ()
+    can_wait: bool = False
 
 
 def run_stages(
     stages: Mapping[str, Stage], log_dir: Path, preload: Sequence[str] = (), stream: TextIO | None = None
 ) -> None:
     """
-    Run stages by name, two at a time, earlier ones first; raises a `RuntimeError` if one fails, and ends the others.
+    Run stages by name, two at a time, earlier ones first; raises a `RuntimeError` if one fails, and ends the others. Those
+    that can wait are not counted by those that cannot, which run beside them and come first.
 
     What they write goes to `log_dir`, and how far they are to `stream` (by default the standard output): a live display in a
     terminal, else a line for each event. `preload` are modules that are imported once for all.
@@ -73,9 +77,11 @@ def run_stages(
             while len(done) < len(stages):
                 for name, stage in stages.items():
                     is_ready = name not in done and name not in running and done.issuperset(stage.after)
-                    if is_ready and len(running) < NUM_PROCESSES:
+                    beside = [other for other in running if stage.can_wait or not stages[other].can_wait]
+                    if is_ready and len(beside) < NUM_PROCESSES:
                         receiver, sender = context.Pipe(duplex=False)
-                        call = (stage.function, stage.arguments, str(log_dir / f"{name}.txt"), sender)
+                        log = str(log_dir / f"{name}.txt")
+                        call = (stage.function, stage.arguments, log, sender, stage.can_wait)
                         process = context.Process(target=_run, args=call)
                         display.start(name, stage.title)
                         running[name] = (process, receiver, time.monotonic())
@@ -100,8 +106,10 @@ def run_stages(
                     process.join()
 
 
-def _run(function: str, arguments: tuple[Any, ...], log: str, sender: Connection) -> None:
+def _run(function: str, arguments: tuple[Any, ...], log: str, sender: Connection, can_wait: bool) -> None:
     """Call a function in this process, with its output in a file."""
+    if can_wait and hasattr(os, "nice"):
+        os.nice(10)
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
