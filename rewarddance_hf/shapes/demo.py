@@ -14,15 +14,15 @@ from typing import Any
 from .stages import Stage, run_stages
 
 
-TRAINING_STEPS = 700
+TRAINING_STEPS = 600
 EVALUATION_ROWS = 1000
 # A judge that has only seen clean drawings reads a generator's images less well: it is trained on for some steps, with
 # pairs of those in half of the rows.
-GENERATED_STEPS = 200
+GENERATED_STEPS = 170
 GENERATED_PROMPTS = {"train": 350, "id": 150}
 CURVE_ROWS = 200
 # A weak reward is hacked within a few updates.
-TUNING_STEPS, HACKING_STEPS = 150, 48
+TUNING_STEPS, HACKING_STEPS = 125, 42
 EVALUATION_PROMPTS = 500
 NUM_REFERENCE_PARTS = 2
 
@@ -109,12 +109,12 @@ def _judge_stages(folder: Path, with_generated: bool, steps: int, rows: int) -> 
                 f"sampling pairs {title} from the generator", f"{JUDGES}:sample", arguments
             )
     for name, title in titles.items():
-        arguments = (name, str(folder / name), steps, curve_rows, max(steps // 10, 1))
+        arguments = (name, str(folder / name), steps, curve_rows, max(steps // 8, 1))
         stages[f"train_{name}"] = Stage(f"training {title}", f"{JUDGES}:train", arguments)
         trained = f"train_{name}"
         if with_generated:
             trained = f"train_{name}_on_samples"
-            arguments = (name, str(folder / name), more, pairs["train"], curve_rows, max(more // 4, 1))
+            arguments = (name, str(folder / name), more, pairs["train"], curve_rows, max(more // 2, 1))
             stages[trained] = Stage(
                 f"training {title} on samples too",
                 f"{JUDGES}:train_on_generated",

@@ -57,7 +57,7 @@ def train(
     output_dir: str,
     steps: int = TRAINING_STEPS,
     curve_rows: int = CURVE_ROWS,
-    eval_steps: int = TRAINING_STEPS // 10,
+    eval_steps: int = TRAINING_STEPS // 8,
     *,
     report: Report = no_report,
 ) -> None:

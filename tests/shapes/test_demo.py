@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import time
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -82,6 +83,20 @@ def test_output_in_a_terminal(tmp_path):
     assert "all stages" in written
     assert "count something (0:0" in written
     assert "noise" not in written
+
+
+def test_stages_that_can_wait(tmp_path):
+    """Two that can wait leave processor time, and a place, to one that cannot."""
+    file = tmp_path / "niceness"
+    stages = {
+        "later": replace(stage("wait_for", str(file)), can_wait=True),
+        "much later": replace(stage("wait_for", str(file)), can_wait=True),
+        "urgent": stage("write_niceness", str(file)),
+        "nice": replace(stage("write_niceness", str(tmp_path / "nice"), after=("urgent",)), can_wait=True),
+    }
+    run_stages(stages, tmp_path / "logs", [REPORT], io.StringIO())
+    assert int(file.read_text()) == os.nice(0)
+    assert int((tmp_path / "nice").read_text()) == min(os.nice(0) + 10, 19)
 
 
 def test_failed_stage_is_named_and_ends_the_others(tmp_path):
