@@ -34,7 +34,6 @@ SHARES_FILE = "right.json"
 METRICS_FILE, TUNING_FILE = "metrics.json", "tuning.json"
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
-EMA_DECAY = 0.95
 # The later half of the steps: earlier previews are too blurred for the judge, which leads the generator astray by them.
 STEP_INDEX_RANGE = [NUM_INFERENCE_STEPS // 2, NUM_INFERENCE_STEPS]
 NUM_REFERENCE_PROMPTS, NUM_CANDIDATES, NUM_REFERENCES = 240, 8, 1
@@ -203,9 +202,6 @@ def tune(
         per_device_eval_batch_size=64,
         max_steps=steps,
         learning_rate=LEARNING_RATE,
-        # What one update makes of a few images is mostly chance.
-        use_ema=name == "tuned",
-        ema_decay=EMA_DECAY,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=min(10, steps // 8),
         adam_beta2=0.95,
