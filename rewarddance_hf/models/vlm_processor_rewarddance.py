@@ -62,7 +62,7 @@ def without_idle_resizes(vlm_processor: Any) -> Any:
     quick_class = _without_idle_resizes(type(image_processor))
     if quick_class is None:
         return vlm_processor
-    quick = object.__new__(quick_class)
+    quick: Any = object.__new__(quick_class)
     quick.__dict__ = image_processor.__dict__
     vlm_processor = copy.copy(vlm_processor)
     vlm_processor.image_processor = quick
