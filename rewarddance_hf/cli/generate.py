@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> None:
     shard = find_shard(args)
     prompts = args.prompt or _read_prompts(args)
     chosen = None if shard is None else range(len(prompts))[shard :: args.num_shards]
-    if chosen is not None and not 0 <= shard < args.num_shards:
+    if shard is not None and not 0 <= shard < args.num_shards:
         raise argparse.ArgumentTypeError(f"argument --shard: {shard} is none of the {args.num_shards} shards")
     from ..alignment.pipelines.loading import load_pipeline
     from ..alignment.search.search import best_of_n, search_over_paths, zero_order_search
