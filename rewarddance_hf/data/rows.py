@@ -1,5 +1,6 @@
 """Datasets of preference rows, as a data loader reads them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -13,13 +14,13 @@ def prepare_rows(dataset: Any, name: str) -> Any:
     Make a dataset ready for a data loader: its rows then know their name. Raises a `ValueError` if it is empty or lacks a
     column.
     """
-    if dataset is None or isinstance(dataset, PreferenceRows):
+    if dataset is None or isinstance(dataset, PreferenceRows | StreamedRows):
         return dataset
     if isinstance(dataset, datasets.IterableDataset):
         if dataset.column_names is not None:
             check_columns(dataset.column_names, name)
             dataset = dataset.select_columns(_used_columns(dataset.column_names))
-        return keep_images_encoded(dataset).map(lambda _, i: {"row": f"{name}[{i}]"}, with_indices=True)
+        return StreamedRows(keep_images_encoded(dataset).map(lambda _, i: {"row": f"{name}[{i}]"}, with_indices=True))
     if hasattr(dataset, "__getitem__"):
         return PreferenceRows(dataset, name)
     return dataset  # a torch `IterableDataset`; the collator checks its rows
@@ -51,6 +52,22 @@ class PreferenceRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self.dataset[int(index)], "row": f"{self.name}[{index}]"}
+
+
+class StreamedRows(torch.utils.data.IterableDataset):
+    """
+    Streamed rows, which every process reads to take its share. accelerate would give each process of `datasets.IterableDataset`
+    some of the files: rows of short ones would be seen more often, and rows of different files would have one name.
+    """
+
+    def __init__(self, dataset: datasets.IterableDataset) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
 
 
 def keep_images_encoded(dataset: Any) -> Any:

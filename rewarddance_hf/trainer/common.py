@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -10,8 +11,20 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .sharding import (
+    SHARDED_WEIGHTS,
+    RowsPerUpdate,
+    check_checkpoint,
+    is_fsdp_checkpoint,
+    load_optimizer,
+    load_weights,
+    prepare_sharding,
+    reshard,
+)
 
 
 T = TypeVar("T")
@@ -84,6 +97,9 @@ class CommonTrainer(Trainer):
         # `compute_loss` gives means over rows, which have to be divided by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
+        self.add_callback(RowsPerUpdate())
+        if self.is_fsdp_enabled:
+            prepare_sharding(self.accelerator.state.fsdp_plugin, self.model)
 
     def train(
         self,
@@ -101,12 +117,68 @@ class CommonTrainer(Trainer):
             resume_from_checkpoint = resume_from_checkpoint.lower() == "true"
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_checkpoint(Path(self.args.output_dir)))
+        if self.is_fsdp_enabled:
+            reshard(self.model)
+        if resume_from_checkpoint and not self.is_deepspeed_enabled:
+            checkpoint = Path(resume_from_checkpoint)
+            check_checkpoint(checkpoint, self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None)
+            if self.is_fsdp_enabled and not is_fsdp_checkpoint(checkpoint):
+                if self.accelerator._models:
+                    raise ValueError(
+                        f"{str(checkpoint)!r} was written without FSDP, and is read before the model is split, which an evaluation "
+                        "or training of this trainer has done. Resume with a new trainer, and evaluate afterwards."
+                    )
+                with self._without_fsdp():  # whole weights are loaded before they are sharded
+                    self._load_from_checkpoint(str(checkpoint))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._training_logs())
         super().log(logs, start_time)
+
+    @contextmanager
+    def _without_fsdp(self) -> Iterator[None]:
+        self.is_fsdp_enabled = False
+        try:
+            yield
+        finally:
+            self.is_fsdp_enabled = True
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpoint = Path(resume_from_checkpoint)
+        if (checkpoint / SHARDED_WEIGHTS).exists():
+            self._issue_warnings_after_load(load_weights(model or self.model, checkpoint, self.is_fsdp_enabled))
+        elif is_fsdp_checkpoint(checkpoint) or not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if (
+            checkpoint is None
+            or self.is_deepspeed_enabled
+            or is_fsdp_checkpoint(Path(checkpoint)) == self.is_fsdp_enabled
+        ):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        load_optimizer(self.optimizer, self.model, Path(checkpoint), self.is_fsdp_enabled)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        Save the model, so that `from_pretrained` loads it. See [`~transformers.Trainer.save_model`].
+
+        All processes must call it. With FSDP's `SHARDED_STATE_DICT`, too, whole weights are saved, but not with each checkpoint.
+        """
+        with_whole_weights = not _internal_call and self.is_fsdp_enabled
+        if with_whole_weights and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_fsdp_enabled and not self.accelerator._models:  # accelerate shards no model without an optimizer
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            self.model, _ = self.accelerator.prepare(self.model, torch.optim.SGD(trained))
+            self.model_wrapped = self.model
+        return super().evaluation_loop(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write a model card, filled from this run, into `args.output_dir`."""

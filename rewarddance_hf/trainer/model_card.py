@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from .. import __version__
 from ..cards import render_card
-from ..data.rows import PreferenceRows
+from ..data.rows import PreferenceRows, StreamedRows
 from .training_args import RewardDanceTrainingArguments
 
 
@@ -83,7 +83,7 @@ def recorded_data(dataset: Any) -> list[dict[str, str]]:
     """Read where training rows come from, as far as the dataset records it. Files do not record their names."""
     if isinstance(dataset, ConcatDataset):
         return [source for part in dataset.datasets for source in recorded_data(part)]
-    if isinstance(dataset, PreferenceRows | Subset):
+    if isinstance(dataset, PreferenceRows | StreamedRows | Subset):
         return recorded_data(dataset.dataset)
     info = getattr(dataset, "info", None)
     homepage = getattr(info, "homepage", None) or ""

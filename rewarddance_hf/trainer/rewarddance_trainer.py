@@ -23,10 +23,12 @@ from ..data.collator import DataCollatorForRewardDance
 from ..data.rows import prepare_rows
 from ..import_utils import require_extra
 from ..models import RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
+from ..parallel import Processes
 from .common import CommonTrainer, SetEpochCallback
 from .losses import answer_cross_entropy, bradley_terry_loss, pointwise_loss
 from .model_card import training_card
 from .processor import load_processor
+from .sharding import own_class
 from .training_args import RewardDanceTrainingArguments
 
 
@@ -200,25 +202,36 @@ class RewardDanceTrainer(CommonTrainer):
         labels, margin = inputs.pop("labels"), inputs.pop("margin", None)
         outputs: RewardDanceOutput = model(**inputs)
         logits, scores = outputs.logits[:, 0], outputs.scores
+        kept = slice(None if model.training else self._rows_that_count(len(labels)))
+        margin = None if margin is None else margin[kept]
         if self.judge_config.uses_reference:
-            loss = answer_cross_entropy(outputs.answer_log_probs, labels, margin)
+            loss = answer_cross_entropy(outputs.answer_log_probs[kept], labels[kept], margin)
             if outputs.rationale_loss is not None:
-                loss = loss + self.args.rationale_weight * outputs.rationale_loss.mean()
+                loss = loss + self.args.rationale_weight * outputs.rationale_loss[kept].mean()
             preferences = torch.where(labels < 0.5, -logits, logits)
             scores = scores[:, None]
         else:
             chosen, rejected = logits.chunk(2)
             if self.judge_config.has_scalar_head:
-                loss = bradley_terry_loss(chosen, rejected, labels, margin)
+                loss = bradley_terry_loss(chosen[kept], rejected[kept], labels[kept], margin)
             else:
-                log_probs = outputs.answer_log_probs.chunk(2)
-                answers = (chosen, log_probs[0]), (rejected, log_probs[1])
-                loss = pointwise_loss(*answers, labels, self.args.answer_weight, margin)
+                first, second = outputs.answer_log_probs.chunk(2)
+                answers = (chosen[kept], first[kept]), (rejected[kept], second[kept])
+                loss = pointwise_loss(*answers, labels[kept], self.args.answer_weight, margin)
             preferences = chosen - rejected
             scores = torch.stack(scores.chunk(2), dim=-1)
         if model.training:
             self._records.append((preferences.detach(), scores.detach(), labels))
         return (loss, {"preferences": preferences, "scores": scores}) if return_outputs else loss
+
+    def _rows_that_count(self, batch_size: int) -> int | None:
+        """
+        Number of rows of an evaluation batch before repetitions: accelerate fills up the last one with the first rows of the
+        dataset, and cuts them off what is gathered, but they are in a mean. None is for batches without, or of nothing else.
+        """
+        state = self.accelerator.gradient_state
+        count = state.remainder - self.args.process_index * batch_size if state.end_of_dataloader else 0
+        return count if 0 < count < batch_size else None
 
     def prediction_step(
         self,
@@ -231,6 +244,9 @@ class RewardDanceTrainer(CommonTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         _check_finite(loss, "evaluation", self.state.global_step)
+        state = self.accelerator.gradient_state
+        if state.in_dataloader and state.remainder < 0:  # of a stream, the last batch is not cut to its rows
+            loss = loss.repeat(len(inputs["labels"]))
         if prediction_loss_only:
             return loss, None, None
         return loss, (outputs["preferences"], outputs["scores"]), inputs["labels"]
@@ -255,11 +271,16 @@ class RewardDanceTrainer(CommonTrainer):
         return _metrics(self.accelerator.gather(_summarize(preferences, scores, labels)[None]))
 
     def _prepare_rows(self, dataset: Any, name: str) -> Any:
+        if dataset is not None and not hasattr(dataset, "__len__") and Processes.current().count > 1:
+            raise ValueError(
+                f"`{name}` is streamed and has no length, so that several processes could not tell which rows are repeated to "
+                "fill the last batch. Take a part of it, e.g. `list(dataset.take(1000))`."
+            )
         return prepare_rows(dataset, name)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = prepare_rows(eval_dataset, "eval_dataset")
+            eval_dataset = self._prepare_rows(eval_dataset, "eval_dataset")
             # With persistent workers the loader of an earlier evaluation would be used again, with its dataset.
             getattr(self, "_eval_dataloaders", {}).pop("eval", None)
         with self._collator(self._eval_collator):
@@ -267,15 +288,17 @@ class RewardDanceTrainer(CommonTrainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         with self._collator(self._eval_collator):
-            return super().get_test_dataloader(prepare_rows(test_dataset, "test_dataset"))
+            return super().get_test_dataloader(self._prepare_rows(test_dataset, "test_dataset"))
 
     @contextmanager
     def _collator(self, collator: Callable) -> Iterator[None]:
-        train_collator, self.data_collator = self.data_collator, collator
+        """Collator of evaluations, which see all rows."""
+        train_settings = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = collator, False
         try:
             yield
         finally:
-            self.data_collator = train_collator
+            self.data_collator, self.args.dataloader_drop_last = train_settings
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Resuming reads weights with `load_state_dict`, under the names of the running model. `save_pretrained` writes
@@ -292,8 +315,9 @@ class RewardDanceTrainer(CommonTrainer):
             del saved.save_pretrained
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
         model = self.accelerator.unwrap_model(self.model)
+        with own_class(model):
+            super()._save(output_dir, state_dict)
         if self.args.should_save and not isinstance(model, PreTrainedModel):
             # The folder of an adapter holds no configuration, but the judge's paradigm and answer tokens are needed.
             model.get_base_model().config.save_pretrained(output_dir or self.args.output_dir)

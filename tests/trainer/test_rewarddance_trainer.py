@@ -403,14 +403,63 @@ def test_resume_as_a_command_line_says_it(vlm_folder, dataset, tmp_path):
 
 
 def test_streamed_rows_train_like_stored_ones(vlm_folder, dataset, tmp_path):
-    """An iterable dataset gives the same weights as the same rows in a map-style one, read in order."""
+    """
+    An iterable dataset gives the same weights as the same rows in a map-style one, read in order, and the same loss when the
+    last batch of an evaluation is not full.
+    """
+    held_out = dataset.select(range(3))
     stored = make_trainer(
-        vlm_folder("internvl"), tmp_path / "a", dataset, max_steps=2, train_sampling_strategy="sequential"
+        vlm_folder("internvl"),
+        tmp_path / "a",
+        dataset,
+        max_steps=2,
+        train_sampling_strategy="sequential",
+        per_device_eval_batch_size=2,
+        dataloader_drop_last=True,
     )
     stored.train()
-    streamed = make_trainer(vlm_folder("internvl"), tmp_path / "b", dataset.to_iterable_dataset(), max_steps=2)
+    streamed = make_trainer(
+        vlm_folder("internvl"),
+        tmp_path / "b",
+        dataset.to_iterable_dataset(),
+        max_steps=2,
+        per_device_eval_batch_size=2,
+    )
     streamed.train()
     assert_equal_weights(stored.model, streamed.model)
+    losses = [stored.evaluate(held_out.select(rows))["eval_loss"] for rows in ([0, 1, 2], [0], [1], [2])]
+    losses.append(streamed.evaluate(held_out.to_iterable_dataset())["eval_loss"])
+    assert losses[0] == pytest.approx(losses[-1], rel=1e-5)
+    assert losses[0] == pytest.approx(sum(losses[1:4]) / 3, rel=1e-5)
+
+
+def test_resuming_with_other_batches_warns(vlm_folder, dataset, tmp_path, caplog):
+    """Rows of an update times updates is where a run stopped: with fewer rows it would go on elsewhere without a word."""
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(vlm_folder("internvl"), tmp_path, dataset, **settings).train()
+    for size, accumulation in ((1, 2), (1, 1)):
+        trainer = make_trainer(
+            vlm_folder("internvl"),
+            tmp_path / str(accumulation),
+            dataset,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        logging.getLogger("transformers").propagate = True
+        with caplog.at_level("WARNING", logger="transformers"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        assert ("made updates of 2 rows, but this run makes them of 1" in caplog.text) == (accumulation == 1)
+
+
+def test_checkpoints_that_cannot_go_on_are_refused(vlm_folder, dataset, tmp_path):
+    """Without the state of the optimizer, a run used to start it anew without a word."""
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(vlm_folder("internvl"), tmp_path, dataset, save_only_model=True, **settings).train()
+    trainer = make_trainer(vlm_folder("internvl"), tmp_path, dataset, max_steps=2, **settings)
+    with pytest.raises(ValueError, match="holds no state of the optimizer"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    with pytest.raises(ValueError, match="checkpoint-9', but there is no such folder"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
 
 
 @pytest.mark.parametrize("rationale", ["decision_first", "reasons_first", "mixed"])
