@@ -90,6 +90,13 @@ class Processes:
         self.gather([None], group)
 
 
+def own_device() -> torch.device:
+    """Where this process computes: of several on one machine, each has a GPU of its own. The CPU if there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 def run_split(work: Callable[[Sequence[int]], Sequence[T]], num_rows: int) -> list[T]:
     """
     Results of all rows in their order, on every process, each of which works on its own share.

@@ -62,6 +62,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from ..parallel import Processes
     from ..rewards import is_address
 
     for option in ("config", "data_files", "calibrate", "columns", "label_values", "skip_bad_rows", "test_split_size"):
@@ -69,7 +70,8 @@ def _run(args: argparse.Namespace) -> None:
             raise argparse.ArgumentTypeError(f"argument --{option.replace('_', '-')}: not allowed with --benchmark")
     if args.dataset and (args.compare or args.model_index):
         raise argparse.ArgumentTypeError("arguments --compare and --model-index: need --benchmark")
-    for path in filter(None, (args.output, args.model_index)):
+    is_main = Processes.current().is_main
+    for path in filter(None, (args.output, args.model_index) if is_main else ()):
         check_file(path)
     if args.calibrate and is_address(args.model):
         raise argparse.ArgumentTypeError(
@@ -84,17 +86,20 @@ def _run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"`--calibrate` is the folder of `--model`, {args.model!r}, whose weights are in use. Choose another."
             )
-        check_folder(args.calibrate)
+        if is_main:
+            check_folder(args.calibrate)
     (_evaluate_benchmark if args.benchmark else _evaluate_rows)(args)
 
 
 def _evaluate_rows(args: argparse.Namespace) -> None:
     from ..evaluation.evaluator import RewardDanceEvaluator
+    from ..parallel import Processes
 
-    dataset = _load_rows(args)
+    is_main = Processes.current().is_main
+    dataset = _load_rows(args, show_progress=is_main)
     scorer = load_scorer(args)
     fingerprint = scorer.fingerprint()  # before a calibration changes it
-    evaluator = RewardDanceEvaluator(dataset, seed=args.seed, show_progress=True)
+    evaluator = RewardDanceEvaluator(dataset, seed=args.seed, show_progress=is_main)
     metrics = evaluator(scorer)
     if args.calibrate:
         metrics |= evaluator.calibrate(scorer, results=evaluator.results)
@@ -112,7 +117,7 @@ def _evaluate_rows(args: argparse.Namespace) -> None:
     width = max(map(len, metrics))
     lines = (f"{name:{width}}  {value:.6g}" for name, value in metrics.items())
     _report(args, {**document, "judge_fingerprint": fingerprint, "metrics": metrics}, lines)
-    if args.calibrate:
+    if args.calibrate and is_main:
         scorer.save_pretrained(args.calibrate)
 
 
@@ -120,9 +125,11 @@ def _evaluate_benchmark(args: argparse.Namespace) -> None:
     require_extra("train", "datasets")
     from ..evaluation.baselines import load_baseline
     from ..evaluation.benchmarks import BenchmarkRun, write_model_index
+    from ..parallel import Processes
 
+    is_main = Processes.current().is_main
     run = BenchmarkRun(
-        args.benchmark, args.split, args.limit, batch_size=args.batch_size, seed=args.seed, show_progress=True
+        args.benchmark, args.split, args.limit, batch_size=args.batch_size, seed=args.seed, show_progress=is_main
     )
     scorer = load_scorer(args)
     try:
@@ -134,19 +141,23 @@ def _evaluate_benchmark(args: argparse.Namespace) -> None:
             own = {"judge_fingerprint": scorer.fingerprint(), "metrics": run.results[args.model]}
             document = {"model": args.model, **run.document(), **own}
             _report(args, document, [run.table()])
-            if args.model_index:
+            if args.model_index and is_main:
                 write_model_index(args.model_index, args.model, run.eval_results(args.model))
 
 
 def _report(args: argparse.Namespace, document: dict[str, Any], lines: Iterable[str]) -> None:
-    """Show the result, then save it: a full disk must not cost the result of hours."""
+    """Show the result, then save it: a full disk must not cost the result of hours. Of several processes, one does."""
+    from ..parallel import Processes
+
+    if not Processes.current().is_main:
+        return
     write(args, document, lines)
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
             file.write(json.dumps(document, indent=2) + "\n")
 
 
-def _load_rows(args: argparse.Namespace) -> Any:
+def _load_rows(args: argparse.Namespace, show_progress: bool) -> Any:
     """Preference rows of `--dataset`."""
     if args.dataset.startswith(SHAPES_PREFIX):
         from ..shapes.clips import load_shapes
@@ -163,7 +174,7 @@ def _load_rows(args: argparse.Namespace) -> Any:
         label_values=args.label_values.split(",") if args.label_values else None,
         skip_bad_rows=args.skip_bad_rows,
         limit=args.limit,
-        show_progress=True,
+        show_progress=show_progress,
         config=args.config,
         data_files=args.data_files,
     )

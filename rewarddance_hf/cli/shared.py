@@ -156,7 +156,9 @@ def load_scorer(args: argparse.Namespace, model: str | None = None) -> Any:
 def find_device(args: argparse.Namespace) -> str:
     import torch
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    from ..parallel import own_device
+
+    device = args.device or str(own_device())
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a build without CUDA fails by assertion

@@ -9,6 +9,7 @@ import torch
 
 from ..models.checkpoints_rewarddance import HUB_ARGUMENTS
 from ..models.question_rewarddance import Question
+from ..parallel import own_device
 from ..rewards import NonFiniteScoreError, frozen
 from .dataset import DatasetScoring
 from .judge import Judge, non_finite_error
@@ -114,8 +115,7 @@ class RewardDanceScorer(Judge, DatasetScoring):
         settings = {name: kwargs.pop(name) for name in ENGINE_ARGUMENTS if name in kwargs}
         model, processor = load_judge(pretrained_model_name_or_path, device_map=device_map, dtype=dtype, **kwargs)
         if device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
-            rank = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes each has a device of its own
-            model.to(torch.device("cuda", rank % torch.cuda.device_count()))  # type: ignore[arg-type]
+            model.to(own_device())  # type: ignore[arg-type]
         scorer = cls(model.requires_grad_(False), processor, batch_size=batch_size, **settings)
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         scorer._source = (os.fspath(pretrained_model_name_or_path), hub_arguments)

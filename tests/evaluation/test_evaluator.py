@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from new_process import run_together
+from new_process import run_python, run_together
 from tiny_vlms import random_image
 
 from rewarddance_hf import (
@@ -254,6 +254,36 @@ def test_two_processes_give_the_same(vlm_folder, tmp_path):
         "scores.jsonl",
         "scores.jsonl.fingerprint.json",
     ]
+
+
+@pytest.mark.slow
+def test_command_by_several_processes(vlm_folder, tmp_path):
+    """`rewarddance evaluate` gives the figures of one process, once, and the calibrated judge is saved by one."""
+    lines = ["prompt,chosen,rejected"]
+    for i, row in enumerate(make_rows()):
+        names = [f"{side}_{i}.png" for side in ("chosen", "rejected")]
+        for side, name in zip(("chosen", "rejected"), names, strict=True):
+            row[side].save(tmp_path / name)
+        lines.append(f"{row['prompt']},{','.join(names)}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    settings = {"env": {**os.environ, "ACCELERATE_USE_CPU": "true"}, "cwd": tmp_path}
+    common = ["-m", "rewarddance_hf", "evaluate", "--model", vlm_folder("internvl"), "--data", "pairs.csv", "--json"]
+    results, temperatures = [], []
+    for count in (1, 2, 3):
+        command = [*common, "--output", f"{count}/result.json", "--calibrate", f"{count}/judge"]
+        runs = run_together(*command, count=count, **settings) if count > 1 else [run_python(*command, **settings)]
+        assert not any(run.returncode for run in runs), runs[0].stderr[-3000:]
+        assert [bool(run.stdout) for run in runs] == [True] + [False] * (count - 1)
+        written = json.loads((tmp_path / str(count) / "result.json").read_text())
+        assert written == json.loads(runs[0].stdout)
+        results.append(written["metrics"])
+        temperatures.append(
+            RewardDanceScorer.from_pretrained(tmp_path / str(count) / "judge").model.config.score_temperature
+        )
+    assert results[0]["num_rows"] == NUM_ROWS
+    for other, temperature in zip(results[1:], temperatures[1:], strict=True):
+        assert other == pytest.approx(results[0], rel=1e-4)
+        assert temperature == pytest.approx(temperatures[0], rel=1e-4)
 
 
 def test_clips_with_first_frames(scorers):

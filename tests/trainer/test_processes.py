@@ -67,6 +67,8 @@ def assert_loads(results, folder, other):
     loaded = RewardDanceForYesScoring.from_pretrained(folder)
     weights = {name.replace("base_model.model.", ""): value for name, value in results[0]["weights"].items()}
     for name, value in loaded.named_parameters():
+        if "original_module" in name:  # PEFT's copy of a new head before training: never used, never saved
+            continue
         assert torch.equal(value, weights[name]), name
     RewardDanceProcessor.from_pretrained(folder)
 
