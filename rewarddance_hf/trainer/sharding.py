@@ -64,7 +64,7 @@ def own_class(model: nn.Module) -> Iterator[None]:
     """Give a model the class back that sharding derived another one from, whose code is torch's and would be saved as its own."""
     derived = type(model)
     if isinstance(model, FSDPModule):
-        model.__class__ = next(base for base in derived.__mro__ if not issubclass(base, FSDPModule))
+        model.__class__ = next(base for base in derived.__mro__ if not issubclass(base, FSDPModule))  # type: ignore[assignment]
     try:
         yield
     finally:

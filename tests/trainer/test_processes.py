@@ -42,17 +42,19 @@ def several_processes(cases, folder, engine, count=2, **environment):
     return {name: [torch.load(folder / f"{name}-{i}.pt", weights_only=False) for i in range(count)] for name in names}
 
 
-def assert_same(results, want, engine, name, logs=slice(None)):
+def assert_same(results, want, engine, name, logs=slice(None), tolerance=1e-5):
     """All processes have the weights, losses and evaluations of one, and FSDP has really split every weight."""
     for got in results:
         assert "error" not in got, (name, got["error"])
         assert got["sharded"] == (engine == "fsdp"), name
         assert got["weights"].keys() == want["weights"].keys()
         for key, value in want["weights"].items():
-            torch.testing.assert_close(got["weights"][key], value, atol=1e-5, rtol=1e-5, msg=f"{name}: {key}")
+            torch.testing.assert_close(
+                got["weights"][key], value, atol=tolerance, rtol=tolerance, msg=f"{name}: {key}"
+            )
         for ours, theirs in zip(got["logs"][logs], want["logs"][logs], strict=True):
             for key in ("loss", "grad_norm", "accuracy", "margin", "mean_reward", "epoch"):
-                assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-5), (name, key)
+                assert ours[key] == pytest.approx(theirs[key], rel=tolerance, abs=tolerance), (name, key)
         assert len(got["metrics"]) == len(want["metrics"])
         for ours, theirs in zip(got["metrics"], want["metrics"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5), name
@@ -79,7 +81,8 @@ def compare(cases, folder, engine, count=2):
     for case in cases:
         want = one_process(case, folder / "one", count)
         name = case["name"]
-        assert_same(results[name], want, engine, name)
+        # bfloat16 products on a CPU depend on where in memory the weights lie.
+        assert_same(results[name], want, engine, name, tolerance=1e-3 if "bfloat16" in name else 1e-5)
         seen = [row for batches in zip(*(got["seen"] for got in results[name]), strict=True) for row in batches]
         assert seen[: len(want["seen"])] == want["seen"], name
         if engine == "fsdp":
