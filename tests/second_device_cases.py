@@ -137,6 +137,8 @@ def gradient(name: str, device: torch.device, method: str) -> dict[str, float]:
 def training_cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
     folder = save_tiny_vlm("internvl", Path(tempfile.mkdtemp()))
     yield "refl-sd3", lambda: refl_difference(folder, device)
+    for option in ("precompute_prompts", "offload"):
+        yield f"refl-sd3-{option}", lambda option=option: refl_difference(folder, device, **{option: True})
     yield "refl-sd3-bf16-full", lambda: finite(folder, device, peft_config=None)
     yield "judge", lambda: judge_difference(folder, device)
     yield "search", lambda: search_difference(folder, device)
@@ -206,13 +208,17 @@ def refl(folder: Path, device: Any, **changes: Any) -> dict[str, torch.Tensor]:
         )
         trainer.train(resume_from_checkpoint=steps == 2)
         assert {parameter.device for parameter in trainer.trained_parameters} == {torch.device(device)}
+        away = {"cpu"} if changes.get("offload") else {torch.device(device).type}
+        assert {parameter.device.type for parameter in scorer.model.parameters()} == away
+        away = {"cpu"} if changes.get("offload") or changes.get("precompute_prompts") else away
+        assert {parameter.device.type for parameter in pipeline.text_encoder.parameters()} == away
         weights = {key: weight.cpu() for key, weight in trained_weights(trainer).items()}
     return weights
 
 
-def refl_difference(folder: Path, device: torch.device) -> dict[str, float]:
+def refl_difference(folder: Path, device: torch.device, **changes: Any) -> dict[str, float]:
     with trainers_on(device):
-        ours = refl(folder, device)
+        ours = refl(folder, device, **changes)
     with trainers_on(torch.device("cpu")):
         wanted = refl(folder, torch.device("cpu"))
     return {"gradient": max((ours[key] - wanted[key]).abs().max().item() for key in wanted)}

@@ -155,6 +155,8 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
             )
         if self.rows is not None and self.rows.has_conditions:
             check_conditions(trainer.pipeline, "held_out_dataset", trainer.args.pipeline_kwargs or {})
+        if self.held_out is not None and trainer.offload is not None:
+            trainer.offload.take(self.held_out)
         if self.rows is not None:
             trainer.encode_prompts(self.rows.prompts(), self.rows[0].get("condition"))
         if self.has_own_window:
@@ -227,7 +229,7 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
             values: dict[str, list[Any]] = {}
             for name, judge in judges.items():
                 if self.held_out is not None and judge is not None:
-                    with torch.no_grad():
+                    with trainer.judges_on_device(judge), torch.no_grad():
                         rewards = judge(images, prompts, **context_of(columns))
                     values[name] = rewards.reshape(len(part), count).tolist()
             if count > 1:

@@ -35,6 +35,11 @@ class ReFLTrainingArguments(CommonTrainingArguments):
             keeps on the CPU grows with the number of prompts: in bfloat16 2 MB each for FLUX with `max_sequence_length=256`,
             2.7 MB for Stable Diffusion 3.5, 4 MB for Wan. Nothing is saved: a resumed run encodes them again. The text
             encoders are still on the CPU when the run has ended.
+        offload (`bool`, *optional*, defaults to `False`):
+            Whether text encoders and judges are on the CPU while they are not in use: the encoders, unless they have left for
+            good with `precompute_prompts`, come for each batch of prompts, and judges for each batch of samples. Judges have
+            left again when the backward pass goes through VAE and denoiser, which stay where they are. Updates stay the same. It
+            costs the time of moving them. Judges on other devices are left alone.
 
         > Parameters that control the gradient, see [`RewardGradientCallback`]
 
@@ -106,6 +111,7 @@ class ReFLTrainingArguments(CommonTrainingArguments):
     guidance_scale: float | None = None
     pipeline_kwargs: dict[str, Any] | str | None = None
     precompute_prompts: bool = False
+    offload: bool = False
     method: str = field(default="refl", metadata={"choices": ["refl", "draft"]})
     denoisers: list[str] | None = None
     step_index_range: list[int] | None = None

@@ -67,7 +67,9 @@ class DenoiserTrainer(CommonTrainer):
         args._n_gpu = min(args.n_gpu, 1)
 
         super().__init__(model=model_of(pipeline, self.denoiser_names), args=args, **kwargs)
-        self.encoded_prompts = EncodedPrompts(pipeline, args.device) if args.precompute_prompts else None
+        self.encoded_prompts = None
+        if args.precompute_prompts or args.offload:
+            self.encoded_prompts = EncodedPrompts(pipeline, args.device, keeps=args.precompute_prompts)
         if self.encoded_prompts is not None:
             self.encoded_prompts.move_pipeline()
         elif pipeline.device != args.device:

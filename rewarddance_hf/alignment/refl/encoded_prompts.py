@@ -25,9 +25,10 @@ class EncodedPrompts:
     is learned from what the pipeline itself makes of a batch, and checked against it.
     """
 
-    def __init__(self, pipeline: Any, device: torch.device) -> None:
+    def __init__(self, pipeline: Any, device: torch.device, keeps: bool = True) -> None:
         self.pipeline = pipeline
         self.device = device
+        self.keeps = keeps  # else each call encodes its prompts, for which the encoders come to the device
         self.encoders: dict[str, nn.Module] = {
             name: part
             for name, part in pipeline.components.items()
@@ -36,8 +37,8 @@ class EncodedPrompts:
         if not self.encoders or not hasattr(pipeline, "encode_prompt"):
             missing = "method `encode_prompt`" if self.encoders else "component `text_encoder`"
             raise ValueError(
-                f"`precompute_prompts` is True, but `{type(pipeline).__name__}` has no {missing} whose results could be kept. Set "
-                "`precompute_prompts=False`."
+                f"{self._told}, but `{type(pipeline).__name__}` has no {missing}, and encodes prompts in its own way. Set it to "
+                "False."
             )
         self.prompts: set[str] = set()  # that were filled in
         self._entries: dict[Any, Any] = {}
@@ -50,6 +51,10 @@ class EncodedPrompts:
         with _attributes(self.pipeline, dict.fromkeys(self.encoders)):
             self.pipeline.to(self.device)
         self._send_encoders_away()
+
+    @property
+    def _told(self) -> str:
+        return f"`{'precompute_prompts' if self.keeps else 'offload'}` is True"
 
     @property
     def num_bytes(self) -> int:
@@ -90,13 +95,16 @@ class EncodedPrompts:
                     if "NoneType" not in str(error):
                         raise
                     raise ValueError(
-                        f"`precompute_prompts` is True, but `{type(self.pipeline).__name__}` needs its text encoders outside of "
-                        f"`encode_prompt` too ({error}). Set `precompute_prompts=False`."
+                        f"{self._told}, but `{type(self.pipeline).__name__}` needs its text encoders outside of "
+                        f"`encode_prompt` too ({error}). Set it to False."
                     ) from error
         self.prompts.update(new)
 
     def _answer(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What `encode_prompt` gives for these arguments."""
+        if not self.keeps:
+            with self._encoders_in_pipeline():
+                return encode(*args, **kwargs)
         named = {**dict(zip(inspect.signature(encode).parameters, args, strict=False)), **kwargs}
         # One prompt comes as a string, and is the same as in a batch.
         named = {

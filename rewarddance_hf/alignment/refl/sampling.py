@@ -42,7 +42,7 @@ class SamplingTrainer(DenoiserTrainer):
             condition (*optional*):
                 Image that the pipeline is given, if it needs one; any will do.
         """
-        if self.encoded_prompts is None:
+        if self.encoded_prompts is None or not self.encoded_prompts.keeps:
             return
         conditions = None if condition is None else [condition]
         batch_size = max(self.args.train_batch_size, self.args.eval_batch_size) if condition is None else 1

@@ -1,7 +1,7 @@
 """Trainer of generators: reward fine-tuning of diffusers pipelines with one denoiser, on `transformers.Trainer`."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ require_extra("train", "accelerate", "datasets")
 require_extra("diffusers", "diffusers", "peft")
 
 from ...parallel import Processes, run_split  # noqa: E402
-from ...rewards import as_reward  # noqa: E402
+from ...rewards import AdaptedReward, as_reward  # noqa: E402
 from ...trainer.common import SetEpochCallback  # noqa: E402
 from ..gradient import RewardGradientCallback  # noqa: E402
 from ..pipelines.models import listed  # noqa: E402
@@ -24,6 +24,7 @@ from .callbacks import TellCallbacks  # noqa: E402
 from .card import tuned_generator_card  # noqa: E402
 from .drawing import check_conditions  # noqa: E402
 from .objective import choose_transform, objective  # noqa: E402
+from .offload import Offload, with_gradient_at_once  # noqa: E402
 from .regularizer import BaseDistance  # noqa: E402
 from .rows import DrawSampler, PromptRows, collate_rows, context_of, seed_of  # noqa: E402
 from .samples import SampleGridCallback  # noqa: E402
@@ -171,6 +172,10 @@ class ReFLTrainer(SamplingTrainer):
             vae_scale=args.vae_scale,
         )
 
+        self.offload = Offload(args.device) if args.offload else None
+        if self.offload is not None:
+            self.offload.take(self.rewards)
+
         self.last_rewards = torch.zeros(0)
         self.last_prompts: list[str] = []
         self.last_logs: dict[str, float] = {}
@@ -255,7 +260,7 @@ class ReFLTrainer(SamplingTrainer):
                 columns = collate_rows([rows[index] for index in part])
                 prompts, seeds = columns["prompt"], [seed_of(self.args.seed, "eval", index) for index in part]
                 images = self.sample(prompts, seeds, "pt", columns.get("condition"))
-                with torch.no_grad():
+                with self.judges_on_device(self.rewards), torch.no_grad():
                     values = self.rewards.by_name(images.float(), prompts, **context_of(columns))
                 for i, prompt in enumerate(prompts):
                     records.append(
@@ -269,6 +274,12 @@ class ReFLTrainer(SamplingTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    @contextmanager
+    def judges_on_device(self, reward: AdaptedReward) -> Iterator[None]:
+        """Judges are where they can be asked within the block. With `offload`, they are on the CPU before and after it."""
+        with nullcontext() if self.offload is None else self.offload.in_use(reward):
+            yield
+
     # What one batch costs and gives
 
     def _loss(self, columns: dict[str, list[Any]]) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -278,8 +289,14 @@ class ReFLTrainer(SamplingTrainer):
         distance = self.base_distance.measured() if self.base_distance is not None else nullcontext()
         with self.gradient_callback.attach(self.pipeline), distance:
             images = self._generate(prompts, seeds, columns.get("condition"), "pt")
-        values = self.rewards.by_name(images.float(), prompts, **context_of(columns))
-        loss = -objective(values["reward"], self.args).mean()
+        values: dict[str, torch.Tensor] = {}
+
+        def loss_of(images: torch.Tensor) -> torch.Tensor:
+            values.update(self.rewards.by_name(images.float(), prompts, **context_of(columns)))
+            return -objective(values["reward"], self.args).mean()
+
+        with self.judges_on_device(self.rewards):
+            loss = loss_of(images) if self.offload is None else with_gradient_at_once(loss_of, images)
         record = record_rewards(prompts, values)
         if self.base_distance is not None:
             base_distance = self.base_distance.mean()
