@@ -10,13 +10,16 @@ import diffusers
 import numpy as np
 import torch
 from peft import LoraConfig
-from tiny_pipelines import LORA_TARGETS, image_vae, noise, stable_diffusion, wan
+from tiny_pipelines import LORA_TARGETS, flux, image_vae, noise, stable_diffusion, wan
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.distributed.tensor import DTensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
     TrainerCallback,
     UMT5Config,
     UMT5EncoderModel,
@@ -109,7 +112,32 @@ def tiny_wan(seed: int = 0) -> diffusers.WanPipeline:
     return pipeline
 
 
+def tiny_wan_22() -> diffusers.WanPipeline:
+    """Of four steps, `transformer` makes the first two, and `transformer_2` the others."""
+    pipeline = tiny_wan()
+    second = diffusers.WanTransformer3DModel.from_config(pipeline.transformer.config)
+    pipeline.register_modules(transformer_2=second, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    pipeline.register_to_config(boundary_ratio=0.8)
+    return pipeline
+
+
+def tiny_flux(seed: int = 0) -> diffusers.FluxPipeline:
+    """Flux, whose guidance is an input of the denoiser."""
+    torch.manual_seed(seed)
+    pipeline, _ = flux()
+    config = T5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    pipeline.register_modules(
+        text_encoder=clip(CLIPTextModel, 8),
+        tokenizer=tokenizer(),
+        text_encoder_2=T5EncoderModel(config).eval(),
+        tokenizer_2=tokenizer(),
+    )
+    pipeline.tokenizer_max_length = 8  # known when it is made
+    return pipeline
+
+
 SIZES = {
+    "FluxPipeline": {"height": 8, "width": 8, "max_sequence_length": 8},
     "StableDiffusion3Pipeline": {"height": 8, "width": 8, "max_sequence_length": 8},
     "StableDiffusionPipeline": {"height": 16, "width": 16},
     "StableDiffusionImg2ImgPipeline": {},
@@ -162,7 +190,7 @@ def make_trainer(output_dir, pipeline=None, reward=pixel_reward, train_dataset=N
 
 def trained_weights(trainer: ReFLTrainer) -> dict[str, torch.Tensor]:
     return {
-        name: parameter.detach().clone()
+        name: (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().clone()
         for name, parameter in trainer.model.named_parameters()
         if parameter.requires_grad
     }

@@ -125,6 +125,11 @@ def add_references(
         return rows
     from ..alignment.refl.references import best_of_n_references
 
+    if args.shard_denoiser:
+        raise ValueError(
+            "The judge is pairwise and the rows have no `references`, but with `shard_denoiser` no process has a whole generator to "
+            "make them with. Make them before, with `best_of_n_references`, and pass rows that have them, or use a pointwise judge."
+        )
     settings = {**(args.pipeline_kwargs or {})}
     for key in ("num_inference_steps", "guidance_scale"):
         if getattr(args, key) is not None:
@@ -162,7 +167,8 @@ def make_monitor(
     else:
         held_out = load_judge(script_args.held_out_judge, script_args, args.device)
         rows = add_references(rows, pipeline, held_out, script_args, args, "held_out")
-    return RewardDynamicsCallback(held_out, rows, eval_steps=script_args.held_out_steps, restore_best=True)
+    restore_best = not args.shard_denoiser
+    return RewardDynamicsCallback(held_out, rows, eval_steps=script_args.held_out_steps, restore_best=restore_best)
 
 
 def main(
@@ -181,7 +187,12 @@ def main(
 
         show_tuning(train_dataset, script_args, training_args, model_args)
         return {}
-    pipeline = load_pipeline(model_args, training_args.device)
+    device = training_args.device
+    if training_args.shard_denoiser:  # no GPU has room for all of it
+        if model_args.dtype == "auto" and device.type != "cpu":
+            model_args.dtype = "bfloat16"
+        device = "cpu"
+    pipeline = load_pipeline(model_args, device)
     judge = load_judge(script_args.judge, script_args, training_args.device)
     train_dataset = add_references(train_dataset, pipeline, judge, script_args, training_args, "train")
     eval_dataset, trained = None, train_dataset["prompt"]

@@ -166,9 +166,10 @@ def test_pipelines_whose_prompts_cannot_be_kept_are_refused(tmp_path):
             return super().__call__(*args, **kwargs)
 
     SIZES["NeedsEncoder"] = SIZES["StableDiffusionPipeline"]
-    pipeline = NeedsEncoder(**tiny_sd().components, requires_safety_checker=False)
-    with pytest.raises(ValueError, match="needs its text encoders outside of `encode_prompt` too"):
-        make_trainer(tmp_path, pipeline, precompute_prompts=True).train()
+    for option in ("precompute_prompts", "offload"):
+        pipeline = NeedsEncoder(**tiny_sd().components, requires_safety_checker=False)
+        with pytest.raises(ValueError, match=f"`{option}` is True, but .* needs its text encoders outside of"):
+            make_trainer(tmp_path, pipeline, **{option: True}).train()
     encoded = EncodedPrompts(tiny_sd(), torch.device("cpu"))
     with (
         encoded.in_use(),

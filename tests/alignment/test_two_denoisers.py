@@ -4,22 +4,13 @@ import diffusers
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tiny_refl import PROMPTS, SIZES, make_trainer, pixel_reward, rows, tiny_wan, trained_weights
+from tiny_refl import PROMPTS, SIZES, make_trainer, pixel_reward, rows, tiny_wan_22, trained_weights
 
 from rewarddance_hf.alignment.refl.rows import seed_of
 from rewarddance_hf.alignment.refl.weights import LORA_FILE
 
 
 SGD = {"optim": "sgd", "max_grad_norm": 0, "lr_scheduler_type": "constant", "learning_rate": 10.0}
-
-
-def tiny_wan_22() -> diffusers.WanPipeline:
-    """Of four steps, `transformer` makes the first two, and `transformer_2` the others."""
-    pipeline = tiny_wan()
-    second = diffusers.WanTransformer3DModel.from_config(pipeline.transformer.config)
-    pipeline.register_modules(transformer_2=second, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
-    pipeline.register_to_config(boundary_ratio=0.8)
-    return pipeline
 
 
 def written_out_loss(pipeline, prompts, seeds, step):

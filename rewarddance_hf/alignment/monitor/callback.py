@@ -17,7 +17,6 @@ from ...import_utils import require_extra
 
 require_extra("train", "accelerate", "datasets")
 
-from ...parallel import run_split  # noqa: E402
 from ...resumable import write_atomically  # noqa: E402
 from ...rewards import as_reward  # noqa: E402
 from ..refl.callbacks import ReFLCallback  # noqa: E402
@@ -153,6 +152,11 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
                 "`restore_callback_states_from_checkpoint` is True, but would put a callback without held-out reward in the "
                 "place of this one, which restores itself. Set it to False."
             )
+        if args.shard_denoiser and self.restore_best:
+            raise ValueError(
+                "`restore_best` is True, but needs a copy of the weights, which are split over processes by `shard_denoiser`. Set it "
+                "to False, and keep checkpoints instead."
+            )
         if self.rows is not None and self.rows.has_conditions:
             check_conditions(trainer.pipeline, "held_out_dataset", trainer.args.pipeline_kwargs or {})
         if self.held_out is not None and trainer.offload is not None:
@@ -203,7 +207,7 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
             return
         all_rows, device = self.rows, trainer.args.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            results = run_split(lambda indices: self._judge(trainer, all_rows, indices), len(all_rows))
+            results = trainer.work_on_rows(lambda indices: self._judge(trainer, all_rows, indices), len(all_rows))
         values: dict[str, Any] = {name: torch.tensor([result[name] for result in results]) for name in results[0]}
         step = trainer.state.global_step
         new = self.dynamics.update(step, **values)

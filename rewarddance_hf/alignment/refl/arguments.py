@@ -91,6 +91,11 @@ class ReFLTrainingArguments(CommonTrainingArguments):
             average; checkpoints hold both.
         ema_decay (`float`, *optional*, defaults to `0.99`):
             Largest decay of the average. It starts lower, as in [`~diffusers.training_utils.EMAModel`].
+        shard_denoiser (`bool`, *optional*, defaults to `False`):
+            Whether to split the denoiser, its gradients and the optimizer over the processes of the run, layer by layer
+            (FSDP2), for a generator that does not fit one GPU. Launch as for plain data parallelism. The pipeline is loaded on
+            the CPU. All processes make the samples of evaluations, so that these take as long as on one. Not together with
+            `use_ema`, `beta` and `restore_best`.
         sample_steps (`int`, *optional*, defaults to `0`):
             Number of updates between two grids of samples in `output_dir/samples`. 0 for none.
         sample_prompts (`list[str]`, *optional*):
@@ -127,6 +132,7 @@ class ReFLTrainingArguments(CommonTrainingArguments):
     beta: float = 0.0
     use_ema: bool = False
     ema_decay: float = 0.99
+    shard_denoiser: bool = False
     sample_steps: int = 0
     sample_prompts: list[str] | None = None
     logging_steps: float = 1
@@ -143,6 +149,12 @@ class ReFLTrainingArguments(CommonTrainingArguments):
             )
         if not 0.0 < self.ema_decay < 1.0:
             raise ValueError(f"`ema_decay` is {self.ema_decay}, but must be between 0 and 1, e.g. 0.99.")
+        together = [name for name in ("use_ema", "beta") if getattr(self, name)]
+        if self.shard_denoiser and together:
+            raise ValueError(
+                f"`shard_denoiser` is True, but does not go together with `{together[0]}`, which needs a second copy of the weights. "
+                "Leave one of the two out."
+            )
         if self.sample_steps < 0:
             raise ValueError(f"`sample_steps` is {self.sample_steps}, but must be 0 (no samples) or more.")
         reserved = {"prompt", "generator", "output_type", "num_images_per_prompt", "num_videos_per_prompt"}

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import set_seed
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import logging
 
 from ...import_utils import require_extra
@@ -24,6 +26,7 @@ from ...parallel import Processes  # noqa: E402
 from ...trainer.common import CommonTrainer, is_complete  # noqa: E402
 from .arguments import ReFLTrainingArguments  # noqa: E402
 from .encoded_prompts import EncodedPrompts  # noqa: E402
+from .sharding import are_finite, load_optimizer_state, optimizer_state, shard, whole  # noqa: E402
 from .weights import (  # noqa: E402
     adapter_file,
     complete_config,
@@ -33,6 +36,7 @@ from .weights import (  # noqa: E402
     model_of,
     save_denoiser,
     set_gradient_checkpointing,
+    trained_state,
 )
 
 
@@ -62,6 +66,8 @@ class DenoiserTrainer(CommonTrainer):
             if any(getattr(args, name, None) for name in CHECKPOINTING_ARGUMENTS):
                 set_gradient_checkpointing(denoiser)
             complete_config(denoiser)
+        if args.shard_denoiser:
+            shard(denoisers, args.device)
         # On several GPUs of one process, the base class would wrap the denoiser in `nn.DataParallel`, past which the
         # pipeline calls it, and would count batches for all of them.
         args._n_gpu = min(args.n_gpu, 1)
@@ -77,12 +83,13 @@ class DenoiserTrainer(CommonTrainer):
         pipeline.set_progress_bar_config(disable=True)
 
         self.trained_parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if args.world_size > 1:
+        if args.world_size > 1 and not args.shard_denoiser:
             for parameter in self.trained_parameters:
                 parameter.data.copy_(broadcast(parameter.data.clone()))
         self.ema = EMAModel(self.trained_parameters, decay=args.ema_decay) if args.use_ema else None
         self._saves_checkpoint = False
         self._failed_together = False
+        self._states: dict[str, Any] = {}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._failed_together = False
@@ -114,11 +121,11 @@ class DenoiserTrainer(CommonTrainer):
     def _average_gradients(self) -> None:
         """Average the gradient over processes, and make sure that it is finite."""
         gradients = [parameter.grad for parameter in self.trained_parameters if parameter.grad is not None]
-        if self.args.world_size > 1:
+        if self.args.world_size > 1 and not self.args.shard_denoiser:  # which averages by itself
             for gradient in gradients:
                 gradient.copy_(self.accelerator.reduce(gradient, reduction="mean"))
         if self.accelerator.scaler is None:  # which skips such updates by itself
-            if not torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+            if not are_finite(gradients):
                 self._failed_together = True
                 raise ValueError(
                     f"The gradient of update {self.state.global_step + 1} is NaN or infinite, while the rewards are finite. "
@@ -163,6 +170,37 @@ class DenoiserTrainer(CommonTrainer):
         finally:
             self.ema.restore(self.trained_parameters)
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what was trained. With `shard_denoiser`, all processes must call it."""
+        if self.args.shard_denoiser:
+            self._states = {name: whole(trained_state(getattr(self.pipeline, name))) for name in self.denoiser_names}
+        super().save_model(output_dir, _internal_call)
+        self._states = {}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.args.shard_denoiser:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        state = optimizer_state(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.args.shard_denoiser or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        folder = Path(checkpoint)
+        state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        load_optimizer_state(self.optimizer, state)
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._saves_checkpoint = True
         try:
@@ -178,7 +216,7 @@ class DenoiserTrainer(CommonTrainer):
         # A checkpoint goes on from the trained weights.
         with nullcontext() if self._saves_checkpoint else self._averaged_weights():
             for name in self.denoiser_names:
-                save_denoiser(self.pipeline, name, folder)
+                save_denoiser(self.pipeline, name, folder, self._states.get(name))
         if self._saves_checkpoint and self.ema is not None:
             torch.save(self.ema.state_dict(), folder / EMA_FILE)
         torch.save(self.args, folder / "training_args.bin")

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 from ... import __version__
 from ...cards import render_card
 from .arguments import ReFLTrainingArguments
+from .sharding import plain_class
 
 
 def tuned_generator_card(trainer: Any, model_name: str, tags: list[str]) -> str:
@@ -28,7 +29,7 @@ def tuned_generator_card(trainer: Any, model_name: str, tags: list[str]) -> str:
         card_data,
         name=model_name,
         lora=lora,
-        denoisers={name: type(getattr(trainer.pipeline, name)).__name__ for name in trainer.denoiser_names},
+        denoisers={name: plain_class(getattr(trainer.pipeline, name)).__name__ for name in trainer.denoiser_names},
         base_model=base_model,
         path=base_model or f"path/to/{Path(source).name if source is not None else 'the/pipeline'}",
         settings=_settings(trainer),

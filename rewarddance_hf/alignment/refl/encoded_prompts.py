@@ -7,7 +7,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -67,7 +67,15 @@ class EncodedPrompts:
         encode = self.pipeline.encode_prompt
         answer = functools.update_wrapper(functools.partial(self._answer, encode), encode)
         with _attributes(self.pipeline, {**dict.fromkeys(self.encoders), "encode_prompt": answer}):
-            yield
+            try:
+                yield
+            except AttributeError as error:
+                if "NoneType" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{self._told}, but `{type(self.pipeline).__name__}` needs its text encoders outside of `encode_prompt` too "
+                    f"({error}). Set it to False."
+                ) from error
 
     def fill(
         self, prompts: Sequence[str], call: Callable[[list[str]], Any], batch_size: int, show_progress: bool = False
@@ -85,19 +93,10 @@ class EncodedPrompts:
         with self._encoders_on_device(), ExitStack() as stack:
             for denoiser in denoisers:
                 if isinstance(denoiser, nn.Module):
-                    stack.callback(denoiser.register_forward_pre_hook(_stop).remove)
+                    stack.callback(denoiser.register_forward_pre_hook(_stop, prepend=True).remove)
             for batch in tqdm(batches, desc="Encoding prompts", disable=not show_progress):
-                try:
+                with suppress(_StoppedError):
                     call(batch)
-                except _StoppedError:
-                    pass
-                except AttributeError as error:
-                    if "NoneType" not in str(error):
-                        raise
-                    raise ValueError(
-                        f"{self._told}, but `{type(self.pipeline).__name__}` needs its text encoders outside of "
-                        f"`encode_prompt` too ({error}). Set it to False."
-                    ) from error
         self.prompts.update(new)
 
     def _answer(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -40,9 +40,12 @@ class SampleGridCallback(ReFLCallback):
 
     def _draw(self, trainer: Any) -> None:
         step = trainer.state.global_step
-        if not trainer.is_world_process_zero():
+        is_main = trainer.is_world_process_zero()
+        if not is_main and not trainer.args.shard_denoiser:
             return
         grid = sample_grid(trainer.sample(self.prompts, conditions=self.conditions))
+        if not is_main:
+            return
         folder = Path(trainer.args.output_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         grid.save(folder / f"step-{step:06d}.png")

@@ -1,6 +1,7 @@
 """Trainer of generators: reward fine-tuning of diffusers pipelines with one denoiser, on `transformers.Trainer`."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -45,7 +46,7 @@ class ReFLTrainer(SamplingTrainer):
     The noise of a sample follows from `seed` and the number of its draw, the drawn step from `seed` and the number of
     the update. An update of as many samples is therefore the same however it is split into processes and accumulation
     steps (up to rounding), and a resumed run makes the same updates as one that was not interrupted. Gradients are
-    averaged over processes by the trainer: FSDP and DeepSpeed are not supported.
+    averaged over processes by the trainer, or by FSDP2 with `shard_denoiser`; wrappers (FSDP1, DeepSpeed) are not supported.
 
     After an error in an update, the state before that update is saved as a checkpoint before the error is raised.
 
@@ -133,10 +134,12 @@ class ReFLTrainer(SamplingTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or ReFLTrainingArguments(output_dir="refl_output")
-        if args.fsdp or args.deepspeed:
+        launched = [os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")]
+        if args.fsdp or args.deepspeed or any(launched):
             raise NotImplementedError(
-                "FSDP or DeepSpeed was asked for, but the pipeline calls its denoiser outside of such wrappers. Train a LoRA "
-                "adapter on one GPU or with plain data parallelism, e.g. `accelerate launch --multi_gpu`."
+                "FSDP or DeepSpeed was asked for, but the pipeline calls its denoiser outside of such wrappers. Launch with plain "
+                "data parallelism, e.g. `accelerate launch --multi_gpu`, and set `shard_denoiser=True` to split the denoiser over "
+                "the GPUs."
             )
         self.rewards = as_reward(reward, args.reward_weights)
         args.reward_transform = choose_transform(args.reward_transform, self.rewards)
@@ -268,11 +271,18 @@ class ReFLTrainer(SamplingTrainer):
                     )
             return records
 
-        metrics = summarize_rewards(run_split(work, len(rows)), self.args.saturation)
+        metrics = summarize_rewards(self.work_on_rows(work, len(rows)), self.args.saturation)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def work_on_rows(self, work: Callable[[Sequence[int]], Sequence[Any]], num_rows: int) -> list[Any]:
+        """
+        Results of all rows on every process, see [`~rewarddance_hf.parallel.run_split`]. Processes that share a denoiser call it at
+        the same times, and work on all rows.
+        """
+        return list(work(range(num_rows))) if self.args.shard_denoiser else run_split(work, num_rows)
 
     @contextmanager
     def judges_on_device(self, reward: AdaptedReward) -> Iterator[None]:
@@ -333,8 +343,7 @@ class ReFLTrainer(SamplingTrainer):
             self._records = []
             error = None
             if loss.requires_grad:
-                gradients = torch.autograd.grad(loss, self.trained_parameters, allow_unused=True)
-                reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+                reached = self._reaches_weights(loss)
             idle = [name for name in self.denoiser_names if self.gradient_callback.steps_of.get(name) == []]
             if idle:
                 error = ValueError(
@@ -348,6 +357,16 @@ class ReFLTrainer(SamplingTrainer):
                     "constant there, all pixels may be clamped to 0 or 1, or `reward_clip` may be too low."
                 )
         self._raise_together(error)
+
+    def _reaches_weights(self, loss: torch.Tensor) -> bool:
+        """Whether a weight gets a gradient that is not zero. Those of a denoiser that is split come by hooks."""
+        if self.args.shard_denoiser:
+            loss.backward()
+            local = [parameter.grad.to_local() for parameter in self.trained_parameters if parameter.grad is not None]
+            self.model.zero_grad()
+            return any(Processes.current().gather([any(bool(gradient.any()) for gradient in local)]))
+        gradients = torch.autograd.grad(loss, self.trained_parameters, allow_unused=True)
+        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
     # Data and callbacks
 

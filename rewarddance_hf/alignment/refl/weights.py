@@ -5,6 +5,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...import_utils import require_extra
@@ -13,9 +14,11 @@ from ...import_utils import require_extra
 require_extra("diffusers", "diffusers", "peft")
 
 from diffusers.training_utils import cast_training_params  # noqa: E402
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict  # noqa: E402
+from peft import LoraConfig, get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers.utils import logging  # noqa: E402
+
+from .sharding import fill, plain_class  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
@@ -142,21 +145,32 @@ def complete_config(denoiser: Any) -> None:
     object.__setattr__(config, "to_dict", lambda: dict(config))
 
 
-def save_denoiser(pipeline: Any, name: str, folder: Path) -> None:
+def trained_state(denoiser: Any) -> dict[str, torch.Tensor]:
+    """Weights of what is trained: an adapter, or the whole denoiser."""
+    if getattr(denoiser, "peft_config", None):
+        return get_peft_model_state_dict(denoiser, adapter_name=ADAPTER_NAME)
+    return denoiser.state_dict()
+
+
+def save_denoiser(pipeline: Any, name: str, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
     """
     Save what was trained: `pipeline.load_lora_weights(folder)` loads an adapter, with its `lora_alpha`, and that of a second
     denoiser with `subfolder="transformer_2", load_into_transformer_2=True`; `from_pretrained(folder, subfolder=name)` of the
-    denoiser's class loads a whole denoiser.
+    denoiser's class loads a whole denoiser. Of one that is split over processes, `state` is what was put together.
     """
     denoiser = getattr(pipeline, name)
     if not getattr(denoiser, "peft_config", None):
+        if state is not None:
+            with torch.device("meta"):
+                denoiser = plain_class(denoiser).from_config(denoiser.config)
+            denoiser.load_state_dict(state, assign=True)
         denoiser.save_pretrained(folder / name)
         return
     file, key = adapter_file(name, folder)
     pipeline.save_lora_weights(
         file.parent,
         **{
-            f"{key}_lora_layers": get_peft_model_state_dict(denoiser, adapter_name=ADAPTER_NAME),
+            f"{key}_lora_layers": trained_state(denoiser) if state is None else state,
             f"{key}_lora_adapter_metadata": denoiser.peft_config[ADAPTER_NAME].to_dict(),
         },
     )
@@ -178,8 +192,9 @@ def load_denoiser(pipeline: Any, name: str, folder: Path) -> None:
                 f"{folder} has no folder `{name}` with a whole denoiser, but that is trained. Resume from a checkpoint of full "
                 "tuning, or pass the `peft_config` that this one was made with."
             )
-        loaded = type(denoiser).from_pretrained(folder, subfolder=name)
-        denoiser.load_state_dict(loaded.state_dict())
+        loaded = plain_class(denoiser).from_pretrained(folder, subfolder=name).state_dict()
+        for entry, value in denoiser.state_dict().items():
+            fill(value, loaded[entry])
         return
     file, key = adapter_file(name, folder)
     if not file.is_file():
@@ -188,7 +203,7 @@ def load_denoiser(pipeline: Any, name: str, folder: Path) -> None:
             "of the same adapters, or leave `peft_config` out."
         )
     weights = {entry.removeprefix(f"{key}."): value for entry, value in load_file(file).items()}
-    current = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER_NAME)
+    current = trained_state(denoiser)
     shapes, wanted = ({entry: value.shape for entry, value in tensors.items()} for tensors in (weights, current))
     if shapes != wanted:
         differing = sorted(entry for entry in {*shapes, *wanted} if shapes.get(entry) != wanted.get(entry))
@@ -196,4 +211,5 @@ def load_denoiser(pipeline: Any, name: str, folder: Path) -> None:
             f"The adapter in {file.parent} differs from the one that is trained in {len(differing)} weights (first: "
             f"{differing[:3]}). Resume with the `peft_config` that it was made with."
         )
-    set_peft_model_state_dict(denoiser, weights, adapter_name=ADAPTER_NAME)
+    for entry, value in current.items():
+        fill(value, weights[entry])
