@@ -189,6 +189,7 @@ def refl(folder: Path, device: Any, **changes: Any) -> dict[str, torch.Tensor]:
         monitor = RewardDynamicsCallback(
             lambda images, prompts: pixel_reward(images.cpu(), prompts), REFL_PROMPTS[:2], eval_steps=1
         )
+        pipeline.to("cpu")  # from where the trainer fetches all of it
         trainer = make_trainer(
             output_dir,
             pipeline,

@@ -31,6 +31,7 @@ from .weights import (  # noqa: E402
     adapter_file,
     complete_config,
     denoiser_names,
+    is_on_device,
     load_denoiser,
     make_trainable,
     model_of,
@@ -78,7 +79,7 @@ class DenoiserTrainer(CommonTrainer):
             self.encoded_prompts = EncodedPrompts(pipeline, args.device, keeps=args.precompute_prompts)
         if self.encoded_prompts is not None:
             self.encoded_prompts.move_pipeline()
-        elif pipeline.device != args.device:
+        elif not is_on_device(pipeline, args.device):
             pipeline.to(args.device)
         pipeline.set_progress_bar_config(disable=True)
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 from ...parallel import Processes
 
@@ -50,12 +51,13 @@ def plain_class(model: nn.Module) -> Any:
     return next(base for base in kind.__mro__[1:] if base is not FSDPModule) if isinstance(model, FSDPModule) else kind
 
 
-def whole(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def whole(values: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors put together from the shares of all processes, on the CPU. All processes must call it."""
-    return {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
-        for name, tensor in tensors.items()
-    }
+
+    def collect(value: torch.Tensor) -> torch.Tensor:
+        return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()  # one by one
+
+    return tree_map_only(torch.Tensor, collect, dict(values))
 
 
 @torch.no_grad()
@@ -87,8 +89,8 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def shared(value: Any, parameter: torch.Tensor) -> Any:
-        if not isinstance(parameter, DTensor) or value.shape != parameter.shape:  # the number of its steps
-            return value
+        if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or not isinstance(parameter, DTensor):
+            return value  # such as the number of its steps
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
     tensors = {

@@ -1,4 +1,4 @@
-"""Trainer of generators: reward fine-tuning of diffusers pipelines with one denoiser, on `transformers.Trainer`."""
+"""Trainer of generators: reward fine-tuning of diffusers pipelines, on `transformers.Trainer`."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

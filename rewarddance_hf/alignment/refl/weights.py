@@ -145,6 +145,12 @@ def complete_config(denoiser: Any) -> None:
     object.__setattr__(config, "to_dict", lambda: dict(config))
 
 
+def is_on_device(pipeline: Any, device: torch.device) -> bool:
+    """Whether all models of a pipeline are on a device. The `device` of a pipeline is that of some of them."""
+    models = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    return all(parameter.device == device for model in models for parameter in model.parameters())
+
+
 def trained_state(denoiser: Any) -> dict[str, torch.Tensor]:
     """Weights of what is trained: an adapter, or the whole denoiser."""
     if getattr(denoiser, "peft_config", None):
