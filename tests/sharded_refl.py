@@ -44,6 +44,9 @@ def run(folder: Path, name: str, count: int, resume: Path | None = None, **chang
         assert sum(parameter.to_local().numel() for parameter in parameters) < 0.6 * sum(p.numel() for p in parameters)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     trainer.save_model(str(folder / "final"))
+    if changes.get("shard_denoiser"):  # also after calls without backward pass
+        held = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+        assert all(isinstance(parameter, DTensor) for parameter in [*held, *trainer.model.parameters()])
     norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
     result = {"weights": trained_weights(trainer), "metrics": trainer.evaluate(), "history": monitor.dynamics.history}
     return {**result, "norms": [float(norm) for norm in norms], "rewards": trainer.last_rewards.sort()[0]}

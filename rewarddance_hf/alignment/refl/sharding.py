@@ -42,7 +42,9 @@ def shard(denoisers: Mapping[str, nn.Module], device: torch.device) -> None:
         for module in reversed(list(denoiser.modules())):  # inner ones first
             if type(module).__name__ in blocks and module is not denoiser:
                 fully_shard(module, mesh=mesh)
-        fully_shard(denoiser, mesh=mesh)
+        # By default the outermost weights stay whole after a call until a backward pass, which most calls of a pipeline have not:
+        # the optimizer would be given those, or later calls would not see its step.
+        fully_shard(denoiser, mesh=mesh, reshard_after_forward=True)
 
 
 def plain_class(model: nn.Module) -> Any:
