@@ -187,7 +187,7 @@ def main(
 
         show_tuning(train_dataset, script_args, training_args, model_args)
         return {}
-    device = training_args.device
+    device: Any = training_args.device
     if training_args.shard_denoiser:  # no GPU has room for all of it
         if model_args.dtype == "auto" and device.type != "cpu":
             model_args.dtype = "bfloat16"
