@@ -37,10 +37,10 @@ def check_conditions(pipeline: Any, name: str, arguments: Mapping[str, Any]) -> 
 
 def check_range(pipeline: Any, images: torch.Tensor) -> None:
     """Make sure that a reward does not get the output of a VAE before it is scaled."""
-    lowest, highest = images.detach().aminmax()
+    lowest, highest = (value.item() for value in images.detach().aminmax())
     if lowest < -1e-3 or highest > 1 + 1e-3:  # NaN is told by the reward
         raise ValueError(
-            f"`{type(pipeline).__name__}` gave tensors with values from {lowest.item():.3g} to {highest.item():.3g}, but rewards "
+            f"`{type(pipeline).__name__}` gave tensors with values from {lowest:.3g} to {highest:.3g}, but rewards "
             "take images in [0, 1]. Its image processor does not scale them, or it has none: give it one that does, or tune "
             "another pipeline."
         )
