@@ -33,7 +33,14 @@ DOCUMENTS = {
 BLOCKS = [(name, block) for name, text in DOCUMENTS.items() for block in code_blocks(text)]
 SHELL = [(name, words) for name, text in DOCUMENTS.items() for words in commands(text)]
 # Each holds a text by which a block is known. These need a download, or run elsewhere (the Hub's snippets by tests/hub, a remote judge by tests/serving).
-ELSEWHERE = ["load_dataset(", "load_preferences(", "load_rows(", "RemoteReward(", "trust_remote_code"]
+ELSEWHERE = [
+    "load_dataset(",
+    "load_preferences(",
+    "load_rows(",
+    "RemoteReward(",
+    "trust_remote_code",
+    "load_into_transformer_2",
+]
 SMALL = {
     "OpenGVLab/InternVL3_5-2B-HF": str(BASE_VLM),
     "org/my-judge": str(BASE_VLM),
