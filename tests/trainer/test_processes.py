@@ -91,6 +91,7 @@ def compare(cases, folder, engine, count=2):
     return results
 
 
+@pytest.mark.slow
 def test_fsdp_equals_one_process(vlm_folder, tmp_path):
     """Tied weights, rationales on one process only, and an evaluation of 7 rows before and after."""
     case = {"vlm": str(vlm_folder("gemma3")), "rationale": "mixed", "with_rationales": "half", "eval_count": 7}
