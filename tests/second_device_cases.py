@@ -1,5 +1,5 @@
 """
-What runs on a second device (`second_device`), beside the same on the CPU. A script: `second_device_cases.py FILE NAME ...`
+What runs on a second device (`rewarddance_hf.memory.device`), beside the same on the CPU. A script: `second_device_cases.py FILE NAME ...`
 writes for each case, or all cases of a group, what differs, as JSON.
 """
 
@@ -9,21 +9,16 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from accelerate import PartialState
-from second_device import register
 from tiny_pipelines import BUILDERS, TinyPipeline, relative_difference
 from tiny_pipelines import reward as pipeline_reward
 from tiny_refl import PROMPTS as REFL_PROMPTS
 from tiny_refl import SIZES, make_trainer, pixel_reward, tiny_sd3, trained_weights
 from tiny_vlms import FAMILIES, random_image, save_tiny_vlm
 from torch.utils._pytree import tree_map_only
-from transformers import TrainingArguments
 
 from rewarddance_hf import (
     RewardDanceForYesScoring,
@@ -38,6 +33,8 @@ from rewarddance_hf import (
     search_over_paths,
     zero_order_search,
 )
+from rewarddance_hf.memory.counting import trainers_on
+from rewarddance_hf.memory.device import register
 
 
 PROMPTS = ["a red circle", "two green triangles left of a blue square", "yes"]
@@ -142,28 +139,6 @@ def training_cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Any
     yield "refl-sd3-bf16-full", lambda: finite(folder, device, peft_config=None)
     yield "judge", lambda: judge_difference(folder, device)
     yield "search", lambda: search_difference(folder, device)
-
-
-@contextmanager
-def trainers_on(device: torch.device) -> Iterator[None]:
-    """Let trainers run on the device, which accelerate would not choose by itself."""
-    set_up = vars(TrainingArguments)["_setup_devices"]
-
-    def choose(arguments: TrainingArguments) -> torch.device:
-        set_up.__get__(arguments)  # once for each instance
-        PartialState().device = device
-        return device
-
-    def load(file: Any, map_location: Any = None, **settings: Any) -> Any:  # torch moves storages, which we have not
-        loaded = load_on_cpu(file, map_location="cpu", **settings)
-        return tree_map_only(torch.Tensor, lambda tensor: tensor.to(map_location or "cpu"), loaded)
-
-    load_on_cpu = torch.load
-    with (
-        mock.patch.object(TrainingArguments, "_setup_devices", property(choose)),
-        mock.patch.object(torch, "load", load),
-    ):
-        yield
 
 
 def refl(folder: Path, device: Any, **changes: Any) -> dict[str, torch.Tensor]:

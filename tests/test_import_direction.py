@@ -26,7 +26,7 @@ ROOMS = [
     ["trainer", "evaluation", "serving"],
     ["alignment"],
     ["hub"],
-    ["shapes"],
+    ["shapes", "memory"],
     ["scripts"],
     ["cli"],
     ["__main__"],
@@ -37,10 +37,10 @@ FLOOR[""] = FLOOR["registration"] + 1  # the package itself
 HOMES = {
     "trl": {"scripts"},
     "evaluate": {"evaluation"},
-    "diffusers": {"alignment", "shapes"},
+    "diffusers": {"alignment", "shapes", "memory"},
     "matplotlib": {"shapes", "alignment"},
-    "peft": {"trainer", "scoring", "alignment", "shapes"},
-    "accelerate": {"parallel", "trainer", "alignment", "shapes"},
+    "peft": {"trainer", "scoring", "alignment", "shapes", "memory"},
+    "accelerate": {"parallel", "trainer", "alignment", "shapes", "memory"},
     **dict.fromkeys(("httptools", "httpx2", "prometheus_client", "starlette", "uvicorn"), {"serving"}),
     "datasets": {"data", "trainer", "evaluation", "alignment", "hub", "shapes", "scripts", "cli"},
 }

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import demo, evaluate, export, generate, merge, rank, release, score, serve, train, tune
+from . import demo, estimate, evaluate, export, generate, merge, rank, release, score, serve, train, tune
 from .shared import SomeFailed
 
 
-COMMANDS = (score, merge, rank, evaluate, train, tune, generate, serve, export, demo, release)
+COMMANDS = (score, merge, rank, evaluate, train, tune, estimate, generate, serve, export, demo, release)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,22 @@ def add_script(commands: Commands, name: str, help: str, run: Callable[[argparse
 
 def parse_rest(parser: Any, args: argparse.Namespace) -> tuple[Any, ...]:
     """What the parser of a script makes of the flags that are named there; what is left of an interrupted run is told from it."""
-    try:
+    with script_flags():
         parsed = parser.parse_args_and_config(args.rest)
+    args.kept = lambda: kept_checkpoint(parsed[1].output_dir)
+    args.model = parsed[2].model_name_or_path
+    return parsed
+
+
+@contextmanager
+def script_flags() -> Iterator[None]:
+    """Flags that the parser of a script does not know are errors of the command line."""
+    try:
+        yield
     except ValueError as error:
         if "not used by the HfArgumentParser" in str(error):
             raise argparse.ArgumentTypeError(f"unrecognized arguments: {str(error).partition(': ')[2]}") from error
         raise
-    args.kept = lambda: kept_checkpoint(parsed[1].output_dir)
-    args.model = parsed[2].model_name_or_path
-    return parsed
 
 
 def kept_checkpoint(folder: str) -> str:

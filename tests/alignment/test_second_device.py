@@ -1,5 +1,5 @@
 """
-What users run on a GPU, on a device that is as strict about where tensors are (`second_device`), against the CPU.
+What users run on a GPU, on a device that is as strict about where tensors are (`rewarddance_hf.memory.device`), against the CPU.
 
 The device is known to a whole process, hence one process for each group of cases.
 """
@@ -59,7 +59,7 @@ def test_the_device_is_strict():
 import os
 
 import torch
-from second_device import register
+from rewarddance_hf.memory.device import register
 
 device = register()
 weights = torch.ones(3).to(device).requires_grad_()
@@ -88,7 +88,7 @@ def test_memory_is_counted():
 import os
 
 import torch
-from second_device import memory, register
+from rewarddance_hf.memory.device import memory, register
 
 device = register(largest=float(os.environ["LARGEST"]))
 weights = torch.ones(100, 50, device=device, requires_grad=True)

@@ -1,16 +1,18 @@
 """
 A second device without a GPU: tensors that hold CPU memory, but are as strict as CUDA's about which tensors meet.
 
-`register()` makes `torch.device("second")` known to this process, for good: only processes that tests start use it. A
+`register()` makes `torch.device("second")` known to this process, for good: it is for processes of their own (`apart`). A
 tensor on it that meets one on the CPU is an error, also in a backward pass, as is a way to NumPy other than over `cpu()`.
 Numbers are those of the CPU. Kernels and speed of a GPU are not what it can tell about.
 
 `register(largest=n)` gives values to no tensor of more than `n` floats: these take no memory and no time, so that models of
-any size run, to count what they would allocate (`memory`). What is read out of them is 0.5, 1 or True.
+any size run, to count what they would allocate (`memory`), also by autocast and attention as on CUDA. What is read out of
+them is 0.5, 1 or True.
 """
 
 import math
 import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +28,13 @@ WITH_CPU_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.d
 # These write into a tensor that they resize, which a wrapper would not notice.
 FACTORIES = ("arange", "arange.start", "arange.start_step", "linspace", "eye", "eye.m", "randperm")
 LOW_PRECISION = ("matmul", "mm", "bmm", "addmm", "baddbmm", "linear", "conv1d", "conv2d", "conv3d", "convolution")
+# Of those that autocast runs in float32 on CUDA: what models of ours keep large results of.
+FULL_PRECISION = ("layer_norm", "group_norm", "rms_norm", "pow.Tensor_Scalar", "rsqrt", "exp")
+# One kernel on CUDA, but several operations on a device that is not known to torch
+ONE_KERNEL = ("silu_backward", "mish_backward")
 _libraries: list[torch.library.Library] = []
 _largest: float = float("inf")
+_casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of weights, which autocast keeps until its end
 
 
 class Memory:
@@ -57,7 +64,7 @@ class SecondDeviceTensor(torch.Tensor):
     """Tensor on the second device around one on the CPU."""
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor):
+    def __new__(cls, inner: torch.Tensor) -> Any:
         return torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -78,7 +85,7 @@ class SecondDeviceTensor(torch.Tensor):
         return f"SecondDeviceTensor({self.inner})"
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if func is aten._local_scalar_dense.default:
@@ -114,6 +121,11 @@ class SecondDeviceTensor(torch.Tensor):
             return args[0]
         given = {id(tensor.inner): tensor for tensor in tensors if isinstance(tensor, cls)}
         return tree_map_only(torch.Tensor, lambda t: given[id(t)] if id(t) in given else _wrap(t), result)
+
+    @classmethod
+    def run(cls, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run an operation as it is."""
+        return cls.__torch_dispatch__(func, (), args, kwargs)
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -173,12 +185,26 @@ def _without_values(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
 
 
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What autocast makes of a tensor; a weight is cast once."""
+    if not tensor.is_floating_point() or tensor.dtype in (dtype, torch.float64):
+        return tensor
+    is_weight = tensor.is_leaf and tensor.requires_grad and tensor.dtype == torch.float32
+    if _largest == float("inf") or not (is_weight and torch.is_autocast_cache_enabled()):
+        return tensor.to(dtype)
+    if id(tensor) not in _casts:
+        _casts[id(tensor)] = (tensor, tensor.to(dtype))
+    return _casts[id(tensor)][1]
+
+
 class _FusedAttention(torch.autograd.Function):
     """Attention as fused kernels allocate for it, without values."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        output = query.new_zeros(*query.shape[:-1], value.shape[-1])
+        # In the order in which they come from their layers, with heads behind positions
+        *first, heads, length, _ = query.shape
+        output = query.new_zeros(*first, length, heads, value.shape[-1]).transpose(-2, -3)
         ctx.save_for_backward(query, key, value, output, query.new_zeros(query.shape[:-1], dtype=torch.float32))
         return output
 
@@ -228,6 +254,12 @@ def register(largest: float = float("inf")) -> torch.device:
             Number of elements beyond which a tensor of floats has no values. Defaults to none: all have.
     """
     global _largest
+    if _libraries:
+        if largest != _largest:
+            raise ValueError(
+                f"`largest` is {largest}, but the device is registered with {_largest}, for good. Use a new process."
+            )
+        return torch.device(NAME, 0)
     _largest = largest
     # Without this, a thread of torch for each device calls Python, also while the process ends, which aborts it.
     torch.autograd.set_multithreading_enabled(False)
@@ -237,11 +269,20 @@ def register(largest: float = float("inf")) -> torch.device:
     fallback = torch.library.Library("_", "IMPL")
     _libraries.extend((library, fallback))
 
-    def empty(size, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
+    def empty(
+        size: Any,
+        dtype: Any = None,
+        layout: Any = None,
+        device: Any = None,
+        pin_memory: Any = None,
+        memory_format: Any = None,
+    ) -> Any:
         place = _place(size, dtype)
         return _wrap(torch.empty(size, dtype=dtype, memory_format=memory_format, device=place))
 
-    def empty_strided(size, stride, dtype=None, layout=None, device=None, pin_memory=None):
+    def empty_strided(
+        size: Any, stride: Any, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+    ) -> Any:
         return _wrap(torch.empty_strided(size, stride, dtype=dtype, device=_place(size, dtype)))
 
     def factory(name: str) -> Any:
@@ -249,19 +290,16 @@ def register(largest: float = float("inf")) -> torch.device:
         operation = getattr(getattr(aten, packet), overload or "default")
         return lambda *args, device=None, pin_memory=None, **kwargs: _wrap(operation(*args, device="cpu", **kwargs))
 
-    def in_low_precision(name: str) -> Any:
-        operation = getattr(aten, name).default
+    def under_autocast(name: str, dtype: torch.dtype | None) -> Any:
+        packet, _, overload = name.partition(".")
+        operation = getattr(getattr(aten, packet), overload or "default")
         autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 
-        def run(*args, **kwargs):
+        def run(*args: Any, **kwargs: Any) -> Any:
             with torch._C._ExcludeDispatchKeyGuard(autocast):
-                dtype = torch.get_autocast_dtype(NAME)
-                args, kwargs = tree_map_only(
-                    torch.Tensor,
-                    lambda tensor: tensor.to(dtype) if tensor.dtype == torch.float32 else tensor,
-                    (args, kwargs),
-                )
-                return operation(*args, **kwargs)
+                wanted = dtype or torch.get_autocast_dtype(NAME)
+                cast = partial(_cast, dtype=wanted)
+                return operation(*tree_map_only(torch.Tensor, cast, args), **tree_map_only(torch.Tensor, cast, kwargs))
 
         return run
 
@@ -273,12 +311,28 @@ def register(largest: float = float("inf")) -> torch.device:
         library.impl(name, factory(name), "PrivateUse1")
     if largest != float("inf"):
 
-        def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             return _FusedAttention.apply(query, key, value)
 
         library.impl("scaled_dot_product_attention", attention, "AutogradPrivateUse1")
         library.impl("scaled_dot_product_attention", attention, "PrivateUse1")
+        library.impl(
+            "scaled_dot_product_attention",
+            under_autocast("scaled_dot_product_attention", None),
+            "AutocastPrivateUse1",
+        )
+        for name in ONE_KERNEL:
+            library.impl(name, partial(SecondDeviceTensor.run, getattr(aten, name).default), "AutogradPrivateUse1")
+        for name in FULL_PRECISION:
+            library.impl(name, under_autocast(name, torch.float32), "AutocastPrivateUse1")
+        clear = torch.clear_autocast_cache
+
+        def clear_all() -> None:
+            clear()
+            _casts.clear()
+
+        torch.clear_autocast_cache = clear_all  # type: ignore[assignment]
     fallback.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for name in LOW_PRECISION:
-        library.impl(name, in_low_precision(name), "AutocastPrivateUse1")
+        library.impl(name, under_autocast(name, None), "AutocastPrivateUse1")
     return torch.device(NAME, 0)

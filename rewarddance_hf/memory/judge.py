@@ -1,0 +1,121 @@
+"""Memory of training a judge and of scoring with one, counted."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PrinterCallback
+
+from .counting import GIB, counting, prepare_arguments, size_of
+from .device import memory
+from .report import Count
+
+
+def count_training(
+    model_name: str,
+    args: Any,
+    processor: Any,
+    rows: Sequence[Any],
+    peft_config: Any = None,
+    quantized_to: int | None = None,
+) -> Count:
+    """
+    Count an update of [`RewardDanceTrainer`].
+
+    Args:
+        model_name (`str`):
+            Folder with the configurations of a judge or a vision-language model.
+        args ([`RewardDanceTrainingArguments`]):
+            Arguments of the run, which are changed.
+        processor ([`RewardDanceProcessor`]):
+            Processor of the judge.
+        rows (`list[dict]`):
+            Preference rows, which are repeated to fill a batch.
+        peft_config (`peft.PeftConfig`, *optional*):
+            Adapter.
+        quantized_to (`int`, *optional*):
+            Bits of the weights of linear layers under an adapter, e.g. 4.
+
+    Returns:
+        [`Count`]: What is allocated on one GPU.
+    """
+    from ..trainer.rewarddance_trainer import RewardDanceTrainer
+
+    with counting(), tempfile.TemporaryDirectory() as folder:
+        first = prepare_arguments(args, folder)
+        batch = [rows[index % len(rows)] for index in range(args.per_device_train_batch_size)]
+        trainer = RewardDanceTrainer(
+            model=model_name,
+            args=args,
+            train_dataset=batch,
+            processing_class=processor,
+            peft_config=peft_config,
+            callbacks=[first],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        peak = memory.peak / GIB
+    model = trainer.model
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    weights = size_of([*parameters, *model.buffers()])
+    parts = {"weights": weights}
+    if peft_config is not None:
+        parts = {"weights": weights - size_of(trained), "adapter": size_of(trained)}
+    parts |= {"gradients": first.gradients, "optimizer": first.optimizer}
+    parts["activations"] = peak - sum(parts.values())
+    if quantized_to is not None:  # after the peak is split, whose other parts stay as they are
+        parts["weights"] -= _saved_by_quantization(model, quantized_to)
+    count, count_trained = (sum(parameter.numel() for parameter in some) for some in (parameters, trained))
+    return Count(parts, count, count_trained, **_blocks(model))
+
+
+def count_scoring(load: Callable[[], Any], tasks: dict[str, Callable[[Any], Any]]) -> Count:
+    """
+    Count tasks of a [`RewardDanceScorer`].
+
+    Args:
+        load (`Callable`):
+            Loads the scorer with `from_pretrained`.
+        tasks (`dict[str, Callable]`):
+            Functions of the scorer by name.
+
+    Returns:
+        [`Count`]: The weights, and what each task takes on top at its peak.
+    """
+    with counting() as device:
+        scorer = load()
+        scorer.model.to(device)
+        parameters = list(scorer.model.parameters())
+        parts, peaks = {"weights": size_of([*parameters, *scorer.model.buffers()])}, {}
+        for name, task in tasks.items():
+            memory.peak = before = memory.now
+            task(scorer)
+            peaks[name] = (memory.peak - before) / GIB
+        parts["activations"] = max(peaks.values())
+    return Count(parts, sum(parameter.numel() for parameter in parameters), 0, phases=peaks)
+
+
+def _saved_by_quantization(model: nn.Module, bits: int) -> float:
+    """Gibibytes that frozen linear layers take less than in their type, all but the language-model head."""
+    layers = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and not name.endswith("lm_head")]
+    weights = [layer.weight for layer in layers if not layer.weight.requires_grad]
+    return sum(weight.numel() * (weight.element_size() - bits / 8) for weight in weights) / GIB
+
+
+def _blocks(model: nn.Module) -> dict[str, int]:
+    """Numbers of parameters that FSDP gathers at a time: of the largest block, and outside of all blocks but the embeddings."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    names |= {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+    judge: Any = getattr(model, "get_base_model", lambda: model)()
+    embeddings, head = judge.get_input_embeddings(), judge.get_output_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        inside.add(id(embeddings.weight))
+    largest = max((sum(parameter.numel() for parameter in block.parameters()) for block in blocks), default=0)
+    return {
+        "largest_block": max(largest, embeddings.weight.numel()),
+        "outside_blocks": sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside),
+    }
