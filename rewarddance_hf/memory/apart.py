@@ -10,9 +10,22 @@ from pathlib import Path
 from typing import Any
 
 
+# What tells a process that it is one of several
+_OF_A_LAUNCHER = (
+    "ACCELERATE_",
+    "FSDP_",
+    "MASTER_",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "TORCHELASTIC_",
+)
+
+
 def run_apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
-    What a function returns, run in a new process.
+    What a function returns, run in a new process, which sees no GPU and knows nothing of a launcher.
 
     Args:
         function (`Callable`):
@@ -27,7 +40,8 @@ def run_apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call, result = Path(folder) / "call", Path(folder) / "result"
         call.write_bytes(pickle.dumps((function, args, kwargs)))
         code = f"from {__name__} import _run; _run(*__import__('sys').argv[1:])"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCHER)}
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-c", code, str(call), str(result)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if not result.exists():

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.integrations import PeftAdapterMixin
 
 from ..availability import check_available
-from .device import memory, register
+from .device import NAME, memory, register
 
 
 GIB = 2**30
@@ -141,23 +141,30 @@ def _saved_type(config: Any) -> torch.dtype:
 
 
 def size_of(tensors: Iterable[torch.Tensor]) -> float:
-    """Gibibytes of tensors, each once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in {id(t): t for t in tensors}.values()) / GIB
+    """Gibibytes of the tensors that are on the device, each once."""
+    found = {id(tensor): tensor for tensor in tensors if tensor.device.type == NAME}
+    return sum(tensor.numel() * tensor.element_size() for tensor in found.values()) / GIB
+
+
+def weights_of(model: torch.nn.Module) -> float:
+    """Gibibytes of the parameters and buffers that are on the device."""
+    return size_of([*model.parameters(), *model.buffers()])
 
 
 class FirstUpdate(TrainerCallback):
     """
     Make the first update like a later one: the optimizer has its states, and gradients of earlier batches are there if they
-    are accumulated. Then the peak is counted anew, over what is there (`base`).
+    are accumulated. Then the peak is counted anew, over what is there (`base`), as it is not that of what came before.
     """
 
     def __init__(self, accumulates: bool) -> None:
         self.accumulates = accumulates
-        self.gradients, self.base = 0.0, 0.0
+        self.gradients = self.optimizer = self.before = self.base = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.before = memory.peak / GIB
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
@@ -188,6 +195,12 @@ def prepare_arguments(args: Any, folder: str) -> FirstUpdate:
         "dataloader_persistent_workers": False,
         "sample_steps": 0,
         "warmup_steps": 0,
+        # How it is split is worked out from what is counted in one process.
+        "fsdp": None,
+        "fsdp_plugin_args": None,
+        "deepspeed": None,
+        "deepspeed_plugin": None,
+        "hf_deepspeed_config": None,
     }
     for name, value in few.items():
         if hasattr(args, name):

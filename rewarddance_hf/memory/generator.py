@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from .counting import GIB, counting, prepare_arguments, size_of
+from .counting import GIB, counting, prepare_arguments, size_of, weights_of
 from .device import memory
 from .report import Count
 
@@ -48,7 +48,8 @@ def count_tuning(
             Adapter.
 
     Returns:
-        [`Count`]: Weights by component, and the peak of each phase of an update. `references` is what making them takes.
+        [`Count`]: Weights by component that are there in an update, and the peak of each phase of an update and of what comes
+        before the first one (loading, references, encoding of prompts).
     """
     from ..alignment.refl.trainer import ReFLTrainer
 
@@ -56,26 +57,9 @@ def count_tuning(
     with counting() as device, tempfile.TemporaryDirectory() as folder:
         first = prepare_arguments(args, folder)
         pipeline = load_pipeline(device)
-        parts = {
-            name: size_of([*component.parameters(), *component.buffers()])
-            for name, component in pipeline.components.items()
-            if isinstance(component, torch.nn.Module)
-        }
-        num_parameters = sum(
-            parameter.numel()
-            for component in pipeline.components.values()
-            if isinstance(component, torch.nn.Module)
-            for parameter in component.parameters()
-        )
         loaded = {name: load(device) for name, load in judges.items()}
-        for name, judge in loaded.items():
-            if hasattr(judge, "model"):
-                parts[name] = size_of([*judge.model.parameters(), *judge.model.buffers()])
         judge = next(iter(loaded.values()))
-        memory.peak = memory.now
         rows = add_references(prompts, pipeline, judge)
-        if judge.is_pairwise:
-            phases["making references"] = (memory.peak - memory.now) / GIB
         trainer = ReFLTrainer(
             pipeline=pipeline,
             reward={"judge": judge},
@@ -88,16 +72,23 @@ def count_tuning(
         trainer._check_first_rows = lambda: None  # type: ignore[method-assign]  # the update shows the same
         with _phases(trainer, first, phases):
             trainer.train()
+        phases["before the first update"] = first.before - first.base
         peak = first.base + max(phases.values())
+        models = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        num_parameters = sum(parameter.numel() for model in models.values() for parameter in model.parameters())
+        models |= {name: judge.model for name, judge in loaded.items() if hasattr(judge, "model")}
         trained = trainer.trained_parameters
-        if peft_config is not None:
-            parts["adapter"] = size_of(trained)
-        if trainer.ema is not None:
-            parts["average"] = size_of(trainer.ema.shadow_params)
-    weights = {name: size for name, size in parts.items() if size > 0}
-    others = {"gradients": first.gradients, "optimizer": first.optimizer}
-    others["activations"] = peak - sum(weights.values()) - sum(others.values())
-    return Count({**weights, **others}, num_parameters, sum(p.numel() for p in trained), phases=phases)
+        parts = {name: weights_of(model) for name, model in models.items()}
+    if peft_config is not None:
+        for name in trainer.denoiser_names:
+            parts[name] -= size_of(p for p in getattr(pipeline, name).parameters() if p.requires_grad)
+        parts["adapter"] = size_of(trained)
+    if trainer.ema is not None:
+        parts["average"] = size_of(trainer.ema.shadow_params)
+    parts = {name: size for name, size in parts.items() if size > 0}
+    parts |= {"gradients": first.gradients, "optimizer": first.optimizer}
+    parts["activations"] = peak - sum(parts.values())
+    return Count(parts, num_parameters, sum(parameter.numel() for parameter in trained), phases=phases)
 
 
 @contextmanager

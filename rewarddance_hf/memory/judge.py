@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PrinterCallback
 
-from .counting import GIB, counting, prepare_arguments, size_of
+from .counting import GIB, counting, prepare_arguments, size_of, weights_of
 from .device import memory
 from .report import Count
 
@@ -59,7 +59,7 @@ def count_training(
     model = trainer.model
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    weights = size_of([*parameters, *model.buffers()])
+    weights = weights_of(model)
     parts = {"weights": weights}
     if peft_config is not None:
         parts = {"weights": weights - size_of(trained), "adapter": size_of(trained)}
@@ -88,7 +88,7 @@ def count_scoring(load: Callable[[], Any], tasks: dict[str, Callable[[Any], Any]
         scorer = load()
         scorer.model.to(device)
         parameters = list(scorer.model.parameters())
-        parts, peaks = {"weights": size_of([*parameters, *scorer.model.buffers()])}, {}
+        parts, peaks = {"weights": weights_of(scorer.model)}, {}
         for name, task in tasks.items():
             memory.peak = before = memory.now
             task(scorer)

@@ -4,17 +4,20 @@ import math
 import os
 import sys
 import time
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from torch import nn
 
 from ..data.preference import row_question
 from ..data.rows import keep_images_encoded
-from ..models import RewardDanceConfig, RewardDanceForYesScoring
+from ..memory.apart import run_apart
+from ..memory.counting import GIB, fetch_configurations
 from ..models.media_rewarddance import load_frames
+from .estimate import EstimateArguments
+from .estimate import training as count_training_of
 
 
 GB = 1e9
@@ -44,10 +47,8 @@ def show_training(
     lines.append(f"tokens of an image: {each}; of a question: {tokens}")
     updates, batch = count_updates(len(train_dataset), args)
     lines.append(f"updates: {updates} of {batch} rows")
-    # A row is one question of a pairwise judge, and two of the others.
-    questions_at_once = args.per_device_train_batch_size * (1 if is_pairwise else 2)
-    lines += estimate(model_name, tokens, questions_at_once, updates, args, model_args)
     if args.should_log:
+        lines += estimate(model_name, shown, tokens, updates, processor, args, model_args)
         sys.stdout.write("\n".join(["dry run: nothing is trained", *lines]) + "\n")
 
 
@@ -109,49 +110,39 @@ def count_updates(num_rows: int, args: Any) -> tuple[int, int]:
     return (args.max_steps if args.max_steps > 0 else math.ceil(in_epoch * args.num_train_epochs)), batch
 
 
-def estimate(model_name: str, tokens: int, questions: int, updates: int, args: Any, model_args: Any) -> list[str]:
-    """Memory of a device and time of the run, from the shapes of the model alone."""
-    config = RewardDanceConfig.from_pretrained(model_name, revision=model_args.model_revision)
-    with torch.device("meta"):
-        model = RewardDanceForYesScoring(config)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    is_adapter = model_args.use_peft
-    trained = _adapter_size(model, model_args) if is_adapter else count
-    # Under an adapter weights stay in the type that they were saved in, else they are trained in float32.
-    saved = {"float32": 4, "bfloat16": 2, "float16": 2}.get(str(model_args.dtype), 2 if is_adapter else 4)
-    weights = count * (1 if model_args.load_in_8bit else 0.5 if model_args.load_in_4bit else saved)
-    optimizer = trained * (4 * 4 if is_adapter else 3 * 4)  # gradients and two moments; an adapter is float32 itself
-    text: Any = config.vlm_config.get_text_config()  # type: ignore[union-attr]
-    layers, hidden = text.num_hidden_layers, text.hidden_size
-    inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    size = 2 if args.bf16 or args.fp16 else 4
-    in_layer = tokens * questions * (12 * hidden + 3 * inner) * size
-    kept = tokens * questions * hidden * size * layers
-    activations = kept + in_layer if args.gradient_checkpointing else kept + layers * in_layer
-    total = weights + optimizer + activations
+def estimate(
+    model_name: str, rows: list[Any], tokens: int, updates: int, processor: Any, args: Any, model_args: Any
+) -> list[str]:
+    """Memory of a device, counted, and time of the run."""
+    questions = args.per_device_train_batch_size * (1 if args.paradigm == "pairwise" else 2)
+    model_args = copy(model_args)
+    model_args.model_name_or_path = fetch_configurations(model_name, model_args.model_revision)
+    how = EstimateArguments(num_gpus=args.world_size, parallel=_parallel(args))
+    alone = copy(args)  # without what it knows of this machine and of other processes
+    alone.use_cpu = True
+    for name in ("_setup_devices", "distributed_state"):
+        vars(alone).pop(name, None)
+    count = run_apart(count_training_of, rows, processor, how, alone, model_args)
     # Two operations a parameter and token forward, four backward (two without gradients of weights), two to compute again.
-    passes = 2 + (2 if is_adapter else 4) + (2 if args.gradient_checkpointing else 0)
-    work = passes * count * tokens * questions * args.gradient_accumulation_steps * updates
+    passes = 2 + (2 if model_args.use_peft else 4) + (2 if args.gradient_checkpointing else 0)
+    work = passes * count.num_parameters * tokens * questions * args.gradient_accumulation_steps * updates
     seconds = work / (EFFICIENCY * _operations_per_second(args))
+    each = ", ".join(f"{name} {size * GIB / GB:.2f}" for name, size in count.parts.items())
     return [
-        f"parameters: {count / 1e6:.1f} million, {trained / 1e6:.1f} million of them trained",
-        f"memory, estimated: {total / GB:.2f} GB on each device (weights {weights / GB:.2f}, gradients and optimizer "
-        f"{optimizer / GB:.2f}, activations {activations / GB:.2f})",
+        f"parameters: {count.num_parameters / 1e6:.1f} million, {count.num_trained / 1e6:.1f} million of them trained",
+        f"memory, counted: {count.peak * GIB / GB:.2f} GB on each device ({each})",
         f"time, estimated from the speed of a matrix product here: {_duration(seconds)} (within a factor of about three; without "
         "decoding and evaluation)",
     ]
 
 
-def _adapter_size(model: nn.Module, model_args: Any) -> int:
-    names = model_args.lora_target_modules
-    names = [names] if isinstance(names, str) else names
-    language = getattr(model.vlm.base_model, "language_model", model)  # type: ignore[union-attr]
-    chosen = language if not names or names == ["all-linear"] else model
-    return sum(
-        model_args.lora_r * (module.in_features + module.out_features)
-        for path, module in chosen.named_modules()
-        if isinstance(module, nn.Linear) and (chosen is language or any(path.endswith(name) for name in names))
-    )
+def _parallel(args: Any) -> str:
+    """How a run is split over its processes, as `rewarddance estimate` calls it."""
+    if args.world_size == 1:
+        return "none"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or args.deepspeed:
+        return "zero3" if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3" else "zero2"
+    return "fsdp2" if os.environ.get("ACCELERATE_USE_FSDP") == "true" or args.fsdp else "ddp"
 
 
 def _operations_per_second(args: Any) -> float:

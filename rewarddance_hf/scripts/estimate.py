@@ -19,7 +19,7 @@ from ..memory.counting import fetch_configurations
 from ..memory.judge import count_scoring, count_training
 from ..memory.report import PARALLEL, Count, advice, on_each_gpu, table
 from ..rewards import is_address
-from . import train, tune
+from . import train
 from .arguments import required
 from .parser import RecipeParser
 
@@ -65,25 +65,39 @@ class EstimateArguments:
 
 def main(arguments: Sequence[str]) -> None:
     """Estimate, and print a table or JSON. The process is of no use for anything else afterwards."""
-    task = find_task(arguments)
-    parsed = make_parser(task).parse_args_and_config(with_gpu_defaults(arguments))
-    how = parsed[0]
-    read_parallel(how)
-    logging.set_verbosity_error()
-    title, count = (estimate_tuning if task == "tune" else estimate_judge)(task, *parsed)
+    task, parsed = parse(arguments)
+    how, _, args, model_args = parsed
+    title, count = estimate(task, *parsed)
     if how.json:
         about = {"task": task, "title": title, "parallel": how.parallel, "num_gpus": how.num_gpus}
         lines = [json.dumps(about | count.as_dict(), indent=2)]
     else:
-        lines = table(count, title, how.num_gpus) + advice(count, task, parsed[2], parsed[3].use_peft, how.parallel)
+        lines = table(count, title, how.num_gpus) + advice(count, task, args, model_args.use_peft, how.parallel)
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, Any]:
+    """The task, and the arguments of the estimate, of the script, of the run and of the model."""
+    task = find_task(arguments)
+    parsed = make_parser(task).parse_args_and_config(with_gpu_defaults(arguments))
+    read_parallel(parsed[0])
+    return task, parsed
+
+
+def estimate(task: str, how: EstimateArguments, script_args: Any, args: Any, model_args: Any) -> tuple[str, Count]:
+    """Title and count."""
+    logging.set_verbosity_error()
+    return (estimate_tuning if task == "tune" else estimate_judge)(task, how, script_args, args, model_args)
 
 
 def make_parser(task: str) -> RecipeParser:
     """Parser of the flags of a run and of those of the estimate."""
-    run = {
-        "tune": (tune.ReFLScriptArguments, tune.ReFLTrainingArguments, tune.PipelineModelConfig),
-    }.get(task, (train.RewardDanceScriptArguments, train.RewardDanceTrainingArguments, train.JudgeModelConfig))
+    if task == "tune":
+        from . import tune
+
+        run: Any = (tune.ReFLScriptArguments, tune.ReFLTrainingArguments, tune.PipelineModelConfig)
+    else:
+        run = (train.RewardDanceScriptArguments, train.RewardDanceTrainingArguments, train.JudgeModelConfig)
     return RecipeParser((EstimateArguments, *run), prog="rewarddance estimate")
 
 
@@ -207,6 +221,7 @@ def estimate_tuning(
     from datasets import Dataset
 
     from ..memory.generator import Elsewhere, count_tuning
+    from . import tune
 
     if how.parallel not in ("none", "ddp"):
         raise ValueError(
@@ -225,15 +240,17 @@ def estimate_tuning(
             judges[title] = lambda device, folder=folder: tune.load_judge(folder, script_args, device)
         elif title == "judge":
             judges[title] = lambda device: Elsewhere()
-    batch = max(args.per_device_train_batch_size, 4)
-    script_args.num_candidates = min(script_args.num_candidates, max(2, args.per_device_eval_batch_size))
-    script_args.num_references = min(script_args.num_references, script_args.num_candidates)
+    # Of these, memory does not depend on numbers above: a batch is filled all the same.
+    script_args.num_candidates = script_args.num_references = 2
+    num_prompts = max(args.per_device_train_batch_size, -(-args.per_device_eval_batch_size // 2))
+    if args.step_index_range is None and args.num_inference_steps is not None:
+        args.num_inference_steps = min(args.num_inference_steps, args.num_gradient_steps + 1)
 
     count = count_tuning(
         lambda device: tune.load_pipeline(model_args, device),
         judges,
         args,
-        Dataset.from_list([{"prompt": f"{PROMPT}, {index}"} for index in range(batch)]),
+        Dataset.from_list([{"prompt": f"{PROMPT}, {index}"} for index in range(num_prompts)]),
         lambda rows, pipeline, judge: tune.add_references(rows, pipeline, judge, script_args, args, "train"),
         get_peft_config(model_args),
     )

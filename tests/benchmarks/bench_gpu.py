@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from bench_reward_step import WAYS, Step
 from bench_scoring import RoundRobin, distinct_pairs, round_robin
-from judges import INTERNVL, PROMPT, QWEN3_VL, make_judge, make_qwen3_vl
+from judges import PROMPT, make_judge, make_qwen3_vl
+from released_vlms import INTERNVL, QWEN3_VL
 from timing import interleaved, matrix_product_peak
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,102 +1,67 @@
 """
-Memory of judges by size, counted: InternVL3.5 at full size on a device that gives large tensors no values (`second_device`),
-as in `bench_refl_memory`. Each size scores 8 pairs at once, ranks 16 images, and makes one LoRA update of 8 pairs in bf16.
+Memory of judges by size, counted by `rewarddance estimate`: scoring 8 pairs at once, ranking 16 images, and updates of 4 pairs on
+each GPU, LoRA and all weights, on one GPU and on several. Models are of full size, and there are no values.
 """
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from rewarddance_hf.memory.apart import run_apart
+from rewarddance_hf.memory.report import on_each_gpu
 
 
-ROOT = Path(__file__).parents[2]
-GIB = 2**30
-# The language models of InternVL3.5 (Qwen3 with a head of its own), all with the vision tower of 300M parameters
-SIZES: dict[str, dict[str, Any]] = {
-    "1B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "2B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "4B": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-    "8B": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
-    "14B": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40},
+SIZES = {
+    **{f"InternVL3.5 {size}": f"OpenGVLab/InternVL3_5-{size}-HF" for size in ("1B", "2B", "4B", "8B", "14B", "38B")},
+    "Qwen3-VL 8B": "Qwen/Qwen3-VL-8B-Instruct",
 }
-PAIRS, IMAGES = 8, 16
+PAIRS, UPDATED_PAIRS = 8, 4
+NUM_GPUS = (2, 4, 8, 16, 32)
+ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
 
 
-def count(size: str) -> dict[str, float]:
+def count(name: str) -> dict[str, float]:
     """
-    Count one size.
+    Count a judge.
 
     Args:
-        size (`str`):
-            Name in `SIZES`.
+        name (`str`):
+            Name on the Hub.
 
     Returns:
-        `dict[str, float]`: Billions of parameters, and gibibytes of the weights in bf16 and at the peak of each task.
+        `dict[str, float]`: Billions of parameters, and gibibytes of the weights in bf16 and at the peak of each task:
+        `lora_ddp_8_gib` is that of each of 8 GPUs.
     """
-    import bench_refl_memory
-    from peft import LoraConfig
-    from second_device import memory, register
-    from second_device_cases import trainers_on
-    from tiny_vlms import random_image
+    from released_vlms import VLMS
 
-    from rewarddance_hf import RewardDanceScorer, RewardDanceTrainer, RewardDanceTrainingArguments
+    from rewarddance_hf.scripts.estimate import estimate, parse
 
-    device = register(largest=bench_refl_memory.LARGEST)
-    text = {**bench_refl_memory.JUDGE["text_config"], **SIZES[size], "tie_word_embeddings": False}
-    with bench_refl_memory.created_on(device, torch.bfloat16):
-        model, processor = bench_refl_memory.judge(text)
-    results = {"billion_parameters": model.num_parameters() / 1e9, "weights_gib": memory.now / GIB}
-    images = [random_image(index, 448, 448) for index in range(IMAGES)]
+    with tempfile.TemporaryDirectory() as folder:
+        VLMS[name](Path(folder))
 
-    def peak(name: str, task: Any) -> None:
-        memory.peak = memory.now
-        task()
-        results[f"{name}_peak_gib"] = memory.peak / GIB
+        def counted(*flags: str, pairs: int = UPDATED_PAIRS) -> Any:
+            task, parsed = parse(["--model", folder, "--per_device_train_batch_size", str(pairs), *flags])
+            return estimate(task, *parsed)[1]
 
-    scorer = RewardDanceScorer(model, processor, batch_size=PAIRS)
-    peak("score", lambda: scorer.score(images[:PAIRS], ["a red circle"] * PAIRS, images[PAIRS:]))
-    peak("rank", lambda: scorer.rank(images, "a red circle"))
-    row = {"prompt": "a red circle", "chosen": images[0], "rejected": images[1]}
-    with tempfile.TemporaryDirectory() as folder, trainers_on(device):
-        arguments = RewardDanceTrainingArguments(
-            folder,
-            per_device_train_batch_size=PAIRS,
-            max_steps=1,
-            bf16=True,
-            use_cpu=True,  # the device is chosen above
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = RewardDanceTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=[row] * PAIRS,
-            processing_class=processor,
-            peft_config=LoraConfig(r=32, lora_alpha=64),  # all linear layers of the language model
-        )
-        peak("lora_update", trainer.train)
+        scoring = counted("--task", "score", pairs=PAIRS)
+        weights = scoring.parts["weights"]
+        results = {"billion_parameters": scoring.num_parameters / 1e9, "weights_gib": weights}
+        results["score_gib"] = weights + scoring.phases["score"]
+        results["rank_gib"] = weights + scoring.phases["rank 16"]
+        lora, full = counted("--use_peft"), counted()
+        # Weights that are gathered and computed with in bf16
+        split = {"lora": lora, "full": counted("--dtype", "bfloat16")}
+    for kind, whole in {"lora": lora, "full": full}.items():
+        results[f"{kind}_none_1_gib"] = whole.peak
+        for engine in ENGINES:
+            used = whole if engine == "ddp" else split[kind]
+            for num_gpus in NUM_GPUS:
+                results[f"{kind}_{engine}_{num_gpus}_gib"] = on_each_gpu(used, engine, num_gpus).peak
     return results
-
-
-def count_apart(size: str) -> dict[str, float]:
-    """[`count`] in a process of its own."""
-    output = subprocess.run([sys.executable, __file__, size], check=True, capture_output=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])
 
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
     """All sizes."""
-    return {size: partial(count_apart, size) for size in SIZES}
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "tests"))
-    torch.set_num_threads(1)
-    sys.stdout.write("\n" + json.dumps(count(sys.argv[1])) + "\n")
+    return {title: partial(run_apart, count, name) for title, name in SIZES.items()}

@@ -16,52 +16,6 @@ PROPORTIONS: dict[str, dict[str, Any]] = {
     "3m": {"hidden_size": 160, "intermediate_size": 480, "heads": 10, "vision": 128, "vision_layers": 6},
 }
 
-QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}
-INTERNVIT_300M = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 24,
-}
-# InternVL3.5 and Qwen3-VL as they are released
-INTERNVL: dict[str, dict[str, dict[str, Any]]] = {
-    size: {
-        "text_config": {
-            **QWEN3,
-            "hidden_size": width,
-            "intermediate_size": hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-        },
-        "vision_config": INTERNVIT_300M,
-    }
-    for size, width, hidden, layers, heads in (("2B", 2048, 6144, 28, 16), ("8B", 4096, 12288, 36, 32))
-}
-QWEN3_VL: dict[str, dict[str, dict[str, Any]]] = {
-    "8B": {
-        "text_config": {
-            **INTERNVL["8B"]["text_config"],
-            "model_type": "qwen3_vl_text",
-            "rope_parameters": {
-                "rope_type": "default",
-                "mrope_section": [24, 20, 20],
-                "mrope_interleaved": True,
-                "rope_theta": 5e6,
-            },
-        },
-        "vision_config": {
-            "depth": 27,
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_heads": 16,
-            "patch_size": 16,
-            "out_hidden_size": 4096,
-            "num_position_embeddings": 2304,
-            "deepstack_visual_indexes": [8, 16, 24],
-        },
-    }
-}
-
 
 def tiny_config(size: str) -> dict[str, dict[str, Any]]:
     """Configurations of language model and vision encoder of a small judge."""

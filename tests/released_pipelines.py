@@ -1,7 +1,4 @@
-"""
-Folders of released models as they are on the Hub, but without weights: configurations by the published values, real classes,
-tokenizers of few words. For counting memory, which needs no weights.
-"""
+"""Diffusers pipelines as they are released, but without weights: configurations by the published values, tokenizers of few words."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,112 +7,8 @@ from typing import Any
 
 import diffusers
 import tiny_refl
-import tiny_vlms
 import torch
 import transformers
-
-
-# The language models of InternVL3.5 (Qwen3 with a head of its own)
-QWEN3 = {
-    "model_type": "qwen3",
-    "vocab_size": 151936,
-    "head_dim": 128,
-    "num_key_value_heads": 8,
-    "tie_word_embeddings": False,
-}
-INTERNVL: dict[str, dict[str, int]] = {
-    "1B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "2B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "4B": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-    "8B": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
-    "14B": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40},
-    "38B": {"hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64},
-}
-INTERN_VIT_300M = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 24,
-    "attention_bias": True,
-}
-INTERN_VIT_6B = {
-    "hidden_size": 3200,
-    "intermediate_size": 12800,
-    "num_attention_heads": 25,
-    "num_hidden_layers": 45,
-    "attention_bias": False,
-    "use_qk_norm": True,
-    "norm_type": "rms_norm",
-}
-# Text and vision of Qwen3-VL
-QWEN3_VL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "2B": (
-        {**INTERNVL["2B"], "tie_word_embeddings": True},
-        {"hidden_size": 1024, "intermediate_size": 4096, "depth": 24, "deepstack_visual_indexes": [5, 11, 17]},
-    ),
-    "8B": (
-        {**INTERNVL["8B"], "tie_word_embeddings": False},
-        {"hidden_size": 1152, "intermediate_size": 4304, "depth": 27, "deepstack_visual_indexes": [8, 16, 24]},
-    ),
-}
-
-
-def save_internvl(size: str, folder: Path) -> Path:
-    """InternVL3.5 with images of 448 x 448 pixels, which are 256 tokens."""
-    _, processor = tiny_vlms.internvl()
-    tokenizer = processor.tokenizer
-    config = transformers.InternVLConfig(
-        text_config={**tiny_vlms._text_ids(tokenizer), **QWEN3, **INTERNVL[size]},
-        vision_config={
-            "model_type": "internvl_vision",
-            "image_size": 448,
-            "patch_size": 14,
-            **(INTERN_VIT_6B if size == "38B" else INTERN_VIT_300M),
-        },
-        image_token_id=tokenizer.context_image_token_id,
-        image_seq_length=256,
-        tie_word_embeddings=False,
-        dtype=torch.bfloat16,
-    )
-    processor.image_processor.size = {"height": 448, "width": 448}
-    processor.image_seq_length = 256
-    return _save(config, processor, folder)
-
-
-def save_qwen3_vl(size: str, folder: Path) -> Path:
-    """Qwen3-VL, of whose images 32 x 32 pixels are a token."""
-    tiny, processor = tiny_vlms.qwen3_vl()
-    text, vision = QWEN3_VL[size]
-    ids = {name: value for name, value in tiny.to_dict().items() if name.endswith("_token_id")}
-    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
-    config = transformers.Qwen3VLConfig(
-        text_config={
-            **tiny_vlms._text_ids(processor.tokenizer),
-            **{key: value for key, value in QWEN3.items() if key != "model_type"},
-            **text,
-            "rope_parameters": rope,
-        },
-        vision_config={
-            "num_heads": 16,
-            "patch_size": 16,
-            "out_hidden_size": text["hidden_size"],
-            "num_position_embeddings": 2304,
-            **vision,
-        },
-        tie_word_embeddings=text["tie_word_embeddings"],
-        dtype=torch.bfloat16,
-        **ids,
-    )
-    images = processor.image_processor
-    images.patch_size, images.merge_size, images.temporal_patch_size = 16, 2, 2
-    images.size = {"shortest_edge": 65536, "longest_edge": 16777216}
-    return _save(config, processor, folder)
-
-
-def _save(config: Any, processor: Any, folder: Path) -> Path:
-    config.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 VAE_16_CHANNELS = {
@@ -241,19 +134,9 @@ def save_pipeline(make: Callable[[], Any], folder: Path) -> Path:
 
 
 # By the names on the Hub
-VLMS: dict[str, Callable[[Path], Path]] = {
-    **{f"OpenGVLab/InternVL3_5-{size}-HF": partial(save_internvl, size) for size in INTERNVL},
-    **{f"Qwen/Qwen3-VL-{size}-Instruct": partial(save_qwen3_vl, size) for size in QWEN3_VL},
-}
 PIPELINES: dict[str, Callable[[Path], Path]] = {
     "stabilityai/stable-diffusion-3.5-medium": partial(save_pipeline, stable_diffusion_35_medium),
     "black-forest-labs/FLUX.1-dev": partial(save_pipeline, flux_dev),
     "Qwen/Qwen-Image": partial(save_pipeline, qwen_image),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": partial(save_pipeline, wan_1_3b),
 }
-
-
-def save(name: str, root: Path) -> Path:
-    """Folder `root/name` with the configurations of a released model; made once."""
-    folder = root / name
-    return folder if folder.exists() else {**VLMS, **PIPELINES}[name](folder)
