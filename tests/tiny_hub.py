@@ -249,6 +249,11 @@ VLMS = {
     "OpenGVLab/InternVL3_5-2B-HF": ("internvl", "GotOcr2ImageProcessorFast"),
     "Qwen/Qwen3-VL-2B-Instruct": ("qwen3_vl", "Qwen2VLImageProcessorFast"),
 }
+# Other sizes, which the same tiny models stand for
+OF_OTHER_SIZES = {
+    "Qwen/Qwen3-VL-8B-Instruct": "Qwen/Qwen3-VL-2B-Instruct",
+    **{f"OpenGVLab/InternVL3_5-{size}-HF": "OpenGVLab/InternVL3_5-2B-HF" for size in ("1B", "4B", "8B", "38B")},
+}
 JUDGES = ("org/my-judge", "org/my-video-judge")
 GATED = ("black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3.5-medium")
 
@@ -261,6 +266,8 @@ def fill(hub: LoopbackHub, folder: Path) -> None:
     for name, (family, image_processor) in VLMS.items():
         save_vlm(family, folder / name, image_processor)
         hub.put(name, folder / name)
+    for name, other in OF_OTHER_SIZES.items():
+        hub.put(name, folder / other)
     for name in JUDGES:
         save_judge(folder / "OpenGVLab/InternVL3_5-2B-HF", folder / name)
         hub.put(name, folder / name)

@@ -93,7 +93,9 @@ def _models_without_weights(device: torch.device) -> Iterator[None]:
         config._name_or_path = str(name)
         if kwargs.get("attn_implementation") is not None:
             config._attn_implementation = kwargs["attn_implementation"].replace("flash_attention_2", "sdpa")
-        with made_on(device, _saved_type(config) if dtype == "auto" else _type(dtype)):
+        dtype = _saved_type(config) if dtype == "auto" else _type(dtype)
+        _set_type(config, dtype)
+        with made_on(device, dtype):
             model = cls(config).eval()
         return (model, {"missing_keys": set()}) if kwargs.get("output_loading_info") else model
 
@@ -129,6 +131,14 @@ def _models_without_weights(device: torch.device) -> Iterator[None]:
 
 def _type(dtype: str | torch.dtype) -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _set_type(config: Any, dtype: torch.dtype) -> None:
+    """Let all parts of a model be made in a type, as their configurations tell it."""
+    config.dtype = dtype
+    for name in config.sub_configs:
+        if getattr(config, name, None) is not None:
+            _set_type(getattr(config, name), dtype)
 
 
 def _saved_type(config: Any) -> torch.dtype:

@@ -149,6 +149,8 @@ class SecondDeviceTensor(torch.Tensor):
 
 
 def _wrap(tensor: torch.Tensor) -> SecondDeviceTensor:
+    if tensor.is_meta and tensor.ndim == 0 and tensor.is_floating_point():
+        return SecondDeviceTensor(torch.full((), 0.5, dtype=tensor.dtype))  # what is compared or printed
     if tensor.is_floating_point() and tensor.untyped_storage().nbytes() > _largest * tensor.element_size():
         tensor = tensor.to("meta")
     return SecondDeviceTensor(tensor)
@@ -177,7 +179,7 @@ def _item(tensor: SecondDeviceTensor) -> Any:
 def _without_values(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Arguments as tensors without values, of which masks become as many indices as they have."""
     if func in WITH_CPU_INDICES:
-        indices = []
+        indices: list[Any] = []
         for index in args[1]:
             mask = index is not None and index.dtype == torch.bool
             indices += index.nonzero(as_tuple=True) if mask else [index]

@@ -205,13 +205,16 @@ def _scoring(row: dict[str, Any], batch: int, script_args: Any, args: Any, model
         dtype = model_args.dtype or "auto"
         return RewardDanceScorer.from_pretrained(model_args.model_name_or_path, dtype=dtype, batch_size=batch)
 
-    def score(scorer: Any) -> None:
-        references = [row["rejected"]] * batch if scorer.is_pairwise else None
-        scorer.score([row["chosen"].copy() for _ in range(batch)], [row["prompt"]] * batch, references)
+    # Images that differ, as nothing is computed twice
+    images = [
+        Image.new("RGB", row["chosen"].size, (index % 256, index // 256, 0)) for index in range(max(16, 2 * batch))
+    ]
 
-    tasks = {"score": score}
-    tasks["rank 16"] = lambda scorer: scorer.rank([row["chosen"].copy() for _ in range(16)], row["prompt"])
-    return count_scoring(load, tasks)
+    def score(scorer: Any) -> None:
+        references = images[batch : 2 * batch] if scorer.is_pairwise else None
+        scorer.score(images[:batch], [row["prompt"]] * batch, references)
+
+    return count_scoring(load, {"score": score, "rank 16": lambda scorer: scorer.rank(images[:16], row["prompt"])})
 
 
 def estimate_tuning(

@@ -1,5 +1,5 @@
 """
-Write the tables of README.md in this folder from a file of results: `python tests/benchmarks/results_table.py FILE`.
+Write the tables of README.md in this folder, and of that of the trainer, from a file of results: `python tests/benchmarks/results_table.py FILE`.
 
 Each goes between `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
 """
@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rewarddance_hf.memory.report import CARDS, USABLE
+
 
 README = Path(__file__).parent / "README.md"
+READMES = (README, Path(__file__).parents[2] / "rewarddance_hf" / "trainer" / "README.md")
 Results = dict[str, float]
 
 
@@ -139,13 +142,45 @@ def training_memory(results: Results) -> list[str]:
 
 
 def judge_memory(results: Results) -> list[str]:
-    names = ("weights_gib", "score_peak_gib", "rank_peak_gib", "lora_update_peak_gib")
+    columns = {
+        "weights_gib": "weights",
+        "score_gib": "8 pairs scored at once",
+        "rank_gib": "16 images ranked",
+        "lora_none_1_gib": "LoRA update of 4 pairs",
+        "full_none_1_gib": "update of all weights",
+    }
     rows = [
-        [name, f"{values['billion_parameters']:.2f}B", *(f"{values[part]:.1f}" for part in names)]
+        [name, f"{values['billion_parameters']:.2f}B", *(f"{values[part]:.1f}" for part in columns)]
         for name, values in groups(results, "judge_memory/").items()
     ]
-    header = ["judge", "parameters", "weights", "8 pairs scored at once", "16 images ranked", "LoRA update of 8 pairs"]
-    return table(header, rows)
+    return table(["judge", "parameters", *columns.values()], rows)
+
+
+def engines(results: Results) -> list[str]:
+    """What each GPU holds by engine, and for each card how many of them are needed."""
+    columns = {
+        "none_1": "one GPU",
+        "ddp_8": "8, DDP",
+        "fsdp2_8": "8, FSDP2",
+        "zero2_8": "8, ZeRO-2",
+        "zero3_8": "8, ZeRO-3",
+    }
+    rows = []
+    for name, values in groups(results, "judge_memory/").items():
+        for kind, title in {"lora": "LoRA", "full": "all"}.items():
+            sizes = [f"{values[f'{kind}_{engine}_gib']:.0f}" for engine in columns]
+            rows.append([name, title, *sizes, *(_engine(values, kind, card) for card in CARDS)])
+    return table(["judge", "weights", *columns.values(), *(f"{card} GB" for card in CARDS)], rows)
+
+
+def _engine(values: Results, kind: str, card: int) -> str:
+    """The simplest way that fits on cards of a size."""
+    room = USABLE * card
+    if values[f"{kind}_none_1_gib"] <= room:
+        return "1, or DDP" if values[f"{kind}_ddp_8_gib"] <= room else "1"
+    numbers = sorted(int(key.split("_")[2]) for key in values if key.startswith(f"{kind}_fsdp2_"))
+    fits = [number for number in numbers if values[f"{kind}_fsdp2_{number}_gib"] <= room]
+    return f"FSDP2 x {fits[0]}" if fits else "-"
 
 
 def refl_memory(results: Results) -> list[str]:
@@ -154,11 +189,12 @@ def refl_memory(results: Results) -> list[str]:
     for name, values in found.items():
         if name.endswith("/judge_elsewhere"):
             continue
-        weights = values["generator_weights_gib"] + values["judge_weights_gib"]
-        peaks = [weights, values["references_peak_gib"], values["update_peak_gib"]]
-        elsewhere = found.get(f"{name}/judge_elsewhere", {}).get("update_peak_gib", float("nan"))
-        rows.append([f"`{name}.yaml`", *(f"{value:.1f}" for value in [*peaks, elsewhere])])
-    return table(["configuration", "weights", "making references", "an update", "an update, judge elsewhere"], rows)
+        peaks = [values[f"{part}_gib"] for part in ("weights", "before", "update")]
+        elsewhere = found.get(f"{name}/judge_elsewhere", {})
+        peaks.append(max(elsewhere.get(f"{part}_gib", float("nan")) for part in ("before", "update")))
+        rows.append([f"`{name}.yaml`", *(f"{value:.1f}" for value in peaks)])
+    header = ["configuration", "weights in an update", "before the first update", "an update", "judges elsewhere"]
+    return table(header, rows)
 
 
 def serving(results: Results) -> list[str]:
@@ -226,14 +262,21 @@ TABLES = {
     "gradient": gradient,
     "training_memory": training_memory,
     "judge_memory": judge_memory,
+    "engines": engines,
     "refl_memory": refl_memory,
     "serving": serving,
 }
 
 
+# What a table is made from, if that has another name
+SOURCES = {"engines": "judge_memory"}
+
+
 def measured(written: dict[str, Any]) -> list[str]:
     """Names of the tables that a file has results for."""
-    return [name for name in TABLES if any(each.startswith(f"{name}/") for each in written["commits"])]
+    return [
+        name for name in TABLES if any(each.startswith(f"{SOURCES.get(name, name)}/") for each in written["commits"])
+    ]
 
 
 def write(written: dict[str, Any], text: str, names: list[str] | None = None) -> str:
@@ -242,15 +285,16 @@ def write(written: dict[str, Any], text: str, names: list[str] | None = None) ->
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin in text:
             before, rest = text.split(begin)
-            lines = ["", *where(written, name), "", *TABLES[name](written["results"]), ""]
+            lines = ["", *where(written, SOURCES.get(name, name)), "", *TABLES[name](written["results"]), ""]
             text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
     return text
 
 
 def main(path: Path) -> None:
-    """Make the tables of README.md from a file of results."""
+    """Make the tables of both files from a file of results."""
     written = json.loads(path.read_text(encoding="utf-8"))
-    README.write_text(write(written, README.read_text(encoding="utf-8")), encoding="utf-8")
+    for readme in READMES:
+        readme.write_text(write(written, readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -124,8 +124,7 @@ def test_gpu(bench, name):
 def test_memory_of_configurations(bench):
     """All configurations of large generators are counted (models of full size take minutes)."""
     refl = bench("bench_refl_memory")
-    configs = {path.stem for path in (refl.ROOT / "examples" / "configs").glob("refl_*.yaml")}
-    assert set(refl.PIPELINES) == set(refl.CONFIGS) == configs - {"refl_shapes"}
+    assert set(refl.RECIPES) == {path.stem for path in refl.CONFIGS.glob("refl_*.yaml")} - {"refl_shapes"}
 
 
 def test_results_are_kept_and_compared(bench, tmp_path, monkeypatch, capsys):
@@ -181,9 +180,9 @@ def test_thresholds_name_what_is_measured(bench):
 
 
 def test_tables_are_those_of_the_results(bench):
-    """The tables of README.md are made from a file of results, and not by hand."""
+    """The tables of both README.md are made from a file of results, and not by hand."""
     table = bench("results_table")
-    text = table.README.read_text(encoding="utf-8")
+    text = "".join(path.read_text(encoding="utf-8") for path in table.READMES)
     files = [json.loads(path.read_text(encoding="utf-8")) for path in (FOLDER / "results").iterdir()]
     for name in table.TABLES:
         measured = [file for file in files if name in table.measured(file)]

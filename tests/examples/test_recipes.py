@@ -19,13 +19,15 @@ from dataset_layouts import STRING, encoded, hpdv3, parquet
 from datasets import Image
 from hub_server import LoopbackHub
 from new_process import run_python
-from tiny_hub import fill
+from tiny_hub import OF_OTHER_SIZES, fill
 
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 RECIPES = {path.stem: path for path in sorted((EXAMPLES / "configs").glob("*.yaml"))}
 ON_HUB = ("internvl_open_image_preferences", "refl_flux_dev", "refl_qwen_image", "refl_sd35", "refl_wan_t2v")
+# As the first of those on the Hub, but for the model and how many rows are seen at once
+BY_SIZE = ("internvl3_5_1b", "internvl3_5_4b", "internvl3_5_8b", "internvl3_5_38b", "qwen3_vl_8b")
 # In the order in which one goes on with what another has saved
 SHAPES = ("shapes", "shapes_generated", "refl_shapes", "shapes_video")
 # What is run elsewhere, or cannot be run.
@@ -45,7 +47,7 @@ ELSEWHERE = {
     },
 }
 HERE = {
-    *(f"configs/{name}.yaml" for name in (*ON_HUB, *SHAPES)),
+    *(f"configs/{name}.yaml" for name in (*ON_HUB, *BY_SIZE, *SHAPES)),
     "train_reward_model.py",
     "train_refl.py",
     "evaluate_reward_model.py",
@@ -163,6 +165,33 @@ def test_float32_is_noticed(tmp_path):
     )
     with pytest.raises(AssertionError, match="float32"):
         check_types(tmp_path, "b", 1)
+
+
+def test_recipes_by_size():
+    """They are the recipe of 2B for other models, and make updates of as many rows on one GPU, or 8 for the largest."""
+    from rewarddance_hf.scripts.train import make_parser
+
+    both = {"per_device_train_batch_size", "gradient_accumulation_steps", "model_name_or_path", "output_dir", "dtype"}
+    first = yaml.safe_load(RECIPES[ON_HUB[0]].read_text(encoding="utf-8"))
+    for name in BY_SIZE:
+        settings = yaml.safe_load(RECIPES[name].read_text(encoding="utf-8"))
+        assert {k: v for k, v in settings.items() if k not in both} == {
+            k: v for k, v in first.items() if k not in both
+        }
+        _, args, model_args = make_parser().parse_args_and_config(
+            ["--config", str(RECIPES[name]), "--use_cpu", "true"]
+        )
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        assert rows * (8 if name == "internvl3_5_38b" else 1) == 32
+        assert model_args.model_name_or_path in OF_OTHER_SIZES
+
+
+@pytest.mark.slow
+def test_another_family_by_size(hub, home):
+    """One recipe by size, whose model is of another family than that of the others."""
+    run(hub, home, "by_size", command("qwen3_vl_8b", **WITHOUT_GPU))
+    check_types(home, "by_size", least=1)
+    check_outputs(home, "qwen3_vl_8b")
 
 
 @pytest.mark.slow

@@ -1,19 +1,21 @@
 """
-Peaks of memory of real trainings on the CPU, by torch's profiler of its allocator, beside the counted ones: a script that
-writes both as JSON, in gibibytes. `real_peaks.py judge FOLDER FLAG ...` or `real_peaks.py pipeline FOLDER JUDGE FLAG ...`
+Peaks of memory of real trainings on the CPU, by torch's profiler of its allocator: `real_peaks.py FILE`, whose content is JSON with
+the flags of `rewarddance estimate` by name, writes gibibytes by name to the end of its output.
 """
 
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from trl import get_peft_config
 
-
-GIB = 2**30
+from rewarddance_hf.memory.counting import GIB
+from rewarddance_hf.scripts.estimate import PROMPT, find_task, make_parser, make_rows
 
 
 def peak_of(run: Callable[[], Any]) -> float:
@@ -28,41 +30,59 @@ def peak_of(run: Callable[[], Any]) -> float:
     return peak / GIB
 
 
-def judge(folder: str, *flags: str) -> float:
-    """Peak of two updates of a judge."""
-    from trl import get_peft_config
+def with_own_memory(*models: torch.nn.Module) -> None:
+    """Weights that are parts of a file so far are allocated."""
+    for model in models:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
 
+
+def judge(how: Any, args: Any, model_args: Any) -> None:
     from rewarddance_hf import RewardDanceTrainer
-    from rewarddance_hf.scripts.estimate import make_parser, make_rows
     from rewarddance_hf.trainer.processor import load_processor
 
-    arguments = ["--model", folder, *flags, "--use_cpu", "true", "--max_steps", "2", "--save_strategy", "no"]
-    arguments += ["--report_to", "none", "--output_dir", tempfile.mkdtemp()]
-    how, _, args, model_args = make_parser("train").parse_args_and_config(arguments)
     args.model_init_kwargs = {"dtype": model_args.dtype}
-
-    def train() -> None:
-        trainer = RewardDanceTrainer(
-            folder,
-            args,
-            train_dataset=make_rows(how.image_size, False) * (2 * args.per_device_train_batch_size),
-            processing_class=load_processor(folder),
-            peft_config=get_peft_config(model_args),
-        )
-        for parameter in trainer.model.parameters():  # which are parts of a file so far
-            parameter.data = parameter.data.clone()
-        trainer.train()
-
-    return peak_of(train)
+    trainer = RewardDanceTrainer(
+        model_args.model_name_or_path,
+        args,
+        train_dataset=make_rows(how.image_size, False) * (2 * args.per_device_train_batch_size),
+        processing_class=load_processor(model_args.model_name_or_path),
+        peft_config=get_peft_config(model_args),
+    )
+    with_own_memory(trainer.model)
+    trainer.train()
 
 
-def main(kind: str, *arguments: str) -> None:
-    torch.set_num_threads(1)
-    peak = {"judge": judge}[kind](*arguments)
-    sys.stdout.write("\n" + json.dumps({"peak": peak}) + "\n")
-    sys.stdout.flush()
+def generator(script_args: Any, args: Any, model_args: Any) -> None:
+    from datasets import Dataset
+
+    from rewarddance_hf.alignment.refl.trainer import ReFLTrainer
+    from rewarddance_hf.scripts.tune import add_references, load_judge, load_pipeline
+
+    pipeline, reward = load_pipeline(model_args, "cpu"), load_judge(script_args.judge, script_args, "cpu")
+    models = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    with_own_memory(reward.model, *models)
+    rows = Dataset.from_list([{"prompt": f"{PROMPT}, {index}"} for index in range(4)])
+    rows = add_references(rows, pipeline, reward, script_args, args, "train")
+    trainer = ReFLTrainer(
+        pipeline, {"judge": reward}, args, train_dataset=rows, peft_config=get_peft_config(model_args)
+    )
+    trainer.train()
+
+
+def measure(arguments: Sequence[str]) -> float:
+    task = find_task(arguments)
+    own = ["--use_cpu", "true", "--max_steps", "2", "--save_strategy", "no", "--report_to", "none"]
+    own += ["--output_dir", tempfile.mkdtemp(), "--disable_tqdm", "true"]
+    how, script_args, args, model_args = make_parser(task).parse_args_and_config([*arguments, *own])
+    if task == "tune":
+        return peak_of(lambda: generator(script_args, args, model_args))
+    return peak_of(lambda: judge(how, args, model_args))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.set_num_threads(1)
+    peaks = {name: measure(flags) for name, flags in json.loads(Path(sys.argv[1]).read_text()).items()}
+    sys.stdout.write("\n" + json.dumps(peaks) + "\n")
+    sys.stdout.flush()
     os._exit(0)
