@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -107,15 +108,12 @@ def _models_without_weights(device: torch.device) -> Iterator[None]:
             inject_adapter_in_model(settings, model)  # type: ignore[arg-type]
         return SimpleNamespace(missing_keys=[])
 
-    patches = [
+    patches: list[Any] = [
         mock.patch.object(PreTrainedModel, "from_pretrained", classmethod(of_transformers)),
         mock.patch.object(PeftAdapterMixin, "load_adapter", of_adapter),
     ]
-    try:
+    if find_spec("diffusers") is not None:  # judges need none
         from diffusers import ModelMixin
-    except ImportError:  # judges need no diffusers
-        ModelMixin = None
-    if ModelMixin is not None:
 
         def of_diffusers(cls: Any, name: Any, *args: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
             dtype = kwargs.get("torch_dtype") or kwargs.get("dtype") or torch.float32
@@ -191,6 +189,7 @@ class FirstUpdate(TrainerCallback):
 def prepare_arguments(args: Any, folder: str) -> FirstUpdate:
     """Let a run make one update and nothing else, in `folder`."""
     first = FirstUpdate(args.gradient_accumulation_steps > 1)
+    args.device  # is found out once, which resets what accelerate knows  # noqa: B018
     few = {
         "output_dir": folder,
         "max_steps": 1,

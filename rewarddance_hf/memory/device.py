@@ -127,6 +127,9 @@ class SecondDeviceTensor(torch.Tensor):
         """Run an operation as it is."""
         return cls.__torch_dispatch__(func, (), args, kwargs)
 
+    def __format__(self, specification: str) -> str:
+        return format(self.item() if self.ndim == 0 else repr(self), specification)
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 

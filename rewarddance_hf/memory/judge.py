@@ -56,7 +56,7 @@ def count_training(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         peak = memory.peak / GIB
-    model = trainer.model
+    model: Any = trainer.model
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights = weights_of(model)
@@ -68,7 +68,8 @@ def count_training(
     if quantized_to is not None:  # after the peak is split, whose other parts stay as they are
         parts["weights"] -= _saved_by_quantization(model, quantized_to)
     count, count_trained = (sum(parameter.numel() for parameter in some) for some in (parameters, trained))
-    return Count(parts, count, count_trained, **_blocks(model))
+    largest, outside = _blocks(model)
+    return Count(parts, count, count_trained, largest, outside)
 
 
 def count_scoring(load: Callable[[], Any], tasks: dict[str, Callable[[Any], Any]]) -> Count:
@@ -104,7 +105,7 @@ def _saved_by_quantization(model: nn.Module, bits: int) -> float:
     return sum(weight.numel() * (weight.element_size() - bits / 8) for weight in weights) / GIB
 
 
-def _blocks(model: nn.Module) -> dict[str, int]:
+def _blocks(model: nn.Module) -> tuple[int, int]:
     """Numbers of parameters that FSDP gathers at a time: of the largest block, and outside of all blocks but the embeddings."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     names |= {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
@@ -115,7 +116,5 @@ def _blocks(model: nn.Module) -> dict[str, int]:
     if head is None or head.weight is not embeddings.weight:
         inside.add(id(embeddings.weight))
     largest = max((sum(parameter.numel() for parameter in block.parameters()) for block in blocks), default=0)
-    return {
-        "largest_block": max(largest, embeddings.weight.numel()),
-        "outside_blocks": sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside),
-    }
+    outside = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside)
+    return max(largest, embeddings.weight.numel()), outside

@@ -16,8 +16,7 @@ from ..data.rows import keep_images_encoded
 from ..memory.apart import run_apart
 from ..memory.counting import GIB, fetch_configurations
 from ..models.media_rewarddance import load_frames
-from .estimate import EstimateArguments
-from .estimate import training as count_training_of
+from .counted_training import count_training_of
 
 
 GB = 1e9
@@ -117,12 +116,10 @@ def estimate(
     questions = args.per_device_train_batch_size * (1 if args.paradigm == "pairwise" else 2)
     model_args = copy(model_args)
     model_args.model_name_or_path = fetch_configurations(model_name, model_args.model_revision)
-    how = EstimateArguments(num_gpus=args.world_size, parallel=_parallel(args))
     alone = copy(args)  # without what it knows of this machine and of other processes
-    alone.use_cpu = True
-    for name in ("_setup_devices", "distributed_state"):
-        vars(alone).pop(name, None)
-    count = run_apart(count_training_of, rows, processor, how, alone, model_args)
+    alone.use_cpu, alone.distributed_state = True, None
+    vars(alone).pop("_setup_devices", None)
+    count = run_apart(count_training_of, rows, processor, _parallel(args), args.world_size, alone, model_args)
     # Two operations a parameter and token forward, four backward (two without gradients of weights), two to compute again.
     passes = 2 + (2 if model_args.use_peft else 4) + (2 if args.gradient_checkpointing else 0)
     work = passes * count.num_parameters * tokens * questions * args.gradient_accumulation_steps * updates

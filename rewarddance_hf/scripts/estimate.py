@@ -16,11 +16,12 @@ from trl import get_peft_config
 
 from ..data.preference import row_question
 from ..memory.counting import fetch_configurations
-from ..memory.judge import count_scoring, count_training
-from ..memory.report import PARALLEL, Count, advice, on_each_gpu, table
+from ..memory.judge import count_scoring
+from ..memory.report import PARALLEL, Count, advice, table
 from ..rewards import is_address
 from . import train
 from .arguments import required
+from .counted_training import count_training_of
 from .parser import RecipeParser
 
 
@@ -178,24 +179,8 @@ def estimate_judge(
         return f"scoring with {name}: {batch} questions at once, {images}", count
     kind = f"LoRA of rank {model_args.lora_r}" if model_args.use_peft else "all weights"
     on = f"on {how.num_gpus} GPUs with {how.parallel}" if how.num_gpus and how.num_gpus > 1 else "on one GPU"
-    return f"training of {name}, {kind}, {on}: {batch} pairs at once, {images}", training(
-        rows, processor, how, args, model_args
-    )
-
-
-def training(rows: Sequence[Any], processor: Any, how: EstimateArguments, args: Any, model_args: Any) -> Count:
-    """Count of a training of a judge whose configurations are in a folder. `args` are changed."""
-    settings = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
-    if how.parallel not in ("none", "ddp") and not model_args.use_peft:
-        settings["dtype"] = "bfloat16"  # in which weights are gathered
-    if args.fp16:  # takes as much
-        args.fp16, args.bf16 = False, True
-    args.model_init_kwargs = {**settings, **(args.model_init_kwargs or {})}
-    bits = 8 if model_args.load_in_8bit else 4 if model_args.load_in_4bit else None
-    count = count_training(
-        model_args.model_name_or_path, args, processor, rows, get_peft_config(model_args), quantized_to=bits
-    )
-    return on_each_gpu(count, str(how.parallel), how.num_gpus or 1)
+    count = count_training_of(rows, processor, str(how.parallel), how.num_gpus or 1, args, model_args)
+    return f"training of {name}, {kind}, {on}: {batch} pairs at once, {images}", count
 
 
 def _scoring(row: dict[str, Any], batch: int, script_args: Any, args: Any, model_args: Any) -> Count:
