@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PrinterCallback
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .counting import GIB, counting, prepare_arguments, size_of, weights_of
 from .device import memory
@@ -107,9 +108,7 @@ def _saved_by_quantization(model: nn.Module, bits: int) -> float:
 
 def _blocks(model: nn.Module) -> tuple[int, int]:
     """Numbers of parameters that FSDP gathers at a time: of the largest block, and outside of all blocks but the embeddings."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    names |= {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     inside = {id(parameter) for block in blocks for parameter in block.parameters()}
     judge: Any = getattr(model, "get_base_model", lambda: model)()
     embeddings, head = judge.get_input_embeddings(), judge.get_output_embeddings()

@@ -59,8 +59,8 @@ def on_each_gpu(count: Count, parallel: str, num_gpus: int) -> Count:
 
     Args:
         count ([`Count`]):
-            Training on one GPU. For `fsdp2`, `zero2` and `zero3` the weights must have been counted in bfloat16, in which they
-            are gathered and computed with.
+            Training on one GPU. For `fsdp2`, `zero2` and `zero3` it must have been counted with weights in bfloat16, in which they
+            are gathered and computed with, and with gradients of an earlier batch, which leave no room to activations.
         parallel (`str`):
             One of `PARALLEL`. `zero2` and `zero3` follow DeepSpeed's documentation and defaults.
         num_gpus (`int`):

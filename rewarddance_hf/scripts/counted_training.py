@@ -14,8 +14,10 @@ def count_training_of(
 ) -> Count:
     """What each GPU holds of a training of a judge whose configurations are in a folder. `args` are changed."""
     settings = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
-    if parallel not in ("none", "ddp") and not model_args.use_peft:
-        settings["dtype"] = "bfloat16"  # in which weights are gathered
+    if parallel not in ("none", "ddp"):
+        # Gradients are split, and leave no room for activations as they grow; weights are gathered in bfloat16.
+        args.gradient_accumulation_steps = max(2, args.gradient_accumulation_steps)
+        settings["dtype"] = model_args.dtype if model_args.use_peft else "bfloat16"
     if args.fp16:  # takes as much
         args.fp16, args.bf16 = False, True
     args.model_init_kwargs = {**settings, **(args.model_init_kwargs or {})}

@@ -51,8 +51,8 @@ def count(name: str) -> dict[str, float]:
         results["score_gib"] = weights + scoring.phases["score"]
         results["rank_gib"] = weights + scoring.phases["rank 16"]
         lora, full = counted("--use_peft"), counted()
-        # Weights that are gathered and computed with in bf16
-        split = {"lora": lora, "full": counted("--dtype", "bfloat16")}
+        # As `on_each_gpu` wants it
+        split = {"lora": lora, "full": counted("--dtype", "bfloat16", "--gradient_accumulation_steps", "2")}
     for kind, whole in {"lora": lora, "full": full}.items():
         results[f"{kind}_none_1_gib"] = whole.peak
         for engine in ENGINES:

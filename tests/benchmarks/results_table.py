@@ -150,7 +150,11 @@ def judge_memory(results: Results) -> list[str]:
         "full_none_1_gib": "update of all weights",
     }
     rows = [
-        [name, f"{values['billion_parameters']:.2f}B", *(f"{values[part]:.1f}" for part in columns)]
+        [
+            name,
+            f"{values['billion_parameters']:.2f}B",
+            *(f"{values[part]:.1f}" if part in values else "-" for part in columns),
+        ]
         for name, values in groups(results, "judge_memory/").items()
     ]
     return table(["judge", "parameters", *columns.values()], rows)
