@@ -180,8 +180,10 @@ class FirstUpdate(TrainerCallback):
             value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
         )
         self.gradients = size_of(parameter.grad for parameter in parameters)
-        if not self.accumulates:
-            optimizer.zero_grad()
+        optimizer.zero_grad()
+        for parameter in kwargs["model"].parameters():  # may be others on the way to the device, of the same memory
+            if self.accumulates and parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
         self.base = memory.now / GIB
         memory.peak = memory.now
 

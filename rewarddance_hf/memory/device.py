@@ -7,7 +7,7 @@ Numbers are those of the CPU. Kernels and speed of a GPU are not what it can tel
 
 `register(largest=n)` gives values to no tensor of more than `n` floats: these take no memory and no time, so that models of
 any size run, to count what they would allocate (`memory`), also by autocast and attention as on CUDA. What is read out of
-them is 0.5, 1 or True.
+them is 0 for a single number, else 0.5, 1 or True; no index is one of True.
 """
 
 import math
@@ -108,6 +108,8 @@ class SecondDeviceTensor(torch.Tensor):
         args_inside, kwargs_inside = tree_map_only(cls, lambda tensor: tensor.inner, (args, kwargs))
         inside = [leaf for leaf in tree_leaves((args_inside, kwargs_inside)) if isinstance(leaf, torch.Tensor)]
         if any(tensor.is_meta for tensor in inside):
+            if func is aten.nonzero.default:  # of checks for what is not finite, which nothing is
+                return cls(torch.zeros(0, args[0].ndim, dtype=torch.int64))
             if to_cpu:
                 # Without memory there too: models that leave the device take none
                 return torch.full((), 0.5, dtype=kwargs.get("dtype") or args[0].dtype).expand(args[0].shape)
@@ -153,7 +155,7 @@ class SecondDeviceTensor(torch.Tensor):
 
 def _wrap(tensor: torch.Tensor) -> SecondDeviceTensor:
     if tensor.is_meta and tensor.ndim == 0 and tensor.is_floating_point():
-        return SecondDeviceTensor(torch.full((), 0.5, dtype=tensor.dtype))  # what is compared or printed
+        return SecondDeviceTensor(torch.zeros((), dtype=tensor.dtype))  # what is compared or printed: no difference
     if tensor.is_floating_point() and tensor.untyped_storage().nbytes() > _largest * tensor.element_size():
         tensor = tensor.to("meta")
     return SecondDeviceTensor(tensor)
