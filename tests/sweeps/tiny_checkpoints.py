@@ -69,7 +69,9 @@ def bert_tokenizer():
 
 
 def glm_tokenizer():
-    tokenizer = qwen_tokenizer()
+    tokenizer = hf.Qwen2Tokenizer(
+        vocab=byte_vocabulary(**{"<|endoftext|>": 300}), merges=[]
+    )  # within a smaller vocabulary
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -167,7 +169,7 @@ def qwen3_vl():
 
 
 def gemma3():
-    text = TEXT | {"vocab_size": 128, "head_dim": 8, "sliding_window": 16}
+    text = TEXT | {"hidden_size": 32, "vocab_size": 128, "head_dim": 8, "sliding_window": 16}
     vision = {
         "hidden_size": 16,
         "intermediate_size": 37,
