@@ -1,6 +1,6 @@
 """Calls of a pipeline for a list of prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,14 @@ def call(pipeline: Any, generators: Sequence[torch.Generator], **arguments: Any)
             f"`{type(pipeline).__name__}` was given {len(generators)} prompts and says: {text} If it takes one prompt at a time, "
             "set the batch size to 1."
         ) from error
+
+
+def share_a_seed(pipeline: Any, arguments: Mapping[str, Any]) -> bool:
+    """
+    Whether the samples of a batch would all follow from its first seed, since a language model goes on with their prompts
+    (GLM-Image, LTX 2 with `system_prompt`).
+    """
+    return hasattr(pipeline, "vision_language_encoder") or arguments.get("system_prompt") is not None
 
 
 def _is_texts(name: str, value: Any) -> bool:

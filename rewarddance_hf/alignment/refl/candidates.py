@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ...models.media_rewarddance import load_image
 from ...scoring.engine.memory import BatchLimit
+from ..pipelines.prompts import share_a_seed
 from .drawing import draw
 
 
@@ -36,7 +37,8 @@ class CandidateDrawer:
         samples: dict[int, Any] = {}
         start = 0
         while start < len(seeds) and (at_least is None or len(samples) < at_least):
-            size = 1 if "condition" in row else self.limit.max_rows
+            is_alone = "condition" in row or share_a_seed(self.pipeline, self.pipeline_kwargs)
+            size = 1 if is_alone else self.limit.max_rows
             if at_least is not None:
                 size = min(size, at_least - len(samples))
             batch = list(range(start, min(start + size, len(seeds))))
