@@ -230,7 +230,8 @@ class RewardGradientCallback(PipelineCallback):
                 hooks.set(experts, "_force_inference_output", False)  # by a setting of its configuration
         hooks.wrap(pipeline.scheduler, step=self._step, add_noise=self._noise, scale_noise=self._noise, **more)
         hooks.wrap(pipeline, maybe_free_model_hooks=_before(self._check_steps, end), **more)
-        hooks.wrap(pipeline, normalize_first_frame=save_copies, decode_latents=_without_arrays)
+        hooks.wrap(pipeline, normalize_first_frame=save_copies, normalize_normals=save_copies)
+        hooks.wrap(pipeline, decode_latents=_without_arrays)
         for name in ("vae", "movq"):
             if getattr(pipeline, name, None) is not None:
                 hooks.wrap(getattr(pipeline, name), decode=functools.partial(self._decode, pipeline))

@@ -97,7 +97,7 @@ def check_caches(pipeline: Any, what: str) -> None:
 
 
 def save_copies(_: Any, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Hook in place of a method that writes into what the backward pass needs (Kandinsky 5, after the last step)."""
+    """Hook in place of a method that writes into what the backward pass needs (Kandinsky 5 and Marigold, after the last step)."""
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved):
         return method(*args, **kwargs)
 

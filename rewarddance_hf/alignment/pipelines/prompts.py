@@ -29,12 +29,13 @@ def call(pipeline: Any, generators: Sequence[torch.Generator], **arguments: Any)
         ) from error
 
 
-def share_a_seed(pipeline: Any, arguments: Mapping[str, Any]) -> bool:
+def differs_in_batches(pipeline: Any, arguments: Mapping[str, Any]) -> bool:
     """
-    Whether the samples of a batch would all follow from its first seed, since a language model goes on with their prompts
-    (GLM-Image, LTX 2 with `system_prompt`).
+    Whether a sample of a batch is not that of its seed alone: a language model goes on with all prompts by the first seed
+    (GLM-Image, LTX 2 with `system_prompt`), or padding is cut from a single prompt only (Latte).
     """
-    return hasattr(pipeline, "vision_language_encoder") or arguments.get("system_prompt") is not None
+    has_prior, cuts_padding = (hasattr(pipeline, name) for name in ("vision_language_encoder", "mask_text_embeddings"))
+    return has_prior or cuts_padding or arguments.get("system_prompt") is not None
 
 
 def _is_texts(name: str, value: Any) -> bool:

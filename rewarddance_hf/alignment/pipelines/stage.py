@@ -61,6 +61,7 @@ class Stage:
         self.num_passes = 0
         self.hooks = hooks
         self.prepared: list[torch.Tensor] = []
+        self.others: list[list[torch.Tensor]] = []  # what is prepared beside the latents
         self.streams: dict[int, _Stream] = {}
         self.random_states = [trajectory.generator.get_state() for trajectory in trajectories]
         for trajectory in trajectories:
@@ -120,6 +121,9 @@ class Stage:
         place = len(self.prepared)
         output = prepare_latents(*args, **kwargs)
         latents = output[0] if isinstance(output, tuple) else output
+        self.others.append(
+            [other for other in output[1:] if isinstance(other, torch.Tensor)] if latents is not output else []
+        )
         if self.trajectories[0].latents is not None:
             check_count(pipeline, latents, len(self.trajectories))
             latents = torch.cat([t.latents[place] for t in self.trajectories if t.latents is not None])
@@ -188,6 +192,10 @@ class Stage:
             self._refuse_repeated()
             return step(*args, **kwargs)
         stream.place = place
+        if stream.num_steps == 0 and (self.is_part or self.trajectories[0].pivot is not None):
+            self._check_first(
+                list(self.streams).index(id(stream.scheduler)), argument_of(step, args, kwargs, "sample")
+            )
         if (
             self.is_part
             and stream.num_steps
@@ -215,6 +223,15 @@ class Stage:
         if self.is_part:
             self._check_shape(list(self.streams).index(id(stream.scheduler)), stream.latents)
         return output
+
+    def _check_first(self, place: int, sample: torch.Tensor) -> None:
+        """Refuse pipelines that prepare something else in the place of the latents (Marigold, those of the image)."""
+        if place < len(self.prepared) and not torch.equal(sample, self.prepared[place]):
+            if any(torch.equal(sample, other) for other in self.others[place]):
+                raise NotImplementedError(
+                    f"`{self.name}` does not denoise what `prepare_latents` gives first, but a search that stops in between or "
+                    "mixes noise requires that. Use `best_of_n` without `preview_step`."
+                )
 
     def _refuse_repeated(self) -> None:
         if self.is_part:

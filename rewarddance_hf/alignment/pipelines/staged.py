@@ -25,7 +25,7 @@ from .hooks import Hooks
 from .models import check_caches
 from .noise_levels import noise_levels
 from .output import check_count, has_processor
-from .prompts import call, share_a_seed
+from .prompts import call, differs_in_batches
 from .stage import Stage, Trajectory
 
 
@@ -64,7 +64,9 @@ class StagedPipeline:
         self.pipeline = pipeline
         self.prompts = list(prompts)
         self.takes = inspect.signature(type(pipeline).__call__).parameters
-        is_alone = share_a_seed(pipeline, arguments) or any(_is_pixels(*argument) for argument in arguments.items())
+        is_alone = differs_in_batches(pipeline, arguments) or any(
+            _is_pixels(*argument) for argument in arguments.items()
+        )
         self.batch_size = 1 if is_alone else batch_size
         self.arguments = {
             name: self._per_prompt(name, value) for name, value in arguments.items() if name != "output_type"

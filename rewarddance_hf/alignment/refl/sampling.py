@@ -17,7 +17,7 @@ from accelerate.utils import AutocastKwargs  # noqa: E402
 
 from ..gradient import RewardGradientCallback  # noqa: E402
 from ..pipelines.output import scaled  # noqa: E402
-from ..pipelines.prompts import share_a_seed  # noqa: E402
+from ..pipelines.prompts import differs_in_batches  # noqa: E402
 from .base_trainer import DenoiserTrainer  # noqa: E402
 from .drawing import check_range, draw  # noqa: E402
 from .rows import seed_of  # noqa: E402
@@ -112,7 +112,7 @@ class SamplingTrainer(DenoiserTrainer):
     ) -> Any:
         """Samples of the pipeline, each from its own noise."""
         arguments = {**self._settings, **pipeline_kwargs, "output_type": output_type}
-        size = 1 if conditions is not None or share_a_seed(self.pipeline, arguments) else len(prompts)
+        size = 1 if conditions is not None or differs_in_batches(self.pipeline, arguments) else len(prompts)
         batches = []
         encoded = self.encoded_prompts.in_use() if self.encoded_prompts is not None else nullcontext()
         # Casts of trained weights, cached in steps without gradient, would be used again in those that need it.
