@@ -174,7 +174,7 @@ class RewardGradientCallback(PipelineCallback):
                 hooks.close()
                 raise
         elif self._run is None or self._run.num_steps_made != step_index + 1:
-            raise RuntimeError(
+            raise NotImplementedError(
                 f"The callback was called after step {step_index} of `{type(pipeline).__name__}`, but needs to be called "
                 "from the first step on, within a call of the pipeline, and once for each step that `pipeline.scheduler` "
                 f"itself makes. Use {ATTACH}."
@@ -255,7 +255,7 @@ class RewardGradientCallback(PipelineCallback):
     def _check_steps(self) -> None:
         if self._run is not None and self._run.num_steps_made <= self._run.first_step:
             run = self._run
-            raise RuntimeError(
+            raise NotImplementedError(
                 f"`{type(run.pipeline).__name__}` made {run.num_steps_made} of the {run.num_steps} steps that it announced, "
                 f"but the first with gradient is step {run.first_step}. Raise `strength` if it takes one, or use another pipeline."
             )

@@ -97,6 +97,7 @@ class Tiny:
         self.gives_prompt = "prompt" in inputs and inputs["prompt"] is not None
         self.settings = {name: value for name, value in self.inputs.items() if name != "prompt"}
         self.by_seed: dict[int, torch.Tensor] = {}
+        self.global_seed = 3  # for pipelines that draw random numbers without their generator
 
     @functools.cached_property
     def image(self) -> torch.Tensor:
@@ -110,6 +111,8 @@ class Tiny:
             image = plain(self)
         if not image.isfinite().all():
             raise NotApplicableError("the pipeline alone makes an image that is not finite")
+        if image.max() > 1.001:
+            raise NotApplicableError("the pipeline alone makes values beyond 1 (high dynamic range)")
         if torch.equal(image, plain(self, seed=8)):
             raise NotApplicableError("the pipeline alone makes the same image of every seed")
         return image
@@ -129,6 +132,21 @@ class Tiny:
         if not made:
             raise NotApplicableError("the pipeline alone calls no `scheduler.step`")
         return max(made) + 1, sum(counts)
+
+    def check_same(self, images: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
+        """Images that a seed shall make again, if the pipeline alone does."""
+        difference = (images - expected).abs().max().item()
+        if difference > tolerance:
+            self.global_seed += 1
+            is_chance = not torch.equal(plain(self), self.image)
+            self.global_seed -= 1
+            if is_chance:
+                raise NotApplicableError("the pipeline alone draws random numbers without its generator")
+            if difference < 0.05 and self.batch_size > 1:  # ShapE samples where it has found something
+                pair = plain(self, seed=[7, 8], prompt=[self.prompt] * 2)
+                if (pair[0] - self.image[0]).abs().max() > tolerance:
+                    raise NotApplicableError("rounding in batches changes the image of the pipeline alone")
+            raise AssertionError(f"{what} off by {difference:.1e}")
 
     @property
     def num_steps(self) -> int:
@@ -191,7 +209,7 @@ class Tiny:
         return bool((tensors - self.image).abs().max() > 1e-3)
 
     def _arguments(self, seed: int | list[int]) -> dict[str, Any]:
-        torch.manual_seed(3)  # some pipelines let the scheduler draw its noise without their generator
+        torch.manual_seed(self.global_seed)
         arguments = {name: clone(value) for name, value in self.inputs.items()}
         if "generator" in self.takes:
             seeds = seed if isinstance(seed, list) else [seed]
@@ -345,6 +363,8 @@ def textbook_clean(scheduler, index, step, model_output, timestep, sample):
         model_output = model_output[:, : sample.shape[1]]
         if scheduler.config.prediction_type == "flow_prediction":
             return sample - sigma * model_output
+        if scheduler.config.prediction_type == "epsilon" and scheduler.config.use_flow_sigmas:  # SkyReels V2
+            return (sample - sigma * model_output) / (1 - sigma)
         if scheduler.config.prediction_type == "epsilon":
             return sample * (1 + sigma**2).sqrt() - sigma * model_output
     if name in ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler") and scheduler.config.prediction_type == "epsilon":
@@ -620,8 +640,8 @@ def check_best_of_n(tiny: Tiny) -> None:
         check_count(result, counts, num_steps, passes, 2 * num_steps)
         for place, image in enumerate(result.images):
             expected = by_seed(tiny, result.lineage(place)[0])
-            difference = (tensor_of(image) - expected).abs().max().item()
-            assert difference <= (0 if batch_size == 1 else 2e-4), f"batch size {batch_size}: off by {difference:.1e}"
+            tolerance = 0 if batch_size == 1 else 2e-4
+            tiny.check_same(tensor_of(image), expected, tolerance, f"batch size {batch_size}:")
 
 
 def check_preview(tiny: Tiny) -> None:
@@ -678,8 +698,7 @@ def check_zero_order(tiny: Tiny) -> None:
 def check_replay(tiny: Tiny, result: Any) -> None:
     torch.manual_seed(3)
     again = tensor_of(replay(tiny.pipeline, tiny.prompt, result.lineage(), **tiny.search_arguments()))
-    difference = (again - tensor_of(result.images[0])).abs().max().item()
-    assert difference < 2e-4, f"replay off by {difference:.1e}"
+    tiny.check_same(again, tensor_of(result.images[0]), 2e-4, "replay")
 
 
 CHECKS: dict[str, Callable[[Tiny], None]] = {
