@@ -86,6 +86,8 @@ class Tiny:
         if self.inputs.get("strength") is not None:  # of which a small one leaves no step
             self.inputs["strength"] = max(self.inputs["strength"], STRENGTH)
         self.takes = inspect.signature(type(self.pipeline).__call__).parameters
+        if "use_resolution_binning" in self.takes:
+            self.inputs["use_resolution_binning"] = False  # which would make a megapixel of it
         if "num_frames" in self.takes:
             self.inputs.setdefault("num_frames", FRAMES)
             if "height" in self.takes and not any(

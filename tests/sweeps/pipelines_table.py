@@ -46,7 +46,7 @@ def table(results: list[dict]) -> str:
     for result in results:
         if "not built" in result:
             not_built.add(short(result))
-        elif kind(result["outcomes"]["images"]) == "-":
+        elif all(kind(outcome) == "-" for outcome in result["outcomes"].values()):
             without_images.add(short(result))
         else:
             by_class.setdefault(short(result), []).append(result["outcomes"])
