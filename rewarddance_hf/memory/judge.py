@@ -73,30 +73,27 @@ def count_training(
     return Count(parts, count, count_trained, largest, outside)
 
 
-def count_scoring(load: Callable[[], Any], tasks: dict[str, Callable[[Any], Any]]) -> Count:
+def count_scoring(load: Callable[[], Any], score: Callable[[Any], Any]) -> Count:
     """
-    Count tasks of a [`RewardDanceScorer`].
+    Count a scoring with a [`RewardDanceScorer`].
 
     Args:
         load (`Callable`):
             Loads the scorer with `from_pretrained`.
-        tasks (`dict[str, Callable]`):
-            Functions of the scorer by name.
+        score (`Callable`):
+            Scores a batch with it.
 
     Returns:
-        [`Count`]: The weights, and what each task takes on top at its peak.
+        [`Count`]: The weights, and what the batch takes on top at its peak.
     """
     with counting() as device:
         scorer = load()
         scorer.model.to(device)
-        parameters = list(scorer.model.parameters())
-        parts, peaks = {"weights": weights_of(scorer.model)}, {}
-        for name, task in tasks.items():
-            memory.peak = before = memory.now
-            task(scorer)
-            peaks[name] = (memory.peak - before) / GIB
-        parts["activations"] = max(peaks.values())
-    return Count(parts, sum(parameter.numel() for parameter in parameters), 0, phases=peaks)
+        parts = {"weights": weights_of(scorer.model)}
+        memory.peak = before = memory.now
+        score(scorer)
+        parts["activations"] = (memory.peak - before) / GIB
+    return Count(parts, sum(parameter.numel() for parameter in scorer.model.parameters()), 0)
 
 
 def _saved_by_quantization(model: nn.Module, bits: int) -> float:

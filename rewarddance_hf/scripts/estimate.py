@@ -191,15 +191,12 @@ def _scoring(row: dict[str, Any], batch: int, script_args: Any, args: Any, model
         return RewardDanceScorer.from_pretrained(model_args.model_name_or_path, dtype=dtype, batch_size=batch)
 
     # Images that differ, as nothing is computed twice
-    images = [
-        Image.new("RGB", row["chosen"].size, (index % 256, index // 256, 0)) for index in range(max(16, 2 * batch))
-    ]
+    images = [Image.new("RGB", row["chosen"].size, (index % 256, index // 256, 0)) for index in range(2 * batch)]
 
     def score(scorer: Any) -> None:
-        references = images[batch : 2 * batch] if scorer.is_pairwise else None
-        scorer.score(images[:batch], [row["prompt"]] * batch, references)
+        scorer.score(images[:batch], [row["prompt"]] * batch, images[batch:] if scorer.is_pairwise else None)
 
-    return count_scoring(load, {"score": score, "rank 16": lambda scorer: scorer.rank(images[:16], row["prompt"])})
+    return count_scoring(load, score)
 
 
 def estimate_tuning(

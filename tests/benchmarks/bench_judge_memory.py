@@ -1,6 +1,5 @@
 """
-Memory of judges by size, counted by `rewarddance estimate`: scoring 8 pairs at once, ranking 16 images, and updates of 4 pairs on
-each GPU, LoRA and all weights, on one GPU and on several. Models are of full size, and there are no values.
+Memory of judges by size, counted by `rewarddance estimate`: scoring 8 pairs at once, and updates of 4 pairs on each GPU, LoRA and all weights, on one GPU and on several. Models are of full size, and there are no values.
 """
 
 import tempfile
@@ -46,10 +45,8 @@ def count(name: str) -> dict[str, float]:
             return estimate(task, *parsed)[1]
 
         scoring = counted("--task", "score", pairs=PAIRS)
-        weights = scoring.parts["weights"]
-        results = {"billion_parameters": scoring.num_parameters / 1e9, "weights_gib": weights}
-        results["score_gib"] = weights + scoring.phases["score"]
-        results["rank_gib"] = weights + scoring.phases["rank 16"]
+        results = {"billion_parameters": scoring.num_parameters / 1e9, "weights_gib": scoring.parts["weights"]}
+        results["score_gib"] = scoring.peak
         lora, full = counted("--use_peft"), counted()
         # As `on_each_gpu` wants it
         split = {"lora": lora, "full": counted("--dtype", "bfloat16", "--gradient_accumulation_steps", "2")}

@@ -145,7 +145,6 @@ def judge_memory(results: Results) -> list[str]:
     columns = {
         "weights_gib": "weights",
         "score_gib": "8 pairs scored at once",
-        "rank_gib": "16 images ranked",
         "lora_none_1_gib": "LoRA update of 4 pairs",
         "full_none_1_gib": "update of all weights",
     }

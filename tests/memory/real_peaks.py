@@ -57,11 +57,15 @@ def generator(script_args: Any, args: Any, model_args: Any) -> None:
     from datasets import Dataset
 
     from rewarddance_hf.alignment.refl.trainer import ReFLTrainer
+    from rewarddance_hf.memory.generator import Elsewhere
     from rewarddance_hf.scripts.tune import add_references, load_judge, load_pipeline
 
-    pipeline, reward = load_pipeline(model_args, "cpu"), load_judge(script_args.judge, script_args, "cpu")
-    models = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    with_own_memory(reward.model, *models)
+    pipeline = load_pipeline(model_args, "cpu")
+    with_own_memory(*(part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)))
+    reward: Any = Elsewhere()
+    if script_args.judge is not None:
+        reward = load_judge(script_args.judge, script_args, "cpu")
+        with_own_memory(reward.model)
     rows = Dataset.from_list([{"prompt": f"{PROMPT}, {index}"} for index in range(4)])
     rows = add_references(rows, pipeline, reward, script_args, args, "train")
     trainer = ReFLTrainer(
