@@ -1,17 +1,21 @@
 """
-Peaks of memory of real trainings on the CPU, by torch's profiler of its allocator: `real_peaks.py FILE`, whose content is JSON with
-the flags of `rewarddance estimate` by name, writes gibibytes by name to the end of its output.
+Peaks of memory of real trainings on the CPU: `real_peaks.py FILE`, whose content is JSON with the flags of `rewarddance estimate` by
+name, writes gibibytes by name to the end of its output. Of judges it is what torch's profiler sees of the allocator; of generators
+what operations return, without the workspaces of CPU kernels for convolutions.
 """
 
 import json
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from trl import get_peft_config
 
 from rewarddance_hf.memory.counting import GIB
@@ -28,6 +32,32 @@ def peak_of(run: Callable[[], Any]) -> float:
         now += event.nbytes()
         peak = max(peak, now)
     return peak / GIB
+
+
+class Results(TorchDispatchMode):
+    """Bytes that results of operations hold, each storage once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            storage = result.untyped_storage() if isinstance(result, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, storage._cdata, None)
+                self.peak = max(self.peak, sum(self.sizes.values()))
+        return results
+
+
+def results_of(run: Callable[[], Any]) -> float:
+    """Gibibytes that results of operations hold at the peak of a run."""
+    with Results() as results:
+        run()
+    return results.peak / GIB
 
 
 def with_own_memory(*models: torch.nn.Module) -> None:
@@ -53,23 +83,18 @@ def judge(how: Any, args: Any, model_args: Any) -> None:
     trainer.train()
 
 
-def generator(script_args: Any, args: Any, model_args: Any) -> None:
+def generator(args: Any, model_args: Any) -> None:
     from datasets import Dataset
 
     from rewarddance_hf.alignment.refl.trainer import ReFLTrainer
     from rewarddance_hf.memory.generator import Elsewhere
-    from rewarddance_hf.scripts.tune import add_references, load_judge, load_pipeline
+    from rewarddance_hf.scripts.tune import load_pipeline
 
     pipeline = load_pipeline(model_args, "cpu")
     with_own_memory(*(part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)))
-    reward: Any = Elsewhere()
-    if script_args.judge is not None:
-        reward = load_judge(script_args.judge, script_args, "cpu")
-        with_own_memory(reward.model)
     rows = Dataset.from_list([{"prompt": f"{PROMPT}, {index}"} for index in range(4)])
-    rows = add_references(rows, pipeline, reward, script_args, args, "train")
     trainer = ReFLTrainer(
-        pipeline, {"judge": reward}, args, train_dataset=rows, peft_config=get_peft_config(model_args)
+        pipeline, {"judge": Elsewhere()}, args, train_dataset=rows, peft_config=get_peft_config(model_args)
     )
     trainer.train()
 
@@ -78,9 +103,9 @@ def measure(arguments: Sequence[str]) -> float:
     task = find_task(arguments)
     own = ["--use_cpu", "true", "--max_steps", "2", "--save_strategy", "no", "--report_to", "none"]
     own += ["--output_dir", tempfile.mkdtemp(), "--disable_tqdm", "true"]
-    how, script_args, args, model_args = make_parser(task).parse_args_and_config([*arguments, *own])
+    how, _, args, model_args = make_parser(task).parse_args_and_config([*arguments, *own])
     if task == "tune":
-        return peak_of(lambda: generator(script_args, args, model_args))
+        return results_of(lambda: generator(args, model_args))
     return peak_of(lambda: judge(how, args, model_args))
 
 

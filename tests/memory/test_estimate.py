@@ -90,21 +90,24 @@ def test_a_judge_takes_what_is_counted(vlm, tmp_path):
 @pytest.mark.new_process
 @pytest.mark.parametrize("is_adapter", [True, False])
 def test_a_generator_takes_what_is_counted(is_adapter, tmp_path):
-    """A tuned pipeline with its judge: within 5 % of what the allocator of the CPU sees, which has kernels of its own."""
+    """A tuned pipeline: within 1 % of what the same operations on the CPU return. A judge beside it comes on top."""
     import tiny_hub
 
     tiny_hub.save_pipeline(tiny_hub.stable_diffusion_35, tmp_path / "pipeline")
     tiny_hub.save_vlm("internvl", tmp_path / "vlm", "GotOcr2ImageProcessorFast")
     tiny_hub.save_judge(tmp_path / "vlm", tmp_path / "judge")
-    flags = ["--pipeline", str(tmp_path / "pipeline"), "--judge", str(tmp_path / "judge"), "--bf16", "false"]
-    flags += ["--dtype", "float32", "--num_inference_steps", "2", "--pipeline_kwargs", '{"height": 256, "width": 256}']
-    flags += ["--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "4", "--num_candidates", "2"]
-    cases = {"tuning": [*flags, "--num_references", "2", *(["--use_peft"] if is_adapter else [])]}
-    (count,) = counted(cases, tmp_path / "cases.json").values()
-    (peak,) = measured(tmp_path / "cases.json").values()
-    assert count["peak"] == pytest.approx(peak, rel=0.05)
-    assert {"VAE decode", "reward step", "backward"} <= set(count["phases"])
-    assert count["parts"]["judge"] > 0
+    flags = ["--pipeline", str(tmp_path / "pipeline"), "--bf16", "false", "--dtype", "float32"]
+    flags += ["--num_inference_steps", "2", "--pipeline_kwargs", '{"height": 256, "width": 256}']
+    flags += ["--per_device_train_batch_size", "4", *(["--use_peft"] if is_adapter else [])]
+    (tmp_path / "cases.json").write_text(json.dumps({"alone": flags}))
+    peak = measured(tmp_path / "cases.json")["alone"]
+    counts = counted(
+        {"alone": flags, "judged": [*flags, "--judge", str(tmp_path / "judge")]}, tmp_path / "more_cases.json"
+    )
+    assert counts["alone"]["peak"] == pytest.approx(peak, rel=0.01)
+    judged = counts["judged"]
+    assert {"VAE decode", "reward step", "backward"} <= set(judged["phases"])
+    assert judged["peak"] > counts["alone"]["peak"] + judged["parts"]["judge"]
 
 
 @pytest.mark.slow
