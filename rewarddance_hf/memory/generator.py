@@ -10,7 +10,7 @@ from transformers import PrinterCallback
 
 from .counting import GIB, counting, prepare_arguments, size_of, weights_of
 from .device import memory
-from .report import Count
+from .report import BEFORE, Count, with_split_denoiser
 
 
 class Elsewhere:
@@ -29,6 +29,7 @@ def count_tuning(
     prompts: Any,
     add_references: Callable[[Any, Any, Any], Any],
     peft_config: Any = None,
+    num_gpus: int = 1,
 ) -> Count:
     """
     Count an update of [`ReFLTrainer`].
@@ -46,6 +47,8 @@ def count_tuning(
             Makes references of rows, by the pipeline and a judge, if that judge needs them.
         peft_config (`peft.PeftConfig`, *optional*):
             Adapter.
+        num_gpus (`int`, *optional*, defaults to 1):
+            Number of GPUs, which share the denoiser if `args.shard_denoiser` says so.
 
     Returns:
         [`Count`]: Weights by component that are there in an update, and the peak of each phase of an update and of what comes
@@ -54,6 +57,9 @@ def count_tuning(
     from ..alignment.refl.trainer import ReFLTrainer
 
     phases: dict[str, float] = {}
+    is_split, args.shard_denoiser = args.shard_denoiser, False  # which needs several processes
+    if is_split and num_gpus < 2:
+        raise ValueError("`shard_denoiser` is True, but there is one GPU to split the denoiser over. Pass `num_gpus`.")
     with counting() as device, tempfile.TemporaryDirectory() as folder:
         first = prepare_arguments(args, folder)
         pipeline = load_pipeline(device)
@@ -72,7 +78,7 @@ def count_tuning(
         trainer._check_first_rows = lambda: None  # type: ignore[method-assign]  # the update shows the same
         with _phases(trainer, first, phases):
             trainer.train()
-        phases["before the first update"] = first.before - first.base
+        phases[BEFORE] = first.before - first.base
         peak = first.base + max(phases.values())
         models = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
         num_parameters = sum(parameter.numel() for model in models.values() for parameter in model.parameters())
@@ -88,7 +94,17 @@ def count_tuning(
     parts = {name: size for name, size in parts.items() if size > 0}
     parts |= {"gradients": first.gradients, "optimizer": first.optimizer}
     parts["activations"] = peak - sum(parts.values())
-    return Count(parts, num_parameters, sum(parameter.numel() for parameter in trained), phases=phases)
+    num_trained = sum(parameter.numel() for parameter in trained)
+    largest = max(_largest_block(getattr(pipeline, name)) for name in trainer.denoiser_names)
+    count = Count(parts, num_parameters, num_trained, largest, phases=phases)
+    return with_split_denoiser(count, trainer.denoiser_names, num_gpus) if is_split else count
+
+
+def _largest_block(denoiser: torch.nn.Module) -> int:
+    """Parameters of the largest block that FSDP gathers at once."""
+    names = set(getattr(denoiser, "_no_split_modules", None) or ())
+    blocks = [module for module in denoiser.modules() if type(module).__name__ in names]
+    return max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks or [denoiser])
 
 
 @contextmanager

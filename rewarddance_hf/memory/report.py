@@ -1,5 +1,6 @@
 """What was counted, what of it a GPU of several holds, and what to do where it does not fit."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from .counting import GIB
 PARALLEL = ("none", "ddp", "fsdp2", "zero2", "zero3")
 # What kernels and libraries take, and what an allocator loses between blocks, is left of a card.
 CARDS, USABLE = (24, 40, 80, 141), 0.92
+BEFORE = "before the first update"  # a phase of a tuning
 BUCKET = 500_000_000  # elements that DeepSpeed reduces or gathers at a time, by default
 
 
@@ -98,6 +100,18 @@ def on_each_gpu(count: Count, parallel: str, num_gpus: int) -> Count:
     return Count(parts, count.num_parameters, count.num_trained, count.largest_block, count.outside_blocks)
 
 
+def with_split_denoiser(count: Count, denoisers: Sequence[str], num_gpus: int) -> Count:
+    """The same for one of several GPUs that share the denoisers of a pipeline, which is loaded on the CPU."""
+    parts = dict(count.parts)
+    for name in {*denoisers, "adapter", "gradients", "optimizer"} & parts.keys():
+        parts[name] /= num_gpus
+    # The block that is computed and the next one, and their gradients if these are not an adapter's
+    parts["gathered"] = 2 * count.largest_block * (2 if "adapter" in parts else 2 * 4) / GIB
+    phases = {name: size for name, size in count.phases.items() if name != BEFORE}
+    parts["activations"] = max(phases.values())
+    return Count(parts, count.num_parameters, count.num_trained, count.largest_block, phases=phases)
+
+
 def table(count: Count, title: str, num_gpus: int = 1) -> list[str]:
     """Lines of a table of parts, with the peak."""
     where = "on each GPU" if num_gpus > 1 else "on the GPU"
@@ -138,6 +152,12 @@ def advice(count: Count, task: str, args: Any, is_adapter: bool, parallel: str) 
     if is_judge and is_adapter and largest == "weights":
         turns.append("--load_in_4bit true holds the base in about a quarter")
     if not is_judge:
+        if not args.precompute_prompts:
+            turns.append("--precompute_prompts true: text encoders leave the GPU before the first update")
+        if not args.offload:
+            turns.append("--offload true: text encoders and judges are on the CPU while they are not in use")
+        if not args.shard_denoiser:
+            turns.append("--shard_denoiser true with --num_gpus splits the denoiser over the GPUs")
         turns.append("a judge on another device: --judge_device cuda:1, or --judge http://HOST:PORT")
     return [_largest(count, largest), *(f"  smaller: {turn}" for turn in turns)]
 

@@ -210,7 +210,8 @@ def estimate_tuning(
 
     if how.parallel not in ("none", "ddp"):
         raise ValueError(
-            f"`parallel` is {how.parallel!r}, but a generator is tuned on one GPU or with ddp. Leave it out."
+            f"`parallel` is {how.parallel!r}, but a generator is tuned on one GPU or with ddp. Leave it out; "
+            "`--shard_denoiser true` splits the denoiser over the GPUs."
         )
     name = required(model_args, "model_name_or_path", "stabilityai/stable-diffusion-3.5-medium")
     if name != tune.SHAPES:
@@ -238,6 +239,7 @@ def estimate_tuning(
         Dataset.from_list([{"prompt": f"{PROMPT}, {index}"} for index in range(num_prompts)]),
         lambda rows, pipeline, judge: tune.add_references(rows, pipeline, judge, script_args, args, "train"),
         get_peft_config(model_args),
+        how.num_gpus or 1,
     )
     kind = f"LoRA of rank {model_args.lora_r}" if model_args.use_peft else "all weights of the denoiser"
     size = args.per_device_train_batch_size

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from rewarddance_hf.memory.apart import run_apart
+from rewarddance_hf.memory.report import BEFORE
 
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
@@ -58,9 +59,6 @@ def count(recipe: str, has_judge: bool = True) -> dict[str, float]:
     weights = sum(size for name, size in found.parts.items() if name not in ("gradients", "optimizer", "activations"))
     results = {"weights_gib": weights, "before_gib": base + found.phases[BEFORE], "update_gib": base + update}
     return results | {f"{name.replace(' ', '_')}_gib": size for name, size in found.parts.items()}
-
-
-BEFORE = "before the first update"
 
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:

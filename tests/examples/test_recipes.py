@@ -171,7 +171,7 @@ def test_recipes_by_size():
     """They are the recipe of 2B for other models, and make updates of as many rows on one GPU, or 8 for the largest."""
     from rewarddance_hf.scripts.train import make_parser
 
-    both = {"per_device_train_batch_size", "gradient_accumulation_steps", "model_name_or_path", "output_dir", "dtype"}
+    both = {"per_device_train_batch_size", "gradient_accumulation_steps", "model_name_or_path", "output_dir"}
     first = yaml.safe_load(RECIPES[ON_HUB[0]].read_text(encoding="utf-8"))
     for name in BY_SIZE:
         settings = yaml.safe_load(RECIPES[name].read_text(encoding="utf-8"))

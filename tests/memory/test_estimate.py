@@ -8,7 +8,7 @@ import transformers
 from hub_server import LoopbackHub
 from new_process import run_python
 
-from rewarddance_hf.memory.report import CARDS, GIB, Count, advice, on_each_gpu, table
+from rewarddance_hf.memory.report import BEFORE, CARDS, GIB, Count, advice, on_each_gpu, table, with_split_denoiser
 from rewarddance_hf.scripts.estimate import EstimateArguments, find_task, make_rows, read_parallel, with_gpu_defaults
 
 
@@ -155,6 +155,14 @@ def test_several_gpus():
     adapter = on_each_gpu(judge_count(is_adapter=True), "fsdp2", 8)
     assert adapter.parts["weights"] == pytest.approx((8 * BILLION * 2 + 10**8 * 4) / 8 / GIB)
     assert adapter.peak < fsdp.peak
+
+
+def test_a_denoiser_on_several_gpus():
+    """Its weights, its adapter and the optimizer are split; what is before the first update is on the CPU."""
+    parts = {"transformer": 24.0, "vae": 1.0, "adapter": 0.4, "gradients": 0.4, "optimizer": 0.8, "activations": 9.0}
+    count = Count(parts, 12 * BILLION, 10**8, 3 * 10**8, phases={"backward": 5.0, BEFORE: 9.0})
+    found = with_split_denoiser(count, ["transformer"], 4)
+    assert found.peak == pytest.approx((24.0 + 1.6) / 4 + 1.0 + 5.0 + 2 * 3 * 10**8 * 2 / GIB)
 
 
 def test_what_is_printed():
