@@ -33,6 +33,7 @@ def counting() -> Iterator[torch.device]:
         `torch.device`: The device. What it allocates is in [`~rewarddance_hf.memory.device.memory`].
     """
     device = register(largest=LARGEST)
+    memory.peak = memory.now
     with trainers_on(device), _models_without_weights(device):
         yield device
 

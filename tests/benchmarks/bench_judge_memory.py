@@ -47,9 +47,9 @@ def count(name: str) -> dict[str, float]:
         scoring = counted("--task", "score", pairs=PAIRS)
         results = {"billion_parameters": scoring.num_parameters / 1e9, "weights_gib": scoring.parts["weights"]}
         results["score_gib"] = scoring.peak
-        lora, full = counted("--use_peft"), counted()
-        # As `on_each_gpu` wants it
-        split = {"lora": lora, "full": counted("--dtype", "bfloat16", "--gradient_accumulation_steps", "2")}
+        accumulated = ["--gradient_accumulation_steps", "2"]  # as on one GPU rows are too few else
+        lora, full = counted("--use_peft", *accumulated), counted(*accumulated)
+        split = {"lora": lora, "full": counted("--dtype", "bfloat16", *accumulated)}  # as `on_each_gpu` wants it
     for kind, whole in {"lora": lora, "full": full}.items():
         results[f"{kind}_none_1_gib"] = whole.peak
         for engine in ENGINES:

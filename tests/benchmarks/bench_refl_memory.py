@@ -58,7 +58,8 @@ def count(recipe: str, has_judge: bool = True) -> dict[str, float]:
     update = max(value for name, value in found.phases.items() if name != BEFORE)
     weights = sum(size for name, size in found.parts.items() if name not in ("gradients", "optimizer", "activations"))
     results = {"weights_gib": weights, "before_gib": base + found.phases[BEFORE], "update_gib": base + update}
-    return results | {f"{name.replace(' ', '_')}_gib": size for name, size in found.parts.items()}
+    parts = {**found.parts, **found.phases}
+    return results | {f"{name.replace(' ', '_')}_gib": size for name, size in parts.items()}
 
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
