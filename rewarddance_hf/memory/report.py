@@ -149,6 +149,8 @@ def advice(count: Count, task: str, args: Any, is_adapter: bool, parallel: str) 
         turns.append("--parallel fsdp2 with --num_gpus splits weights, gradients and optimizer over the GPUs")
     elif parallel == "zero2":
         turns.append("--parallel fsdp2 or zero3 splits the weights too")
+    if parallel in ("fsdp2", "zero3"):
+        turns.append("more GPUs")
     if is_judge and is_adapter and largest == "weights":
         turns.append("--load_in_4bit true holds the base in about a quarter")
     if not is_judge:

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import Any
 
 import yaml
 from PIL import Image
-from transformers.utils import logging
 from trl import get_peft_config
 
 from ..data.preference import row_question
@@ -66,6 +67,8 @@ class EstimateArguments:
 
 def main(arguments: Sequence[str]) -> None:
     """Estimate, and print a table or JSON. The process is of no use for anything else afterwards."""
+    logging.disable(logging.WARNING)  # what is warned of is not what is run
+    warnings.simplefilter("ignore")
     task, parsed = parse(arguments)
     how, _, args, model_args = parsed
     title, count = estimate(task, *parsed)
@@ -87,7 +90,6 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
 
 def estimate(task: str, how: EstimateArguments, script_args: Any, args: Any, model_args: Any) -> tuple[str, Count]:
     """Title and count."""
-    logging.set_verbosity_error()
     return (estimate_tuning if task == "tune" else estimate_judge)(task, how, script_args, args, model_args)
 
 
@@ -167,7 +169,13 @@ def estimate_judge(
 
     name = required(model_args, "model_name_or_path", "OpenGVLab/InternVL3_5-2B-HF")
     model_args.model_name_or_path = fetch_configurations(name, model_args.model_revision)
-    processor = load_processor(model_args.model_name_or_path, **dict(script_args.processor_kwargs or {}))
+    try:
+        processor = load_processor(model_args.model_name_or_path, **dict(script_args.processor_kwargs or {}))
+    except OSError as error:
+        raise ValueError(
+            f"{name!r} has no processor that can be loaded, and questions are encoded as in a run. Its folder needs all files but "
+            f"the weights: those of the tokenizer, `preprocessor_config.json`, the chat template ({error})."
+        ) from error
     rows = make_rows(how.image_size, args.rationale is not None)
     question = processor.load(row_question(rows[0], uses_reference=args.paradigm == "pairwise"))
     tokens = processor.encode([question])["input_ids"].shape[1]
