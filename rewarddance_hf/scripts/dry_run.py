@@ -1,4 +1,4 @@
-"""What a run would do, without its weights: rows, a picture of three of them, tokens, updates, estimated memory and time."""
+"""What a run would do, without its weights: rows, an image of three of them, tokens, updates, estimated memory and time."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from .counted_training import count_training_of
 
 
 GB = 1e9
-SIDE, MARGIN = 256, 8  # of a picture of the sheet, in pixels
+SIDE, MARGIN = 256, 8  # of an image of the sheet, in pixels
 # Of what a matrix product reaches on this device, training reaches about this share.
 EFFICIENCY = 0.4
 
@@ -28,7 +28,7 @@ EFFICIENCY = 0.4
 def show_training(
     train_dataset: Any, eval_dataset: Any, model_name: str, processor: Any, args: Any, model_args: Any
 ) -> None:
-    """Print what a training of a judge would do, and write a picture of three rows into its folder."""
+    """Print what a training of a judge would do, and write an image of three rows into its folder."""
     if not hasattr(train_dataset, "__len__"):
         raise ValueError("`dry_run` needs rows that can be counted. Leave streaming out.")
     rows = keep_images_encoded(train_dataset) if hasattr(train_dataset, "features") else train_dataset
@@ -92,10 +92,10 @@ def contact_sheet(rows: list[Any], path: Path) -> Path:
         tie = " (tie)" if row.get("tie") else ""
         draw.text((MARGIN, top + 2), (row["prompt"] + tie)[:80], fill="black", font_size=13)
         for column, name in enumerate(("chosen", "rejected")):
-            picture = load_frames(row[name], name)[0]
-            scale = min(SIDE / picture.width, SIDE / picture.height)
-            picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-            sheet.paste(picture, (MARGIN + column * (SIDE + MARGIN), top + line))
+            image = load_frames(row[name], name)[0]
+            scale = min(SIDE / image.width, SIDE / image.height)
+            image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+            sheet.paste(image, (MARGIN + column * (SIDE + MARGIN), top + line))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
     return path

@@ -59,12 +59,21 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def plain_class(model: nn.Module) -> Any:
+    """Class of a model before it was sharded, which derives another one whose code is torch's."""
+    kind = type(model)
+    return (
+        next(base for base in kind.__mro__ if not issubclass(base, FSDPModule))
+        if isinstance(model, FSDPModule)
+        else kind
+    )
+
+
 @contextmanager
 def own_class(model: nn.Module) -> Iterator[None]:
-    """Give a model the class back that sharding derived another one from, whose code is torch's and would be saved as its own."""
+    """Give a model its plain class back, since the code of its class is saved with it."""
     derived = type(model)
-    if isinstance(model, FSDPModule):
-        model.__class__ = next(base for base in derived.__mro__ if not issubclass(base, FSDPModule))  # type: ignore[assignment]
+    model.__class__ = plain_class(model)
     try:
         yield
     finally:

@@ -303,6 +303,96 @@ def test_pipelines_that_take_one_prompt():
         best_of_n(pipeline, "a", judge, num_candidates=2, **settings)
 
 
+def latte():
+    """Cuts padding from the text of a single prompt, and keeps it in a batch."""
+    torch.manual_seed(0)
+    transformer = diffusers.LatteTransformer3DModel(
+        sample_size=4, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=2, caption_channels=16,
+        in_channels=4, cross_attention_dim=16, out_channels=8, attention_bias=True, num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6, activation_fn="gelu-approximate",
+    )  # fmt: skip
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("a", -3.0), ("b", -3.0)]
+    encoder = transformers.T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    pipeline = diffusers.LattePipeline(
+        tokenizer=transformers.T5Tokenizer(vocab=pieces, extra_ids=0),
+        text_encoder=transformers.T5EncoderModel(encoder),
+        vae=diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=2),
+        transformer=transformer,
+        scheduler=diffusers.DDIMScheduler(),
+    )
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.normal_(0, 0.2)
+    return ready(pipeline), {
+        "height": 8,
+        "width": 8,
+        "video_length": 1,
+        "num_inference_steps": 2,
+        "guidance_scale": 1.0,
+    }
+
+
+def test_samples_that_differ_in_batches_are_made_alone():
+    pipeline, settings = latte()
+    inputs = {**settings, "clean_caption": False, "output_type": "pt"}
+    result = best_of_n(pipeline, "a b", judge, num_candidates=3, batch_size=3, num_images=3, **inputs)
+    for place in range(3):
+        seed = torch.Generator().manual_seed(result.lineage(place)[0].seed)
+        plain = pipeline("a b", generator=seed, **inputs).frames[0]
+        torch.testing.assert_close(torch.as_tensor(result.images[place]), torch.as_tensor(plain), rtol=0, atol=1e-6)
+    calls = []
+    pipeline.transformer.register_forward_pre_hook(lambda module, args, kwargs: calls.append(
+        len(kwargs.get("hidden_states", args[0] if args else None))), with_kwargs=True)  # fmt: skip
+    best_of_n_references(
+        pipeline, None, ["a b"], method="random", num_candidates=2, top_k=2, show_progress=False, clean_caption=False,
+        **settings,
+    )  # fmt: skip
+    assert calls == [1] * len(calls)
+
+
+def marigold():
+    """Prepares latents of its input image first, and those that it denoises second."""
+    pipeline, _ = stable_diffusion()
+    torch.manual_seed(0)
+    marigold = diffusers.MarigoldNormalsPipeline(
+        unet=diffusers.UNet2DConditionModel.from_config(pipeline.unet.config, in_channels=8),
+        vae=pipeline.vae,
+        scheduler=diffusers.DDIMScheduler(prediction_type="v_prediction", clip_sample=False),
+        text_encoder=None,
+        tokenizer=None,
+        prediction_type="normals",
+        default_denoising_steps=3,
+        default_processing_resolution=0,
+    )
+    marigold.empty_text_embedding = torch.randn(1, 2, pipeline.unet.config.cross_attention_dim)
+    return ready(marigold)
+
+
+def test_pipelines_that_prepare_other_latents():
+    """Searches that stop in between would go on with the wrong latents; the gradient is that of finite differences."""
+    pipeline = marigold()
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(NotImplementedError, match="does not denoise what `prepare_latents` gives first"):
+        best_of_n(pipeline, "a", judge, num_candidates=2, preview_step=2, image=image, output_type="pt")
+    pipeline.unet.requires_grad_(True)
+
+    def run():
+        return pipeline(image, output_type="pt", generator=torch.Generator().manual_seed(0)).prediction
+
+    with RewardGradientCallback("draft", num_gradient_steps=3).attach(pipeline):
+        value = reward(run()).sum()
+    value.backward()
+    weights = pipeline.unet.conv_out.weight
+    direction = weights.grad / weights.grad.norm()
+    with torch.no_grad():
+        values = []
+        for sign in (1, -1):
+            weights += sign * 1e-3 * direction
+            values.append(reward(torch.as_tensor(run())).sum())
+            weights -= sign * 1e-3 * direction
+    torch.testing.assert_close((values[0] - values[1]) / 2e-3, weights.grad.norm(), rtol=2e-2, atol=0)
+
+
 def controlled(several: bool):
     torch.manual_seed(0)
     pipeline, inputs = stable_diffusion()

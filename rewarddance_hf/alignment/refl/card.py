@@ -8,8 +8,8 @@ from huggingface_hub import ModelCardData
 
 from ... import __version__
 from ...cards import render_card
+from ...trainer.sharding import plain_class
 from .arguments import ReFLTrainingArguments
-from .sharding import plain_class
 
 
 def tuned_generator_card(trainer: Any, model_name: str, tags: list[str]) -> str:

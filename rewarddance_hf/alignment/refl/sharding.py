@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
@@ -45,12 +45,6 @@ def shard(denoisers: Mapping[str, nn.Module], device: torch.device) -> None:
         # By default the outermost weights stay whole after a call until a backward pass, which most calls of a pipeline have not:
         # the optimizer would be given those, or later calls would not see its step.
         fully_shard(denoiser, mesh=mesh, reshard_after_forward=True)
-
-
-def plain_class(model: nn.Module) -> Any:
-    """Class of a model before it was split."""
-    kind = type(model)
-    return next(base for base in kind.__mro__[1:] if base is not FSDPModule) if isinstance(model, FSDPModule) else kind
 
 
 def whole(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from peft import LoraConfig, get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from .sharding import fill, plain_class  # noqa: E402
+from ...trainer.sharding import plain_class  # noqa: E402
+from .sharding import fill  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
