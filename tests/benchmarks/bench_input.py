@@ -20,7 +20,8 @@ from timing import timed
 
 
 NUM_TOKENS = 256  # an image, 448 x 448 pixels of InternVL
-IMAGES = {"jpeg_512": ("JPEG", 512), "png_1024": ("PNG", 1024)}
+# Larger ones in the two common formats, and those that were brought to the judge's size beforehand
+IMAGES = {"jpeg_1024": ("JPEG", 1024), "png_1024": ("PNG", 1024), "jpeg_512": ("JPEG", 512), "png_448": ("PNG", 448)}
 
 
 def encoded_images(kind: str, count: int) -> list[bytes]:
@@ -103,8 +104,9 @@ def collator(
 
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
-    """The desk and the collator, with up to as many workers as there are cores, or 16 if `is_full`."""
-    most = 16 if is_full else min(16, os.cpu_count() or 1)
+    """The desk and the collator, with up to as many workers as this process may use cores, or 16 if `is_full`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = 16 if is_full else min(16, cores)
     workers = tuple(number for number in (1, 2, 4, 8, 16) if number <= most)
     return {
         f"{part.__name__}/{kind}": partial(part, kind, workers=workers) for part in (desk, collator) for kind in IMAGES

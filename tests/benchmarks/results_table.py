@@ -72,6 +72,25 @@ def scoring(results: Results) -> list[str]:
     return lines
 
 
+def attention(results: Results) -> list[str]:
+    types, ways = ("float32", "bfloat16"), ("grouped", "apart", "packed")
+    rows = []
+    for name, values in groups(results, "attention/").items():
+        judge, size, layout = name.split("/")
+        cells = [judge, *size.split("x"), f"`{layout}`"]
+        cells += [f"{100 * values[f'share_of_{part}']:.1f} %" for part in ("attention", "copies")]
+        for way in ways:
+            cells.append(" / ".join(f"{values[f'{way}_{dtype}_time']:.2f}" for dtype in types))
+        cells.append(
+            " / ".join(f"{values[f'{way}_memory']:.2f}" if f"{way}_memory" in values else "-" for way in ways)
+        )
+        for dtype in types:
+            cells.append(f"{max(values[f'{way}_{dtype}_difference'] for way in ways):.0e}")
+        rows.append(cells)
+    header = ["judge", "candidates", "tokens each", "layout", "attention", "copies", *(f"`{way}`" for way in ways)]
+    return table([*header, "memory of the three", "largest difference, float32", "bf16"], rows)
+
+
 def reward_step(results: Results) -> list[str]:
     rows = []
     for name, values in groups(results, "reward_step/").items():
@@ -260,6 +279,7 @@ def gpu(results: Results) -> list[str]:
 TABLES = {
     "gpu": gpu,
     "scoring": scoring,
+    "attention": attention,
     "input": input_side,
     "reward_step": reward_step,
     "gradient": gradient,

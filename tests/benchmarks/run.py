@@ -31,6 +31,7 @@ import thresholds  # noqa: E402
 MODULES = (
     "bench_gpu",
     "bench_scoring",
+    "bench_attention",
     "bench_reward_step",
     "bench_gradient",
     "bench_training_memory",

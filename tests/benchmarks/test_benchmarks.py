@@ -57,6 +57,20 @@ def test_input(bench):
     assert inputs.collator("png_1024", 4, (1,), 4)["cpu_ms_per_row"] > 0
 
 
+def test_attention(bench, monkeypatch):
+    """Ways to attend to a shared prefix agree (FlexAttention needs a compiler), and what attention takes is seen."""
+    attention = bench("bench_attention")
+    monkeypatch.setattr(attention, "WAYS", ("copied", "grouped", "apart"))
+    monkeypatch.setattr(attention, "REPEATS", 1)
+    shares, shape = attention.shares("3m", 2, 4, "text_first")
+    assert shape[:2] + shape[3:] == (2, shape[1], 10, 5, 32)
+    assert 0 < shares["share_of_copies"] < shares["share_of_attention"] < 1
+    results = attention.compare(*shape)
+    assert results["apart_float32_difference"] < 1e-5
+    assert results["grouped_float32_difference"] < 1e-5
+    assert results["apart_bfloat16_difference"] < 0.05
+
+
 def test_tournaments(bench):
     """A tournament asks less."""
     assert bench("bench_scoring").tournaments()["swiss_over_round_robin"] < 1
