@@ -149,8 +149,8 @@ class Batcher:
 
     def _stream(self, jobs: list[Job]) -> None:
         """
-        Answer jobs, and those that come meanwhile, whose images are prepared while the judge works. If something fails, each job
-        that was begun is answered alone.
+        Answer jobs, and those that come meanwhile, whose images are prepared while the judge works. If something fails, batches that
+        were begun are answered one by one.
         """
         begun: deque[list[Job]] = deque()
 
@@ -171,10 +171,10 @@ class Batcher:
                     self._note(answered, start)
                     start = time.monotonic()
         except Exception:
-            for job in (job for batch in begun for job in batch):
+            for batch in begun:  # which of them is bad is not known
                 start = time.monotonic()
-                self._answer([job])
-                self._note([job], start)
+                self._answer(batch)
+                self._note(batch, start)
 
     def _next(self, kind: str | None = None) -> list[Job]:
         """
