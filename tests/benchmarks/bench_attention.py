@@ -44,11 +44,12 @@ class Shape:
         self.shared = [torch.randn(1, kv_heads, prefix, width).to(dtype) for _ in range(2)]  # keys and values
         self.own = [torch.randn(rows, kv_heads, rest, width).to(dtype) for _ in range(2)]
         self.mask = torch.ones(rows, 1, rest, prefix + rest, dtype=torch.bool).tril(prefix)
-        self.blocks = create_block_mask(self._sees, None, None, rows * rest, prefix + rows * rest, device="cpu")
 
-    def _sees(self, batch: Any, head: Any, query: Any, key: Any) -> Any:
-        own = key - self.prefix
-        return (own < 0) | ((own // self.rest == query // self.rest) & (own <= query))
+        def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
+            own = key - prefix
+            return (own < 0) | ((own // rest == query // rest) & (own <= query))
+
+        self.blocks = create_block_mask(sees, None, None, rows * rest, prefix + rows * rest, device="cpu")
 
     def _copied(self) -> list[torch.Tensor]:
         pairs = zip(self.shared, self.own, strict=True)

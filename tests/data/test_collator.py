@@ -239,8 +239,10 @@ def test_rationales_need_the_pairwise_paradigm(processor):
         DataCollatorForRewardDance(processor, rationale_format="reasons_last")
 
 
-def test_images_resized_beforehand_are_the_same_pixels(processor):
+def test_images_resized_beforehand_are_the_same_pixels(vlm_folder):
     """As the README does it: images that a dataset holds at the judge's size give the inputs of the original ones."""
+    without_tiles = {"crop_to_patches": False}
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), vlm_images_kwargs=without_tiles)
     size = processor.image_processor.size
     original = {"prompt": ["a", "b"]}
     for name, seeds in {"chosen": (0, 1), "rejected": (2, 3)}.items():
