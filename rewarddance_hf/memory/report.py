@@ -11,9 +11,8 @@ PARALLEL = ("none", "ddp", "fsdp2", "zero2", "zero3")
 # What kernels and libraries take, and what an allocator loses between blocks, is left of a card.
 CARDS, USABLE = (24, 40, 80, 141), 0.92
 BEFORE = "before the first update"  # a phase of a tuning
-BUCKET = (
-    500_000_000  # elements that DeepSpeed reduces at a time, by default; it holds up to twice as many gathered weights
-)
+# Elements that DeepSpeed reduces at a time, by default. Of gathered weights it holds up to twice as many.
+BUCKET = 500_000_000
 
 
 @dataclass
