@@ -62,6 +62,7 @@ def run(chosen: dict[str, Callable[[], dict[str, float]]], output: Path, names: 
     kept = {key: value for key, value in known.get("results", {}).items() if key.rpartition("/")[0] in names}
     commits = {name: commit for name, commit in known.get("commits", {}).items() if name in names}
     failed = []
+    places = {name: place for place, name in enumerate([*names, *chosen])}
     for name, measure in chosen.items():
         start = time.perf_counter()
         try:
@@ -79,7 +80,8 @@ def run(chosen: dict[str, Callable[[], dict[str, float]]], output: Path, names: 
             sys.stdout.write(f"    {key:32} {value:12.4g}\n")
         sys.stdout.flush()
         output.parent.mkdir(parents=True, exist_ok=True)
-        content = about | {"commits": commits, "results": kept}
+        ordered = sorted(kept.items(), key=lambda item: places[item[0].rpartition("/")[0]])
+        content = about | {"commits": commits, "results": dict(ordered)}
         output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return failed
 
