@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-recipes test-all test-space test-serving test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full bench-gpu shapes-base shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-recipes test-all test-space test-serving test-deepspeed test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full bench-gpu shapes-base shapes-generator release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,18 @@ test-space: $(VENV)-space/.installed  ## run the tests of the Space
 
 test-serving: $(VENV)/.installed  ## run the tests of servers and training runs in processes of their own, which are killed
 	$(PYTEST) tests/serving/test_processes.py
+
+# DeepSpeed comes as source. On a CPU it compiles what its processes share memory by, when it first runs.
+$(VENV)-deepspeed/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)-deepspeed
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(\"" + sysconfig.get_path("purelib") + "\")")' \
+		> $$($(VENV)-deepspeed/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rewarddance.pth
+	$(VENV)-deepspeed/bin/pip install -q --no-compile --disable-pip-version-check wheel
+	DS_BUILD_OPS=0 $(VENV)-deepspeed/bin/pip install -q --no-compile --disable-pip-version-check --no-build-isolation deepspeed==0.19.8
+	@touch $@
+
+test-deepspeed: $(VENV)-deepspeed/.installed  ## compare trainings by DeepSpeed on this CPU with one process, in an environment of its own
+	OMP_NUM_THREADS=1 $(VENV)-deepspeed/bin/python -m pytest tests/trainer/test_processes.py -k deepspeed
 
 # vLLM pins an older transformers. Its CPU build comes with audio libraries that want CUDA.
 $(VENV)-vllm/.installed:

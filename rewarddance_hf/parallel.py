@@ -30,7 +30,12 @@ class Processes:
 
     @classmethod
     def current(cls) -> "Processes":
-        """The processes of this run, connected if they are not yet."""
+        """
+        The processes of this run, connected if they are not yet.
+
+        Raises:
+            `RuntimeError`: If each of several processes takes itself for the only one, because accelerate finds no GPU.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
         require_extra("train", "accelerate")
@@ -41,6 +46,11 @@ class Processes:
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         if not is_connected:  # else threads of gloo abort the process at its end
             atexit.register(state.destroy_process_group)
+        if "LOCAL_RANK" in os.environ and state.num_processes == 1:
+            raise RuntimeError(
+                f"{os.environ['WORLD_SIZE']} processes were launched, but each takes itself for the only one: accelerate finds no GPU, "
+                "and was not told to use the CPU. Set `ACCELERATE_USE_CPU=true` (for trainers `--use_cpu true`), or launch one."
+            )
         return cls(state.process_index, state.num_processes)
 
     @property

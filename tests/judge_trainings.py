@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from tiny_vlms import random_image
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from rewarddance_hf import (
     RewardDanceEvaluator,
@@ -55,6 +57,41 @@ def shard_on_cpu() -> None:
     state.AcceleratorState.__init__ = init
 
 
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of a weight, put together if it is split by FSDP 2 or ZeRO-3. All processes must call it."""
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameter):
+            return parameter.detach().clone()
+    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().clone()
+
+
+def size(parameter: torch.Tensor) -> int:
+    """Number of elements, of the whole weight."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+class Held(TrainerCallback):
+    """Bytes that this process holds of weights, their gradients and the states of the optimizer, at the end of an update."""
+
+    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        parameters = list(model.parameters())
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        self.bytes = {
+            "weights": held(parameters),
+            "gradients": held(parameter.grad for parameter in parameters if parameter.grad is not None),
+            "optimizer": held(value for value in states if isinstance(value, torch.Tensor) and value.ndim),
+        }
+
+
+def held(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of tensors, or of the shares that this process has of them, each storage once."""
+    shares = [t.to_local() if isinstance(t, DTensor) else getattr(t, "ds_tensor", t) for t in tensors]
+    storages = {share.untyped_storage().data_ptr(): share.untyped_storage().nbytes() for share in shares}
+    return sum(storages.values())
+
+
 def make_rows(count: int = 8, with_rationales: str = "all") -> datasets.Dataset:
     """Rows with images of several sizes, of which all, none, or those of every other batch of two have rationales."""
     return datasets.Dataset.from_list(
@@ -91,6 +128,7 @@ def train(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         from peft import LoraConfig
 
         lora = LoraConfig(r=2, init_lora_weights=False, **lora)
+    holdings = Held()
     evaluates_first = case.pop("evaluate_first", False)
     trainer = RewardDanceTrainer(
         model,
@@ -99,6 +137,7 @@ def train(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         eval_dataset=make_rows(eval_count) if eval_count else None,
         evaluator=RewardDanceEvaluator(make_rows(eval_count), bootstrap_samples=10) if eval_count else None,
         peft_config=lora,
+        callbacks=[holdings],
     )
     seen, collate = [], trainer.data_collator
 
@@ -111,13 +150,18 @@ def train(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=resume)
     parameters = dict(trainer.model.named_parameters())
     result = {
-        "sharded": all(isinstance(parameter, DTensor) for parameter in parameters.values()),
+        "sharded": all(
+            isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in parameters.values()
+        ),
         "units": {type(module).__name__ for module in trainer.model.modules() if isinstance(module, FSDPModule)},
         "trained types": {parameter.dtype for parameter in parameters.values() if parameter.requires_grad},
         "frozen types": {parameter.dtype for parameter in parameters.values() if not parameter.requires_grad},
-        "weights": {
-            name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
-            for name, value in parameters.items()
+        "weights": {name: whole(parameter) for name, parameter in parameters.items()},
+        "bytes": holdings.bytes,
+        "sizes": {
+            "all": sum(size(parameter) for parameter in parameters.values()),
+            "trained": sum(size(p) for p in parameters.values() if p.requires_grad),
+            "frozen bytes": sum(size(p) * p.element_size() for p in parameters.values() if not p.requires_grad),
         },
         "seen": seen,
         "logs": [log for log in trainer.state.log_history if "loss" in log],

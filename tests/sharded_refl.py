@@ -2,12 +2,16 @@
 
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny_refl import make_trainer, pixel_reward, rows, tiny_flux, tiny_sd3, tiny_wan, tiny_wan_22, trained_weights
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from rewarddance_hf import RemoteReward, RewardDanceScorer
 from rewarddance_hf.alignment.monitor.callback import RewardDynamicsCallback
 
 
@@ -33,9 +37,11 @@ def settings_of(name: str, count: int, **changes) -> dict:
     return {**SETTINGS, **own, **changes}
 
 
-def run(folder: Path, name: str, count: int, resume: Path | None = None, **changes) -> dict:
+def run(
+    folder: Path, name: str, count: int, resume: Path | None = None, held_out: Any = pixel_reward, **changes
+) -> dict:
     """Weights after two updates, with all that samples in between."""
-    monitor = RewardDynamicsCallback(pixel_reward, rows(3), eval_steps=1, plot=False)
+    monitor = RewardDynamicsCallback(held_out, rows(3), eval_steps=1, plot=False)
     watched = {"callbacks": [monitor], "eval_dataset": rows(3), "sample_steps": 1}
     trainer = make_trainer(folder, **settings_of(name, count, **watched, **changes))
     if changes.get("shard_denoiser"):
@@ -52,8 +58,35 @@ def run(folder: Path, name: str, count: int, resume: Path | None = None, **chang
     return {**result, "norms": [float(norm) for norm in norms], "rewards": trainer.last_rewards.sort()[0]}
 
 
+def with_judges(folder: Path, address: str, vlm: str) -> None:
+    """Tuned by a judge that is whole, served, or placed in parts. One that is split as the denoiser is, is refused."""
+    scorer = RewardDanceScorer.from_pretrained(vlm, paradigm="pointwise")
+    results = {"whole": run(folder / "whole", "sd3-lora", 2, shard_denoiser=True, reward={"judge": scorer})}
+    with closing(RemoteReward(address)) as served:
+        results["served"] = run(folder / "served", "sd3-lora", 2, shard_denoiser=True, reward={"judge": served})
+    parts = {f"vlm.model.{name}": "cpu" for name, _ in scorer.model.vlm.model.named_children()} | {
+        "vlm.lm_head": "cpu"
+    }
+    files = {"offload_folder": folder / f"offloaded-{os.environ['RANK']}"}
+    parts["vlm.model.language_model"] = "disk"  # whose layers are read for the time of their calls
+    placed = RewardDanceScorer.from_pretrained(vlm, paradigm="pointwise", device_map=parts, **files)
+    results["placed"] = run(
+        folder / "placed", "sd3-lora", 2, shard_denoiser=True, offload=True, reward={"judge": placed}
+    )
+    for layer in scorer.model.vlm.get_decoder().layers:
+        fully_shard(layer)
+    for options in ({"reward": scorer}, {"held_out": scorer}):
+        try:
+            run(folder / "split", "sd3-lora", 2, shard_denoiser=True, **options)
+        except ValueError as error:
+            results[f"split {next(iter(options))}"] = str(error)
+    torch.save(results, folder / f"result-{os.environ['RANK']}.pt")
+
+
 def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
+    if names[0] == "judges":
+        return with_judges(Path(folder), *names[1:])
     for name in names:
         place = Path(folder) / name
         options = {"precompute_prompts": True} if name == "sd3-lora" else {}

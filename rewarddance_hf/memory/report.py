@@ -11,7 +11,8 @@ PARALLEL = ("none", "ddp", "fsdp2", "zero2", "zero3")
 # What kernels and libraries take, and what an allocator loses between blocks, is left of a card.
 CARDS, USABLE = (24, 40, 80, 141), 0.92
 BEFORE = "before the first update"  # a phase of a tuning
-BUCKET = 500_000_000  # elements that DeepSpeed reduces or gathers at a time, by default
+# Elements that DeepSpeed reduces at a time, by default. Of gathered weights it holds up to twice as many.
+BUCKET = 500_000_000
 
 
 @dataclass
@@ -80,8 +81,8 @@ def on_each_gpu(count: Count, parallel: str, num_gpus: int) -> Count:
     if parallel == "ddp":
         parts["buckets"] = parts["gradients"]  # in which gradients are averaged
     elif parallel == "fsdp2":
-        # Trained weights, their gradients and moments are float32; others stay in their type.
-        frozen_weights = parts["weights"] if "adapter" in parts else 0.0
+        # Trained weights, their gradients and moments are float32, as others are without an adapter; under one they keep their type.
+        frozen_weights = parts["weights"] if "adapter" in parts else frozen * 4 / GIB
         parts = {"weights": share * (frozen_weights + trained * 4 / GIB)}
         parts |= {"gradients": share * trained * 4 / GIB, "optimizer": share * trained * 8 / GIB}
         # The block that is computed and the next one, and gradients of both before they are split
@@ -93,7 +94,7 @@ def on_each_gpu(count: Count, parallel: str, num_gpus: int) -> Count:
         parts = {"weights": split_weights * (frozen + trained) * 2 / GIB}
         parts |= {"gradients": share * trained * (2 + 4) / GIB}  # in bfloat16, and in float32 for the optimizer
         parts["optimizer"] = share * trained * (4 + 8) / GIB  # with the weights in float32
-        parts["gathered"] = 2 * min(BUCKET, trained) * 2 / GIB
+        parts["gathered"] = BUCKET * 2 / GIB  # a buffer of this size, however little is trained
         if is_split:
             parts["gathered"] += min(2 * BUCKET, count.num_parameters) * 2 / GIB
     parts["activations"] = activations

@@ -19,6 +19,7 @@ from .sharding import (
     SHARDED_WEIGHTS,
     RowsPerUpdate,
     check_checkpoint,
+    check_engine,
     is_fsdp_checkpoint,
     load_optimizer,
     load_weights,
@@ -98,6 +99,7 @@ class CommonTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
         self.add_callback(RowsPerUpdate())
+        check_engine(self.accelerator, args)
         if self.is_fsdp_enabled:
             prepare_sharding(self.accelerator.state.fsdp_plugin, self.model)
 

@@ -28,7 +28,7 @@ from .common import CommonTrainer, SetEpochCallback
 from .losses import answer_cross_entropy, bradley_terry_loss, pointwise_loss
 from .model_card import training_card
 from .processor import load_processor
-from .sharding import own_class
+from .sharding import forget_unused_renamings, own_class
 from .training_args import RewardDanceTrainingArguments
 
 
@@ -151,6 +151,7 @@ class RewardDanceTrainer(CommonTrainer):
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
+        forget_unused_renamings(model)
         _freeze_unused_parameters(model)
         if peft_config is None:
             _warn_of_low_precision(model)

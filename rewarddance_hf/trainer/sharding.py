@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -24,6 +25,44 @@ SHARDED_WEIGHTS, SHARDED_OPTIMIZER, SHARDS = "pytorch_model_fsdp.bin", "optimize
 PLAIN_OPTIMIZER = "optimizer.pt"
 # From the files of process 0 to all processes
 FROM_MAIN = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+
+
+def engines_asked_for(args: Any) -> list[str]:
+    """Engines that split a training over processes, as the launcher or arguments of a trainer ask for them."""
+    engines = ("FSDP", "DeepSpeed")
+    return [
+        name
+        for name in engines
+        if getattr(args, name.lower()) or parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}")
+    ]
+
+
+def check_engine(accelerator: Any, args: Any) -> None:
+    """
+    Warn if accelerate runs something else than it was asked for, which it does without a word, as on a CPU.
+
+    Raises:
+        `RuntimeError`: If each of several processes takes itself for the only one.
+    """
+    count = Processes.current().count
+    runs = accelerator.distributed_type.value
+    for engine in engines_asked_for(args):
+        if runs != engine.upper() and accelerator.is_main_process:
+            logger.warning(
+                f"{engine} was asked for, but accelerate runs {runs} ({count} process{'es' * (count > 1)} on "
+                f"{accelerator.device.type}): nothing is split, and each process holds all weights, gradients and states of the "
+                f"optimizer. {engine} needs GPUs and `accelerate launch`; leave it out to silence this warning."
+            )
+
+
+def forget_unused_renamings(model: Any) -> None:
+    """
+    Keep those renamings of weights that loading has used, as transformers does except under ZeRO-3, where all are kept: a model would
+    be saved under names that nothing loads.
+    """
+    renamings = getattr(model, "_weight_conversions", None)
+    if renamings:
+        model._weight_conversions = [renaming for renaming in renamings if renaming.was_used()]
 
 
 def prepare_sharding(plugin: Any, model: nn.Module) -> None:

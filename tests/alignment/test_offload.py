@@ -5,7 +5,8 @@ from tiny_refl import make_trainer, pixel_reward, rows, tiny_sd3, trained_weight
 from torch import nn
 
 from rewarddance_hf.alignment.monitor.callback import RewardDynamicsCallback
-from rewarddance_hf.alignment.refl.offload import with_gradient_at_once
+from rewarddance_hf.alignment.refl.offload import Offload, with_gradient_at_once
+from rewarddance_hf.rewards import as_reward
 
 
 class Judge(nn.Module):
@@ -57,6 +58,17 @@ def test_updates_are_those_without(tmp_path):
             assert [move for move in one.moves if offload or move != "asked"] == wanted
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-6, atol=1e-7)
+
+
+def test_judges_in_parts_are_left_alone():
+    """A judge that is spread over devices is where its hooks look for it."""
+    judge = Judge()
+    Offload(torch.device("cpu")).take(as_reward(judge))
+    assert judge.moves == ["cpu"]
+    spread = Judge()
+    spread.elsewhere = nn.Parameter(torch.ones((), device="meta"))
+    Offload(torch.device("cpu")).take(as_reward(spread))
+    assert spread.moves == []
 
 
 def test_the_gradient_is_taken_at_once():

@@ -670,14 +670,11 @@ def test_pipelines_that_cannot_be_tuned_are_refused(tmp_path):
         make_trainer(tmp_path, half, peft_config=None)
 
 
-def test_sharding_is_refused(tmp_path):
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_sharding_is_refused(engine, tmp_path):
     """FSDP would shard a denoiser that the pipeline calls without its wrapper."""
-    args = ReFLTrainingArguments(str(tmp_path), use_cpu=True)
-    args.fsdp = True
-    from rewarddance_hf.alignment.refl.trainer import ReFLTrainer
-
-    with pytest.raises(NotImplementedError, match="FSDP or DeepSpeed was asked for"):
-        ReFLTrainer(tiny_sd3(), pixel_reward, args, rows())
+    with pytest.raises(NotImplementedError, match="was asked for, but the pipeline calls"):
+        ReFLTrainingArguments(str(tmp_path), use_cpu=True, **{engine: True})
 
 
 def test_nothing_is_lost_when_a_reward_fails_late(tmp_path):

@@ -9,6 +9,8 @@ from new_process import run_together
 from sharded_refl import run, settings_of
 from tiny_refl import make_trainer, trained_weights
 
+from rewarddance_hf import JudgeServer, RewardDanceScorer
+
 
 HELPER = Path(__file__).parents[1] / "sharded_refl.py"
 ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
@@ -53,6 +55,28 @@ def test_two_processes_equal_one(kind, tmp_path):
             assert "FSDP" not in config
 
 
+@pytest.mark.slow
+def test_judges_beside_a_split_denoiser(vlm_folder, tmp_path):
+    """
+    A judge that is whole in each process, or in parts by `device_map`, or behind HTTP makes the updates of one process. One whose
+    weights are split over the processes is refused, whether it tunes or watches.
+    """
+    vlm = vlm_folder("internvl")
+    judge = RewardDanceScorer.from_pretrained(vlm, paradigm="pointwise")
+    one = run(tmp_path / "one", "sd3-lora", 1, reward={"judge": judge})
+    with JudgeServer(judge, "tiny") as server:
+        runs = run_together(HELPER, tmp_path, "judges", server.url, vlm, env=ON_CPU)
+    assert not any(done.returncode for done in runs), "\n".join(done.stderr[-3000:] for done in runs)
+    for rank in range(2):
+        results = torch.load(tmp_path / f"result-{rank}.pt", weights_only=False)
+        for way in ("whole", "served", "placed"):
+            assert_close(results[way]["weights"], one["weights"])
+            assert results[way]["norms"] == pytest.approx(one["norms"], rel=1e-4)
+            assert results[way]["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+        for role in ("reward", "held_out"):
+            assert "are split over processes" in results[f"split {role}"]
+
+
 def test_what_does_not_go_together_is_refused(tmp_path, monkeypatch):
     """One process, a second copy of the weights, and engines that wrap."""
     with pytest.raises(ValueError, match="there is one process to split the denoiser over"):
@@ -61,5 +85,5 @@ def test_what_does_not_go_together_is_refused(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="does not go together with"):
             make_trainer(tmp_path, shard_denoiser=True, **option)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(NotImplementedError, match="set `shard_denoiser=True`"):
+    with pytest.raises(NotImplementedError, match="FSDP was asked for.* set `shard_denoiser=True`"):
         make_trainer(tmp_path)

@@ -19,7 +19,7 @@ RECIPES = ("refl_sd35", "refl_flux_dev", "refl_qwen_image", "refl_wan_t2v")
 JUDGE = "OpenGVLab/InternVL3_5-2B-HF"
 
 
-def count(recipe: str, has_judge: bool = True) -> dict[str, float]:
+def count(recipe: str, has_judge: bool = True, *flags: str) -> dict[str, float]:
     """
     Count a configuration of `examples/configs`.
 
@@ -28,6 +28,8 @@ def count(recipe: str, has_judge: bool = True) -> dict[str, float]:
             Its name.
         has_judge (`bool`, *optional*, defaults to `True`):
             Whether the judges are on the same GPU, that of the recipe and the held-out one.
+        flags (`str`):
+            What replaces lines of the recipe, as on the command line.
 
     Returns:
         `dict[str, float]`: Gibibytes of all weights, and at the peak before the first update and in one.
@@ -52,7 +54,7 @@ def count(recipe: str, has_judge: bool = True) -> dict[str, float]:
             if has_judge
             else ["--held_out_judge", "null", "--judge", "http://judge:8000"]
         )
-        task, parsed = parse(arguments)
+        task, parsed = parse([*arguments, *flags])
         found = estimate(task, *parsed)[1]
     base = found.peak - max(found.phases.values())
     update = max(value for name, value in found.phases.items() if name != BEFORE)

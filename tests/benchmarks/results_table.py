@@ -219,6 +219,19 @@ def refl_memory(results: Results) -> list[str]:
     return table(header, rows)
 
 
+def encoded_prompts(results: Results) -> list[str]:
+    found = groups(results, "encoded_prompts/")
+    memory, time = found.get("flux_dev", {}), found.get("flux_reduced", {})
+    rows = []
+    for way, name in (("each_time", "in each update"), ("once", "once before (`precompute_prompts`)")):
+        cells = [f"{memory[f'{way}_{part}_gib']:.1f}" if memory else "-" for part in ("before", "update")]
+        encoding = "encoding_seconds" if way == "each_time" else "encoding_once_seconds"
+        seconds = [f"{time[f'{way}_seconds']:.2f}", f"{time[encoding]:.3f}"] if time else ["-", "-"]
+        rows.append([name, *cells, *seconds])
+    header = ["prompts are encoded", "GiB before the first update", "GiB in an update"]
+    return table([*header, "reduced: seconds of an update", "of which encoding"], rows)
+
+
 def serving(results: Results) -> list[str]:
     loads = {"throughput": ["0.4M", "16"], "small_requests": ["3M", "4"], "smallest_judge": ["0.4M", "4"]}
     rows = []
@@ -287,6 +300,7 @@ TABLES = {
     "judge_memory": judge_memory,
     "engines": engines,
     "refl_memory": refl_memory,
+    "encoded_prompts": encoded_prompts,
     "serving": serving,
 }
 

@@ -37,6 +37,7 @@ MODULES = (
     "bench_training_memory",
     "bench_judge_memory",
     "bench_refl_memory",
+    "bench_encoded_prompts",
     "bench_input",
     "bench_serving",
 )

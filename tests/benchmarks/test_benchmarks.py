@@ -141,6 +141,14 @@ def test_memory_of_configurations(bench):
     assert set(refl.RECIPES) == {path.stem for path in refl.CONFIGS.glob("refl_*.yaml")} - {"refl_shapes"}
 
 
+@pytest.mark.slow
+def test_encoded_prompts(bench):
+    """Prompts that are encoded once are not encoded in an update; text encoders have the share in the parameters that they have in FLUX."""
+    results = bench("bench_encoded_prompts").flux_reduced(width=128, pixels=32, tokens=8, steps=2, updates=1)
+    assert results["encoding_once_seconds"] < results["encoding_seconds"] / 10
+    assert 0.35 < results["t5_over_denoiser"] < 0.45
+
+
 def test_results_are_kept_and_compared(bench, tmp_path, monkeypatch, capsys):
     """Results are written with commit and versions; what got worse, failed or changed is said, and ends with status 1."""
     run, thresholds = bench("run"), bench("thresholds")

@@ -152,6 +152,9 @@ def test_several_gpus():
     zero2, zero3 = (on_each_gpu(count, name, 8) for name in ("zero2", "zero3"))
     assert zero2.parts["weights"] == pytest.approx(8 * BILLION * 2 / GIB)
     assert zero3.parts["weights"] == pytest.approx(BILLION * 2 / GIB)
+    for count in (judge_count(), judge_count(is_adapter=True)):  # buffers have one size, whatever is trained
+        assert on_each_gpu(count, "zero2", 8).parts["gathered"] == pytest.approx(BILLION / GIB)
+        assert on_each_gpu(count, "zero3", 8).parts["gathered"] == pytest.approx(3 * BILLION / GIB)
     adapter = on_each_gpu(judge_count(is_adapter=True), "fsdp2", 8)
     assert adapter.parts["weights"] == pytest.approx((8 * BILLION * 2 + 10**8 * 4) / 8 / GIB)
     assert adapter.peak < fsdp.peak

@@ -22,6 +22,7 @@ from ...rewards import as_reward  # noqa: E402
 from ..refl.callbacks import ReFLCallback  # noqa: E402
 from ..refl.drawing import check_conditions  # noqa: E402
 from ..refl.rows import PromptRows, collate_rows, context_of, seed_of  # noqa: E402
+from ..refl.sharding import refuse_split_judges  # noqa: E402
 from .dynamics import RewardDynamics  # noqa: E402
 from .statistics import sample_diversity  # noqa: E402
 
@@ -159,8 +160,10 @@ class RewardDynamicsCallback(ReFLCallback, ExportableState):
             )
         if self.rows is not None and self.rows.has_conditions:
             check_conditions(trainer.pipeline, "held_out_dataset", trainer.args.pipeline_kwargs or {})
-        if self.held_out is not None and trainer.offload is not None:
-            trainer.offload.take(self.held_out)
+        if self.held_out is not None:
+            refuse_split_judges(self.held_out)
+            if trainer.offload is not None:
+                trainer.offload.take(self.held_out)
         if self.rows is not None:
             trainer.encode_prompts(self.rows.prompts(), self.rows[0].get("condition"))
         if self.has_own_window:

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ...trainer.common import CommonTrainingArguments, with_help
+from ...trainer.sharding import engines_asked_for
 
 
 REWARD_TRANSFORMS = ("auto", "none", "log", "log_odds")
@@ -138,6 +139,12 @@ class ReFLTrainingArguments(CommonTrainingArguments):
     logging_steps: float = 1
 
     def __post_init__(self) -> None:
+        if engines := engines_asked_for(self):
+            raise NotImplementedError(
+                f"{engines[0]} was asked for, but the pipeline calls its denoiser outside of its wrapper. Launch with plain data "
+                "parallelism, e.g. `accelerate launch --multi_gpu`, and set `shard_denoiser=True` to split the denoiser over the "
+                "GPUs."
+            )
         super().__post_init__()
         if self.reward_transform not in REWARD_TRANSFORMS:
             raise ValueError(

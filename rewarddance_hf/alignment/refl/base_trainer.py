@@ -24,9 +24,10 @@ from diffusers.training_utils import EMAModel  # noqa: E402
 
 from ...parallel import Processes  # noqa: E402
 from ...trainer.common import CommonTrainer, is_complete  # noqa: E402
+from ...trainer.sharding import load_optimizer  # noqa: E402
 from .arguments import ReFLTrainingArguments  # noqa: E402
 from .encoded_prompts import EncodedPrompts  # noqa: E402
-from .sharding import are_finite, load_optimizer_state, optimizer_state, shard, whole  # noqa: E402
+from .sharding import are_finite, optimizer_state, shard, whole  # noqa: E402
 from .weights import (  # noqa: E402
     adapter_file,
     complete_config,
@@ -182,14 +183,16 @@ class DenoiserTrainer(CommonTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what was trained. With `shard_denoiser`, all processes must call it."""
         if self.args.shard_denoiser:
-            self._states = {name: whole(trained_state(getattr(self.pipeline, name))) for name in self.denoiser_names}
+            is_kept = self.args.should_save
+            for name in self.denoiser_names:
+                self._states[name] = whole(trained_state(getattr(self.pipeline, name)), is_kept)
         super().save_model(output_dir, _internal_call)
         self._states = {}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.args.shard_denoiser:
             return super()._save_optimizer_and_scheduler(output_dir)
-        state = optimizer_state(self.optimizer)
+        state = optimizer_state(self.optimizer, self.args.should_save)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -197,10 +200,8 @@ class DenoiserTrainer(CommonTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not self.args.shard_denoiser or checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
-        folder = Path(checkpoint)
-        state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        load_optimizer_state(self.optimizer, state)
-        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        load_optimizer(self.optimizer, self.model, Path(checkpoint), under_fsdp=True)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._saves_checkpoint = True

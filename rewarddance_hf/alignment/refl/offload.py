@@ -21,23 +21,24 @@ class Offload:
         self._taken: set[nn.Module] = set()
 
     def take(self, reward: AdaptedReward) -> None:
-        """Move the judges of a reward to the CPU, if they are on this device. Those elsewhere are left alone."""
-        for model in _models_of(reward):
-            if next(model.parameters()).device == self.device:
+        """Move the judges of a reward to the CPU, if they are on this device. Those elsewhere, or in parts, are left alone."""
+        for model in models_of(reward):
+            if {parameter.device for parameter in model.parameters()} == {self.device}:
                 self._taken.add(model.to("cpu"))
 
     @contextmanager
     def in_use(self, reward: AdaptedReward) -> Iterator[None]:
         """Judges of a reward are on the device within the block."""
         with ExitStack() as stack:
-            for model in _models_of(reward):
+            for model in models_of(reward):
                 if model in self._taken:
                     stack.callback(model.to, "cpu")
                     model.to(self.device)
             yield
 
 
-def _models_of(reward: AdaptedReward) -> list[nn.Module]:
+def models_of(reward: AdaptedReward) -> list[nn.Module]:
+    """Models among reward functions, and those inside of scorers."""
     models = [getattr(function, "model", function) for function in reward.functions]
     return [model for model in models if isinstance(model, nn.Module) and next(model.parameters(), None) is not None]
 

@@ -14,6 +14,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 from ...parallel import Processes
+from ...rewards import AdaptedReward
+from ...scoring.loading import is_sharded
+from .offload import models_of
 
 
 def shard(denoisers: Mapping[str, nn.Module], device: torch.device) -> None:
@@ -47,11 +50,26 @@ def shard(denoisers: Mapping[str, nn.Module], device: torch.device) -> None:
         fully_shard(denoiser, mesh=mesh, reshard_after_forward=True)
 
 
-def whole(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors put together from the shares of all processes, on the CPU. All processes must call it."""
+def refuse_split_judges(reward: AdaptedReward) -> None:
+    """
+    Refuse judges whose weights are split over the processes of a run: each asks about other samples, and remembers others, so that
+    one would wait for weights that the others do not send.
+    """
+    if any(is_sharded(model) for model in models_of(reward)):
+        raise ValueError(
+            f"The weights of a judge (of {reward.names}) are split over processes, which ask it about different samples and would "
+            "wait for each other. Load it whole in each process, or put it behind `rewarddance serve` and pass its address."
+        )
 
-    def collect(value: torch.Tensor) -> torch.Tensor:
-        return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()  # one by one
+
+def whole(values: Mapping[Any, Any], is_kept: bool) -> dict[Any, Any]:
+    """
+    Tensors put together from the shares of all processes, on the CPU where they are kept, else None. All processes must call it.
+    """
+
+    def collect(value: torch.Tensor) -> torch.Tensor | None:  # one by one
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        return value.detach().cpu() if is_kept else None
 
     return tree_map_only(torch.Tensor, collect, dict(values))
 
@@ -73,24 +91,7 @@ def are_finite(gradients: Sequence[torch.Tensor]) -> bool:
     return all(Processes.current().gather([found])) if is_split else found
 
 
-def optimizer_state(optimizer: Any) -> dict[str, Any]:
-    """State of an optimizer as it would be in one process, on the CPU. All processes must call it."""
+def optimizer_state(optimizer: Any, is_kept: bool) -> dict[str, Any]:
+    """State of an optimizer as it would be in one process, see [`whole`]."""
     state = optimizer.state_dict()
-    tensors = {index: whole(values) for index, values in state["state"].items()}
-    return {**state, "state": tensors}
-
-
-def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Give an optimizer of split weights the state of one process. All processes must call it."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-    def shared(value: Any, parameter: torch.Tensor) -> Any:
-        if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or not isinstance(parameter, DTensor):
-            return value  # such as the number of its steps
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-
-    tensors = {
-        index: {name: shared(value, parameters[index]) for name, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": tensors})
+    return {**state, "state": whole(state["state"], is_kept)}

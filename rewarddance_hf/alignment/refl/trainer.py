@@ -1,6 +1,5 @@
 """Trainer of generators: reward fine-tuning of diffusers pipelines, on `transformers.Trainer`."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -30,6 +29,7 @@ from .regularizer import BaseDistance  # noqa: E402
 from .rows import DrawSampler, PromptRows, collate_rows, context_of, seed_of  # noqa: E402
 from .samples import SampleGridCallback  # noqa: E402
 from .sampling import SamplingTrainer  # noqa: E402
+from .sharding import refuse_split_judges  # noqa: E402
 from .summary import record_rewards, summarize_rewards  # noqa: E402
 from .weights import denoiser_names  # noqa: E402
 
@@ -89,7 +89,6 @@ class ReFLTrainer(SamplingTrainer):
     Raises:
         `ValueError`: If pipeline, rewards, rows and arguments do not fit together.
         `TypeError`: If one of them is of the wrong type.
-        `NotImplementedError`: If the run is sharded.
 
     Example:
 
@@ -134,14 +133,8 @@ class ReFLTrainer(SamplingTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or ReFLTrainingArguments(output_dir="refl_output")
-        launched = [os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")]
-        if args.fsdp or args.deepspeed or any(launched):
-            raise NotImplementedError(
-                "FSDP or DeepSpeed was asked for, but the pipeline calls its denoiser outside of such wrappers. Launch with plain "
-                "data parallelism, e.g. `accelerate launch --multi_gpu`, and set `shard_denoiser=True` to split the denoiser over "
-                "the GPUs."
-            )
         self.rewards = as_reward(reward, args.reward_weights)
+        refuse_split_judges(self.rewards)
         args.reward_transform = choose_transform(args.reward_transform, self.rewards)
         self.pipeline = pipeline
         self._settings = dict(args.pipeline_kwargs or {})
