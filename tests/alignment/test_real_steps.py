@@ -67,7 +67,7 @@ def kandinsky_img2img():
     return ready(pipeline), {
         **inputs,
         "image": torch.rand(1, 3, 16, 16, generator=seeded()),
-        "hint": torch.rand(1, 3, 16, 16, generator=seeded(1)),
+        "hint": torch.rand(1, 3, 64, 64, generator=seeded(1)),
     }
 
 
@@ -82,7 +82,7 @@ def test_steps_left_by_strength(make):
     with callback.attach(pipeline):
         images = pipeline(**arguments, generator=seeded()).images
     assert callback.last_step == 2
-    assert torch.equal(images, plain)
+    torch.testing.assert_close(images.detach(), plain, rtol=0, atol=1e-5)  # layers that train may have other kernels
     assert images.requires_grad
     with RewardGradientCallback("refl", step_ratio_range=(0.5, 0.75)).attach(pipeline) as callback:
         pipeline(**arguments, generator=seeded())
@@ -93,7 +93,8 @@ def sana_sprint():
     """Its scheduler has the clean image as one more timestep."""
     torch.manual_seed(0)
     parts, inputs = sana()
-    transformer = diffusers.SanaTransformer2DModel.from_config({**parts.transformer.config, "guidance_embeds": True})
+    config = {name: value for name, value in parts.transformer.config.items() if not name.startswith("_")}
+    transformer = diffusers.SanaTransformer2DModel(**{**config, "guidance_embeds": True})
     pipeline = diffusers.SanaSprintPipeline(None, None, parts.vae, transformer, diffusers.SCMScheduler())
     names = ("prompt_embeds", "prompt_attention_mask")
     return ready(pipeline), {

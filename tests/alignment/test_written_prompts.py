@@ -139,13 +139,14 @@ def glm_image():
         "bos_token": "<|dit_token_16384|>",
     }
     images = transformers.GlmImageImageProcessorPil(patch_size=8, merge_size=1, min_pixels=32 * 32, max_pixels=64 * 64)
-    encoder = transformers.T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("a", -3.0), ("b", -3.0)]
+    encoder = transformers.T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     transformer = diffusers.GlmImageTransformer2DModel(
         patch_size=2, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
         text_embed_dim=16, time_embed_dim=16, condition_dim=8, prior_vq_quantizer_codebook_size=128,
     )  # fmt: skip
     pipeline = diffusers.GlmImagePipeline(
-        tokenizer=tokenizer(64),
+        tokenizer=transformers.T5Tokenizer(vocab=pieces, extra_ids=0),
         processor=transformers.GlmImageProcessor(images, tokenizer(64, **named), chat_template=TEMPLATE),
         text_encoder=transformers.T5EncoderModel(encoder),
         vision_language_encoder=transformers.GlmImageForConditionalGeneration(config),
