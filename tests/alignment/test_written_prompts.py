@@ -195,7 +195,7 @@ def test_samples_are_those_of_their_seeds(make):
     assert len(rows) == 2
 
 
-@pytest.mark.parametrize("make", [longcat_image, glm_image])
+@pytest.mark.parametrize("make", [glm_image, pytest.param(longcat_image, marks=pytest.mark.slow)])
 def test_search_makes_each_candidate_alone(make):
     pipeline, settings = built(make)
     result = best_of_n(pipeline, "a b", judge, num_candidates=2, num_images=2, preview_step=1, num_kept=2, **settings)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import LCMScheduler, SCMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from PIL import Image
 from tiny_pipelines import relative_difference, reward
@@ -334,7 +335,9 @@ def independent_refl(tiny: Tiny, drawn_step: int) -> torch.Tensor:
         if index == drawn_step:
             clean[scheduler] = textbook_clean(scheduler, index, step, model_output, timestep, sample.detach())
         returns_tuple = step.keywords.get("return_dict") is False
-        return (clean[scheduler],) if returns_tuple else SchedulerOutput(prev_sample=clean[scheduler])
+        # Some pipelines decode what consistency models predict beside the latents.
+        count = 2 if isinstance(scheduler, (LCMScheduler, SCMScheduler)) else 1
+        return (clean[scheduler],) * count if returns_tuple else SchedulerOutput(prev_sample=clean[scheduler])
 
     with steps_of(tiny.pipeline.scheduler, change), whole_call(tiny) as call:
         return tiny(call)
