@@ -1,7 +1,7 @@
 """Scores of large datasets, written as they are computed, so that an interrupted run resumes where it stopped."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -25,6 +25,18 @@ class DatasetScoring:
     """Judges, here or elsewhere, whose scores of a dataset go into a file."""
 
     stream: Any
+
+    def stream_windows(
+        self,
+        windows: Iterator[list[Question]],
+        on_progress: Callable[[int], Any] = lambda count: None,
+        session: Any = None,
+        apart: bool = False,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Log-odds and scores of each list of questions, one list after the other."""
+        for questions in windows:
+            logits, scores = zip(*self.stream(questions, on_progress, session, len(questions)), strict=True)
+            yield torch.cat(logits), torch.cat(scores)
 
     def score_dataset(
         self,

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ..models.question_rewarddance import Example, Question
 from ..resumable import describe_weights, digest_of
 from ..rewards import NonFiniteScoreError
 from .engine.checkpointing import layers_computed_again, layers_of
-from .engine.engine import ScoringEngine
+from .engine.engine import ScoringEngine, windows_of
 from .engine.session import EngineSession, ScoringStatistics
 from .loading import is_sharded
 
@@ -147,13 +146,28 @@ class Judge:
         that goes on, and `window` the number of questions that the engine plans and yields together. Scores that are
         not finite raise `NonFiniteScoreError` with the numbers of their questions.
         """
-        count, known = 0, []
         numbered = (q if q.row is not None else replace(q, row=i) for i, q in enumerate(questions))
+        size = self.batch_size if self._engine is None else window
+        return self.stream_windows(windows_of(numbered, size), on_progress, session)
+
+    def stream_windows(
+        self,
+        windows: Iterator[list[Question]],
+        on_progress: Callable[[int], Any] = lambda count: None,
+        session: EngineSession | None = None,
+        apart: bool = False,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """
+        As [`~Judge.stream`], of numbered questions that are planned and answered together. The next window is taken while
+        one is answered, so that its images are prepared meanwhile. An empty one ends the stream. Windows that are `apart`
+        share nothing, so that scores do not depend on what is in others, not even by rounding.
+        """
+        count, known = 0, []
         with nullcontext(session) if session is not None else self.session() as session:
             if self._engine is None or session is None:
-                batches = self._answer_plainly(numbered, on_progress)
+                batches = self._answer_plainly(windows, on_progress)
             else:
-                batches = self._engine.answer(numbered, session, on_progress, window)
+                batches = self._engine.answer(windows, session, on_progress, apart)
             for logits, scores in batches:
                 known.append(scores.detach())
                 finite = logits.isfinite() & scores.isfinite()
@@ -163,9 +177,9 @@ class Judge:
                 yield logits, scores
 
     def _answer_plainly(
-        self, questions: Iterator[Question], on_progress: Callable[[int], Any]
+        self, windows: Iterator[list[Question]], on_progress: Callable[[int], Any]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        while batch := list(islice(questions, self.batch_size)):
+        for batch in windows:
             batch = [self.processor.load(question, keep_gradient=True) for question in batch]
             if self._needs_one_by_one is not True:
                 logits, scores, num_padded = self._answer_together(batch)

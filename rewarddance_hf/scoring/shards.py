@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..checks import check_integers
 from ..import_utils import require_extra
+from ..models.question_rewarddance import Question
 from ..parallel import Processes
 from ..resumable import check_fingerprint, differing_keys, write_atomically
 from ..rewards import NonFiniteScoreError
@@ -21,6 +23,8 @@ from .questions import Examples
 
 
 logger = logging.getLogger(__name__)
+
+Rows = dict[int, Mapping[str, Any]]  # by their numbers
 
 MANIFEST = "manifest.json"
 KEY = b"rewarddance"  # of the manifest in the metadata of a shard
@@ -227,15 +231,8 @@ def _score(run: RowScoring, mine: range, window: int, skip_bad_rows: bool, progr
     """Columns of a shard. Each window is scored on its own."""
     has_ids = "id" in (getattr(run.rows, "column_names", None) or run.rows[0])
     columns: dict[str, list[Any]] = {"row": list(mine), **({"id": []} if has_ids else {}), "score": [], "error": []}
-    for start in range(mine.start, mine.stop, window):
-        rows = {row: run.rows[row] for row in range(start, min(start + window, mine.stop))}
-        bad: dict[int, str] = {}
-        try:
-            scores = _ask(run, rows)
-        except (ValueError, TypeError):
-            if not skip_bad_rows:
-                raise
-            scores, bad = _ask_in_halves(run, rows)
+    parts = [range(start, min(start + window, mine.stop)) for start in range(mine.start, mine.stop, window)]
+    for rows, scores, bad in _answers(run, parts, skip_bad_rows):
         if has_ids:
             columns["id"] += [None if row.get("id") is None else str(row["id"]) for row in rows.values()]
         columns["score"] += [scores.get(row) for row in rows]
@@ -249,7 +246,35 @@ def _score(run: RowScoring, mine: range, window: int, skip_bad_rows: bool, progr
     return columns
 
 
-def _ask(run: RowScoring, rows: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+def _answers(
+    run: RowScoring, parts: Sequence[range], skip_bad_rows: bool
+) -> Iterator[tuple[Rows, dict[int, float], dict[int, str]]]:
+    """Rows of each window, their scores, and why some have none. Images of a window are prepared while the last one is judged."""
+    done = 0
+    begun: deque[Rows] = deque()
+
+    def windows(left: Sequence[range]) -> Iterator[list[Question]]:
+        for part in left:
+            begun.append({row: run.rows[row] for row in part})
+            yield [run.question(number, row) for number, row in begun[-1].items()]
+
+    while done < len(parts):
+        begun.clear()
+        try:
+            with torch.no_grad():
+                for _, scores in run.judge.stream_windows(windows(parts[done:]), apart=True):
+                    rows = begun.popleft()
+                    done += 1
+                    yield rows, dict(zip(rows, scores.tolist(), strict=True)), {}
+        except (ValueError, TypeError):
+            if not begun:
+                raise
+            rows = begun.popleft()  # the bad row is here or in the next window
+            done += 1
+            yield rows, *(_ask_in_halves(run, rows) if skip_bad_rows else (_ask(run, rows), {}))
+
+
+def _ask(run: RowScoring, rows: Rows) -> dict[int, float]:
     """Scores of rows, by their numbers."""
     numbers = list(rows)
     questions = (run.question(number, row) for number, row in rows.items())
@@ -262,7 +287,7 @@ def _ask(run: RowScoring, rows: Mapping[int, Mapping[str, Any]]) -> dict[int, fl
     return dict(zip(numbers, torch.cat([scores for _, scores in answers]).tolist(), strict=True))
 
 
-def _ask_in_halves(run: RowScoring, rows: Mapping[int, Mapping[str, Any]]) -> tuple[dict[int, float], dict[int, str]]:
+def _ask_in_halves(run: RowScoring, rows: Rows) -> tuple[dict[int, float], dict[int, str]]:
     """Scores of the rows that have one, and why the others have none."""
     try:
         return _ask(run, rows), {}

@@ -2,9 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -132,18 +134,59 @@ class Batcher:
 
     def _run(self) -> None:
         while jobs := self._next():
-            start = time.monotonic()
-            self._answer(jobs)
-            seconds, count = time.monotonic() - start, sum(job.size for job in jobs)
-            self._seconds_each += 0.2 * (seconds / max(count, 1) - self._seconds_each)
-            self.on_batch(len(jobs), count, seconds)
+            if self.merge and jobs[0].kind == "score":
+                self._stream(jobs)
+            else:
+                start = time.monotonic()
+                self._answer(jobs)
+                self._note(jobs, start)
 
-    def _next(self) -> list[Job]:
-        """Jobs that are answered together: the one that has waited longest, and others of its kind."""
+    def _note(self, jobs: list[Job], start: float) -> None:
+        """Count a batch that was begun some time ago."""
+        seconds, count = time.monotonic() - start, sum(job.size for job in jobs)
+        self._seconds_each += 0.2 * (seconds / max(count, 1) - self._seconds_each)
+        self.on_batch(len(jobs), count, seconds)
+
+    def _stream(self, jobs: list[Job]) -> None:
+        """
+        Answer jobs, and those that come meanwhile, whose images are prepared while the judge works. If something fails, each job
+        that was begun is answered alone.
+        """
+        begun: deque[list[Job]] = deque()
+
+        def windows() -> Iterator[list[Question]]:
+            batch = jobs
+            while batch:
+                begun.append(batch)
+                yield [question for job in batch for question in job.questions]
+                # Fewer wait until more have come: a batch that is not full takes as long as a full one.
+                batch = self._next(kind="score") if self.waiting >= self.scorer.batch_size else []
+
+        start = time.monotonic()
+        try:
+            with torch.no_grad():
+                for logits, scores in self.scorer.stream_windows(windows()):
+                    answered = begun.popleft()
+                    _give(answered, _split(answered, logits, scores))
+                    self._note(answered, start)
+                    start = time.monotonic()
+        except Exception:
+            for job in (job for batch in begun for job in batch):
+                start = time.monotonic()
+                self._answer([job])
+                self._note([job], start)
+
+    def _next(self, kind: str | None = None) -> list[Job]:
+        """
+        Jobs that are answered together: the one that has waited longest, and others of its kind. With `kind`, only of this one, and
+        none if no job waits.
+        """
         with self._changed:
             while True:
-                while not self._jobs and not self._closed:
+                while not self._jobs and not self._closed and not kind:
                     self._changed.wait()
+                if kind and (not self._jobs or self._jobs[0].kind != kind):
+                    return []
                 batch: list[Job] = []
                 count, rest = 0, []
                 for job in self._jobs:
@@ -156,7 +199,7 @@ class Batcher:
                         batch.append(job)
                         count += job.size
                 self._jobs = rest
-                if batch or self._closed:
+                if batch or self._closed or kind:
                     for job in batch:
                         job.waited = time.monotonic() - job.started
                     return batch
@@ -170,8 +213,7 @@ class Batcher:
                 jobs[0].future.set_exception(error)
                 return
         else:
-            for job, answer in zip(jobs, answers, strict=True):
-                job.future.set_result(answer)
+            _give(jobs, answers)
             return
         for job in jobs:
             self._answer([job])
@@ -186,9 +228,7 @@ class Batcher:
                 logits, scores = self.scorer.ask(question for job in jobs for question in job.questions)
             except NonFiniteScoreError as error:
                 raise _of_samples(error, jobs[0].width, []) from error
-        sizes = [job.size for job in jobs]
-        pairs = zip(jobs, logits.cpu().split(sizes), scores.cpu().split(sizes), strict=True)
-        return [_shaped(job, of_logits, of_scores, {}) for job, of_logits, of_scores in pairs]
+        return _split(jobs, logits, scores)
 
     def _differentiate(self, jobs: list[Job]) -> list[Answer]:
         """Scores and gradients. A score depends on its own sample only, so that the sum of all gives the gradient of each."""
@@ -219,14 +259,27 @@ class Batcher:
                 gradients[job][name] = (values[0] if width == 1 else torch.stack(values)).cpu()
             logits.append(of_logits.detach().cpu())
             scores.append(of_scores.detach().cpu())
-        sizes = [job.size for job in jobs]
-        pairs = zip(jobs, torch.cat(logits).split(sizes), torch.cat(scores).split(sizes), strict=True)
-        return [_shaped(job, of_logits, of_scores, gradients[job]) for job, of_logits, of_scores in pairs]
+        return _split(jobs, torch.cat(logits), torch.cat(scores), gradients)
 
 
-def _shaped(job: Job, logits: torch.Tensor, scores: torch.Tensor, gradients: dict[str, torch.Tensor]) -> Answer:
-    shape = (-1,) if job.width == 1 else (-1, job.width)
-    return Answer(logits.reshape(shape), scores.reshape(shape), gradients)
+def _split(
+    jobs: list[Job],
+    logits: torch.Tensor,
+    scores: torch.Tensor,
+    gradients: Mapping[Job, dict[str, torch.Tensor]] = MappingProxyType({}),
+) -> list[Answer]:
+    """The answer to each job."""
+    sizes = [job.size for job in jobs]
+    answers = []
+    for job, *parts in zip(jobs, logits.cpu().split(sizes), scores.cpu().split(sizes), strict=True):
+        of_logits, of_scores = (part if job.width == 1 else part.view(-1, job.width) for part in parts)
+        answers.append(Answer(of_logits, of_scores, gradients.get(job, {})))
+    return answers
+
+
+def _give(jobs: list[Job], answers: list[Any]) -> None:
+    for job, answer in zip(jobs, answers, strict=True):
+        job.future.set_result(answer)
 
 
 def _of_samples(error: NonFiniteScoreError, width: int, before: list[torch.Tensor]) -> NonFiniteScoreError:

@@ -18,6 +18,7 @@ from PIL import Image
 from ..import_utils import require_extra
 from ..models import RewardDanceConfig, RewardDanceProcessor
 from ..models.question_rewarddance import Question
+from ..scoring.dataset import DatasetScoring
 from ..scoring.judge import non_finite_error
 from ..scoring.scorer import RewardDanceScorer
 from .errors import RemoteRewardError
@@ -136,6 +137,8 @@ class EngineJudge(RewardDanceScorer):
                 if bad:
                     raise non_finite_error([count + i for i in bad], torch.cat(known))
                 yield logits, scores
+
+    stream_windows = DatasetScoring.stream_windows  # type: ignore[assignment]  # nothing is prepared ahead
 
     def compare(self, *args: Any, explain: bool = False, **kwargs: Any) -> Any:
         """As [`RewardDanceScorer.compare`], without `explain`."""

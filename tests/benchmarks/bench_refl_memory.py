@@ -63,9 +63,9 @@ def count(recipe: str, has_judge: bool = True) -> dict[str, float]:
 
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
-    """All configurations, with the judges beside the generator and on another device."""
+    """One recipe, or all of them if `is_full`, with the judges beside the generator and on another device."""
     return {
         f"{recipe}{suffix}": partial(run_apart, count, recipe, has_judge)
-        for recipe in RECIPES
+        for recipe in (RECIPES if is_full else list(RECIPES)[:1])
         for suffix, has_judge in (("", True), ("/judge_elsewhere", False))
     }

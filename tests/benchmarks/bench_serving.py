@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,20 +25,41 @@ import torch
 from PIL import Image
 
 
-CLIENTS, CLIENT_SAMPLES = 16, 32  # samples of each client in all
-SAMPLES = {"throughput": 16, "small_requests": 4}  # of each request
-ROUNDS = 7
+CLIENTS = 16
 OVERLOAD_CLIENTS, OVERLOAD_SIDE = (12, 60), 1024  # clients of one request each, side of their images
 MEMORY_MIB = 128  # that requests of the overloaded server may hold, a tenth of what its clients send
 
 
-def save_judge(folder: Path) -> None:
-    """The base of the shapes world, which is a judge without training."""
+@dataclass(frozen=True)
+class Load:
+    """What clients ask, and of which judge: the base of the shapes world with 0.4M parameters, or a random one."""
+
+    judge: str
+    samples: int  # of a request
+    client_samples: int = 32  # of each client in a round
+    rounds: int = 7
+
+
+LOADS = {
+    "throughput": Load("0.4m", 16),
+    "small_requests": Load("3m", 4, client_samples=8, rounds=3),
+    "smallest_judge": Load("0.4m", 4, client_samples=128, rounds=3),
+}
+
+
+def save_judge(folder: Path, judge: str = "0.4m") -> None:
+    """Save a judge without training."""
+    import judges
+
     from rewarddance_hf import RewardDanceForYesScoring, RewardDanceScorer
     from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 
-    model = RewardDanceForYesScoring.from_pretrained(BASE_VLM, paradigm="pairwise")
-    RewardDanceScorer(model, judge_processor()).save_pretrained(folder)
+    if judge == "0.4m":
+        model = RewardDanceForYesScoring.from_pretrained(BASE_VLM, paradigm="pairwise")
+        processor = judge_processor()
+    else:
+        model, processor = judges.make_judge(64, "text_first", **judges.tiny_config(judge))
+    RewardDanceScorer(model, processor).save_pretrained(folder)
 
 
 @contextmanager
@@ -72,20 +94,20 @@ def images(count: int, side: int, seed: int) -> list[Image.Image]:
     return [Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(count)]
 
 
-def throughput(samples_each: int) -> dict[str, float]:
+def throughput(load: Load) -> dict[str, float]:
     """Distinct pairs, so that nothing is shared, by 16 clients and in this process by turns: medians over rounds, and extremes."""
     from rewarddance_hf import RemoteReward, RewardDanceScorer
 
     with tempfile.TemporaryDirectory() as folder:
-        save_judge(Path(folder))
+        save_judge(Path(folder), load.judge)
         scorer = RewardDanceScorer.from_pretrained(folder)
         with serving(Path(folder)) as (url, process), ThreadPoolExecutor(CLIENTS) as threads:
             remotes = [RemoteReward(url) for _ in range(CLIENTS)]
             throughputs, cpu_ratios, rates = list[float](), list[float](), list[float]()
             latencies: list[float] = []
             lost = 0
-            for turn in range(ROUNDS + 1):  # the first warms up
-                size = CLIENTS * CLIENT_SAMPLES
+            for turn in range(load.rounds + 1):  # the first warms up
+                size = CLIENTS * load.client_samples
                 samples, references = images(size, 32, 2 * turn), images(size, 32, 2 * turn + 1)
                 start, cpu = time.perf_counter(), time.process_time()
                 wanted = scorer.score(samples, "a circle", references)
@@ -93,9 +115,9 @@ def throughput(samples_each: int) -> dict[str, float]:
 
                 def ask(client: int, samples=samples, references=references) -> list[torch.Tensor]:
                     found = []
-                    for request in range(CLIENT_SAMPLES // samples_each):
-                        first = client * CLIENT_SAMPLES + request * samples_each
-                        part = slice(first, first + samples_each)
+                    for request in range(load.client_samples // load.samples):
+                        first = client * load.client_samples + request * load.samples
+                        part = slice(first, first + load.samples)
                         began = time.perf_counter()
                         found.append(remotes[client].score(samples[part], "a circle", references[part]))
                         latencies.append(time.perf_counter() - began)
@@ -159,7 +181,7 @@ def overload() -> dict[str, float]:
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
     """All measurements by name."""
-    return {**{name: partial(throughput, count) for name, count in SAMPLES.items()}, "overload": overload}
+    return {**{name: partial(throughput, load) for name, load in LOADS.items()}, "overload": overload}
 
 
 def main() -> None:

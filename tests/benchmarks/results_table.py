@@ -201,17 +201,17 @@ def refl_memory(results: Results) -> list[str]:
 
 
 def serving(results: Results) -> list[str]:
-    samples = {"throughput": "16", "small_requests": "4"}
+    loads = {"throughput": ["0.4M", "16"], "small_requests": ["3M", "4"], "smallest_judge": ["0.4M", "4"]}
     rows = []
     for name, values in groups(results, "serving/").items():
-        if name not in samples:
+        if name not in loads:
             continue
         lowest, median, highest = (values[f"{each}throughput_over_in_process"] for each in ("lowest_", "", "highest_"))
         times = [f"{1000 * values[key]:.0f}" for key in ("p50_seconds", "p99_seconds")]
         cpu = f"{values['server_cpu_over_in_process']:.2f}"
         rate = f"{values['pairs_per_second']:.0f}"
-        rows.append([samples[name], f"{median:.2f} ({lowest:.2f} to {highest:.2f})", cpu, rate, *times])
-    header = ["samples of a request", "throughput over in-process", "CPU time over in-process", "pairs/s"]
+        rows.append([*loads[name], f"{median:.2f} ({lowest:.2f} to {highest:.2f})", cpu, rate, *times])
+    header = ["judge", "samples of a request", "throughput over in-process", "CPU time over in-process", "pairs/s"]
     lines = table([*header, "p50, ms", "p99, ms"], rows)
     if overload := groups(results, "serving/").get("overload"):
         asked, peak = overload["asked_over_bound"], overload["peak_memory_over_twice_asked"]

@@ -195,6 +195,25 @@ def test_windows_do_not_matter(make_scorer, monkeypatch):
     assert assert_same(scorer, round_robin(IMAGES)).num_encoded > 5
 
 
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_windows_are_taken_ahead(make_scorer, engine):
+    """Windows of any size are answered in order; with the engine, the next is known before the answer to one is given out."""
+    scorer = make_scorer("internvl", engine=engine)
+    questions = [replace(question, row=i) for i, question in enumerate(round_robin(IMAGES[:4])[:7])]
+    taken, answers = [], []
+
+    def windows():
+        for start, stop in ((0, 1), (1, 5), (5, 7)):
+            taken.append(stop)
+            yield questions[start:stop]
+
+    for logits, _ in scorer.stream_windows(windows()):
+        answers.append(logits)
+        assert len(taken) == min(len(answers) + (engine == "auto"), 3)
+    assert [len(logits) for logits in answers] == [1, 4, 2]
+    torch.testing.assert_close(torch.cat(answers), scorer.ask(questions)[0], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_images_are_prepared_beside_the_model(make_scorer, monkeypatch, num_workers):
     """Threads decode and preprocess, also those of the next window while this one is scored; each file once."""

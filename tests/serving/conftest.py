@@ -15,11 +15,11 @@ class GatedScorer(RewardDanceScorer):
     gate: threading.Event | None = None
     entered: threading.Event
 
-    def ask(self, *args, **kwargs):
+    def stream_windows(self, *args, **kwargs):
         if self.gate is not None:
             self.entered.set()
             self.gate.wait(30)
-        return super().ask(*args, **kwargs)
+        return super().stream_windows(*args, **kwargs)
 
     @contextmanager
     def held(self):

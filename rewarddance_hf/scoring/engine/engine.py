@@ -8,7 +8,7 @@ states of a token depend only on what goes before it. Models in which this is no
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from itertools import islice
@@ -25,7 +25,7 @@ from ...models.modeling_rewarddance import CACHE_NAME
 from ...models.question_rewarddance import Question
 from ..loading import is_sharded
 from .checkpointing import layers_computed_again
-from .media_desk import ImageDesk, needs_graph
+from .media_desk import ImageDesk, PreparedImage, needs_graph
 from .memory import BatchLimit
 from .proof import difference_from_plain_path
 from .session import EngineSession
@@ -116,27 +116,29 @@ class ScoringEngine:
 
     def answer(
         self,
-        questions: Iterable[Question],
+        windows: Iterator[list[Question]],
         session: EngineSession,
         on_progress: Callable[[int], Any] = lambda count: None,
-        window: int | None = None,
+        apart: bool = False,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Log-odds and scores of questions, as in [`Judge.stream`], a window at a time."""
-        rest, desk = iter(questions), session.desk
-        size = window or WINDOW
-        planned = desk.open(list(islice(rest, size)))
-        futures = desk.take(planned)
-        while planned:
-            images = self.vision.encode(futures, session)
-            self.vision.forget(session, images)
-            following = desk.open(list(islice(rest, size)))
-            futures = desk.take(following)  # prepared while the language model works
-            tokenized = [session.writer.write(*pair) for pair in zip(planned, images, strict=True)]
-            answers = self._answer(tokenized, session, on_progress)
-            session.statistics.num_questions += len(planned)
-            session.statistics.num_images = desk.num_preprocessed
+        """Log-odds and scores of the questions of each window. Windows that are `apart` share no images."""
+
+        def begin() -> tuple[list[Question], EngineSession, list[list[Future[PreparedImage]]]]:
+            of_window = session.apart() if apart else session
+            questions = of_window.desk.open(next(windows, []))
+            return questions, of_window, of_window.desk.take(questions)
+
+        questions, of_window, futures = begin()
+        while questions:
+            images = self.vision.encode(futures, of_window)
+            self.vision.forget(of_window, images)
+            following = begin()  # its images are prepared while the language model works
+            tokenized = [of_window.writer.write(*pair) for pair in zip(questions, images, strict=True)]
+            answers = self._answer(tokenized, of_window, on_progress)
+            of_window.statistics.num_questions += len(questions)
+            of_window.statistics.num_images = of_window.desk.num_preprocessed
             yield answers
-            planned = following
+            questions, of_window, futures = following
 
     def _answer(
         self, questions: list[TokenizedQuestion], session: EngineSession, on_progress: Callable[[int], Any]
@@ -312,6 +314,12 @@ class ScoringEngine:
         session.statistics.num_forward_passes += 1
         session.statistics.tokens += ids.size
         return inputs
+
+
+def windows_of(questions: Iterable[Question], size: int | None = None) -> Iterator[list[Question]]:
+    """Questions in lists of some size, which are planned together."""
+    rest = iter(questions)
+    return iter(lambda: list(islice(rest, size or WINDOW)), [])
 
 
 def _round_up(count: int, multiple: int | None) -> int:

@@ -29,6 +29,7 @@ class PreparedImage:
     grid: tuple[int, ...] | None  # time, height and width in patches, if positions depend on them
     requires_grad: bool
     number: int = -1  # in its session: in the order of questions, so that results do not depend on threads
+    key: Any = None  # at the desk
 
 
 class ImageDesk:
@@ -93,14 +94,10 @@ class ImageDesk:
                 rows[-1] += sources[key][1]
         return rows
 
-    def forget(self, numbers: set[int]) -> None:
-        """Drop images by number."""
+    def forget(self, key: Any) -> None:
+        """Drop an image that has been prepared."""
         with self._lock:
-            self._prepared = {
-                key: future
-                for key, future in self._prepared.items()
-                if not future.done() or future.exception() is not None or future.result().number not in numbers
-            }
+            del self._prepared[key]
 
     def _submit(self, image: Any, name: str, alone: bool) -> list["Future[PreparedImage]"]:
         """Start to prepare an image, or all frames of a file: they are decoded together, and not kept."""
@@ -139,7 +136,7 @@ class ImageDesk:
             future = self._prepared.setdefault(key, Future())
         if not is_known:
             future.owner = owner  # type: ignore[attr-defined]  # keeps its `id`
-            _fulfil(future, prepare)
+            _fulfil(future, lambda: replace(prepare(), key=key))
         return future
 
     def _prepare(self, image: Any, alone: bool) -> PreparedImage:

@@ -137,7 +137,7 @@ def _try_out(
     questions = _questions(model.config.uses_reference)
     want = torch.cat([model(**processor.encode([question])).logits[:, 0].float() for question in questions])
     with engine.session() as session:
-        found = list(engine.answer([replace(q, row=i) for i, q in enumerate(questions)], session))
+        found = list(engine.answer(iter([[replace(q, row=i) for i, q in enumerate(questions)]]), session))
         shared = session.statistics.tokens < session.statistics.plain_tokens
     got = torch.cat([logits for logits, _ in found])
     if not (want[1:] - want[:-1])[:3].abs().min() > MARGIN:

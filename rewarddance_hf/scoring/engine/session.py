@@ -1,8 +1,8 @@
 """What the engine keeps while it works on one call of a scorer, and what it counts."""
 
 from collections import OrderedDict
-from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -33,6 +33,7 @@ class Features:
 
     pooled: torch.Tensor
     deepstack: list[torch.Tensor]
+    key: Any  # of the image, at the desk
 
 
 @dataclass(eq=False)
@@ -42,20 +43,36 @@ class EngineSession:
     desk: ImageDesk
     writer: QuestionWriter
     statistics: ScoringStatistics = field(default_factory=ScoringStatistics)
-    features: dict[int, Features] = field(default_factory=dict)  # by the number of the image
+    features: dict[int, Features] = field(default_factory=dict)  # by the number of the image, the oldest first
+    num_tokens: int = 0  # of all features
     num_images: int = 0  # that have a number
+    with_gradient: set[int] = field(default_factory=set)  # numbers of images
     keeps_states: bool = False  # of prefixes, for further calls
     states: "OrderedDict[tuple[bytes, bytes], PrefixStates]" = field(default_factory=OrderedDict)
+    state_bytes: int = 0
 
-    def drop(self, numbers: Collection[int]) -> None:
-        """Forget images; they are prepared again when they return."""
-        for number in numbers:
-            del self.features[number]
-        self.desk.forget(set(numbers))
+    def apart(self) -> "EngineSession":
+        """A session of its own, with the threads of this one."""
+        return EngineSession(ImageDesk(self.desk.processor, self.desk.executor), self.writer)
+
+    def add(self, number: int, features: Features) -> None:
+        """Keep features of an image."""
+        self.features[number] = features
+        self.num_tokens += len(features.pooled)
+        if features.pooled.requires_grad:
+            self.with_gradient.add(number)
+
+    def drop(self, number: int) -> None:
+        """Forget an image; it is prepared again when it returns."""
+        features = self.features.pop(number)
+        self.num_tokens -= len(features.pooled)
+        self.with_gradient.discard(number)
+        self.desk.forget(features.key)
 
     def drop_gradients(self) -> None:
         """Forget images that carry a gradient, and with them the graph of their features."""
-        self.drop([number for number, features in self.features.items() if features.pooled.requires_grad])
+        for number in list(self.with_gradient):
+            self.drop(number)
 
     def recall(self, node: Node) -> bool:
         """Give a part the states that were kept of it; whether there are some."""
@@ -69,6 +86,7 @@ class EngineSession:
         """Keep the states of a part that has no graph, in place of those that were not used for longest."""
         if not self.keeps_states or node.requires_grad:
             return
-        self.states[node.key] = node.states.alone(node.end)
-        while sum(states.num_bytes for states in self.states.values()) > MAX_STATE_BYTES:
-            self.states.popitem(last=False)
+        states = self.states[node.key] = node.states.alone(node.end)
+        self.state_bytes += states.num_bytes
+        while self.state_bytes > MAX_STATE_BYTES:
+            self.state_bytes -= self.states.popitem(last=False)[1].num_bytes

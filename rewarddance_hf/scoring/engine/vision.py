@@ -67,21 +67,19 @@ class VisionEncoder:
         pooled = _flatten(output.pooler_output).split(counts)
         deepstack = [_flatten(layer).split(counts) for layer in getattr(output, "deepstack_features", None) or []]
         for i, image in enumerate(images):
-            session.features[image.number] = Features(pooled[i], [layer[i] for layer in deepstack])
+            session.add(image.number, Features(pooled[i], [layer[i] for layer in deepstack], image.key))
             image.inputs = {}
         session.statistics.num_encoded += len(images)
         self._feature_class = type(output)
 
     def forget(self, session: EngineSession, images: list[list[PreparedImage]]) -> None:
         """Drop the oldest features beyond what may be kept, but none of the window that is scored next."""
+        if session.num_tokens <= MAX_FEATURE_TOKENS:
+            return
         recent = {image.number for row in images for image in row}
-        count = sum(len(features.pooled) for features in session.features.values())
-        dropped = []
-        for number, features in session.features.items():
-            if count > MAX_FEATURE_TOKENS and number not in recent:
-                count -= len(features.pooled)
-                dropped.append(number)
-        session.drop(dropped)
+        for number in [number for number in session.features if number not in recent]:
+            if session.num_tokens > MAX_FEATURE_TOKENS:
+                session.drop(number)
 
     def output_of(self, features: list[Features]) -> Any:
         """Features of several images in the form in which the vision encoder gives them."""
