@@ -36,6 +36,7 @@ from .pipelines.models import (  # noqa: E402
     trained_models,
 )
 from .pipelines.noise_levels import detach_state, place_of, step_to_clean  # noqa: E402
+from .pipelines.schedule import steps_announced, steps_known  # noqa: E402
 from .pipelines.vae import decode_in_parts  # noqa: E402
 from .steps import ATTACH, StepChoice  # noqa: E402
 
@@ -168,8 +169,8 @@ class RewardGradientCallback(PipelineCallback):
         if step_index == 0 and not torch.is_grad_enabled():  # pipelines run under `torch.no_grad()`
             hooks = Hooks(pipeline)
             try:
-                self._hook(pipeline, hooks, hooks.close, set_timesteps=hooks.close)
-                self._begin(pipeline, pipeline.num_timesteps, 1)
+                self._hook(pipeline, hooks, hooks.close, set_timesteps=_before(hooks.close))
+                self._begin(pipeline, steps_known(pipeline, pipeline.scheduler), 1)
             except BaseException:
                 hooks.close()
                 raise
@@ -203,10 +204,9 @@ class RewardGradientCallback(PipelineCallback):
         ```
         """
 
-        def begin() -> None:
-            # Pipelines set `_num_timesteps` if they may leave out some of the schedule.
-            num_steps = getattr(pipeline, "_num_timesteps", None) or len(pipeline.scheduler.timesteps)
-            self._begin(pipeline, num_steps, 0)
+        def begin(_: Any, progress_bar: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            self._begin(pipeline, steps_announced(pipeline, pipeline.scheduler, progress_bar, args, kwargs), 0)
+            return progress_bar(*args, **kwargs)
 
         with Hooks(pipeline) as hooks:
             hooks.callback(torch.set_grad_enabled, torch.is_grad_enabled())
@@ -214,9 +214,11 @@ class RewardGradientCallback(PipelineCallback):
             self._hook(pipeline, hooks, self._end, progress_bar=begin)
             yield self
 
-    def _hook(self, pipeline: Any, hooks: Hooks, end: Callable[[], None], **before: Callable[[], None]) -> None:
-        """Hook a pipeline for one call or several, each of which calls `end` when it has its images."""
-        more = {name: _before(action) for name, action in before.items()}  # the pipeline's or the scheduler's methods
+    def _hook(self, pipeline: Any, hooks: Hooks, end: Callable[[], None], **more: Callable[..., Any]) -> None:
+        """
+        Hook a pipeline for one call or several, each of which calls `end` when it has its images; `more` are hooks of methods of
+        the pipeline or its scheduler.
+        """
         hooks.callback(self._end)
         if hasattr(pipeline, "_interrupt"):
             hooks.callback(setattr, pipeline, "_interrupt", pipeline._interrupt)
@@ -294,8 +296,8 @@ class RewardGradientCallback(PipelineCallback):
             if getattr(pipeline, name, None) is not None:
                 raise ValueError(
                     f"`pipeline.{name}` is a `{type(getattr(pipeline, name)).__name__}`, but it turns images into arrays, "
-                    f"which cuts the gradient. Set `pipeline.{name} = None`, or, if the pipeline does not run without (Cosmos), "
-                    'call it with `output_type="latent"` and decode the latents.'
+                    f"which cuts the gradient. Set `pipeline.{name} = None`. A pipeline that does not run without (Cosmos) can be "
+                    'called with `output_type="latent"` and its latents decoded, but not be tuned by `ReFLTrainer`.'
                 )
         if self.vae_checkpointing or self.vae_slicing or self.vae_scale < 1.0:
             decode = decode_in_parts(decode, self.vae_checkpointing, self.vae_slicing, self.vae_scale)

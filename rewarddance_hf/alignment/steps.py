@@ -66,19 +66,20 @@ class StepChoice:
             reason = (
                 "" if earliest == 0 or start > 0 else f" (step 0 has ended when a callback is called; use {ATTACH})"
             )
+            required = f"requires steps {start} to {stop - 1} with gradient" if start < stop else "holds none of them"
             raise ValueError(
-                f"The pipeline makes {num_steps} steps, but `{told}` requires steps {start} to {stop - 1} with "
-                f"gradient, out of {earliest} to {num_steps - 1}{reason}. Raise `num_inference_steps` or change the "
-                "argument."
+                f"The pipeline makes {num_steps} steps, but `{told}` {required}, out of {earliest} to {num_steps - 1}{reason}. "
+                "Raise `num_inference_steps` or change the argument."
             )
         if not makers:
             return steps, {}
         steps_of = {name: [step for step in steps if makers[step] == name] for name in trained}
         if not any(steps_of.values()):
+            advice = "Raise it" if self.method == "draft" else "Choose among these by `step_index_range`"
             whose = ", ".join(f"`{name}` {part[0]} to {part[-1]}" for name, part in own.items()) or "none"
             raise ValueError(
                 f"`{told}` requires gradient in steps {start} to {stop - 1}, but the denoisers that train make others "
-                f"({whose}). Choose among these by `step_index_range`, or train the other denoiser."
+                f"({whose}). {advice}, or train the other denoiser."
             )
         if self.method == "draft":
             return steps, steps_of

@@ -832,6 +832,10 @@ class TestErrors:
             (draft(num_gradient_steps=4), r"`num_gradient_steps=4` requires steps 0 to 3 .* out of 1 to 3 \(step 0"),
             (draft(num_gradient_steps=5), "makes 4 steps, but `num_gradient_steps=5` requires"),
             (refl(step_index_range=(2, 9)), r"`step_index_range=\(2, 9\)` requires steps 2 to 8 .* Raise `num_inf"),
+            (
+                refl(step_index_range=None, step_ratio_range=(0.8, 0.9)),
+                r"`step_ratio_range=\(0.8, 0.9\)` holds none of them, out of 1 to 3",
+            ),
             (refl(step_index_range=(0, 2)), "step 0 has ended when a callback is called; use `with callback.attach"),
         ],
     )

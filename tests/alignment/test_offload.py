@@ -5,7 +5,7 @@ from tiny_refl import make_trainer, pixel_reward, rows, tiny_sd3, trained_weight
 from torch import nn
 
 from rewarddance_hf.alignment.monitor.callback import RewardDynamicsCallback
-from rewarddance_hf.alignment.refl.offload import Offload, with_gradient_at_once
+from rewarddance_hf.alignment.refl.offload import Offload
 from rewarddance_hf.rewards import as_reward
 
 
@@ -69,21 +69,3 @@ def test_judges_in_parts_are_left_alone():
     spread.elsewhere = nn.Parameter(torch.ones((), device="meta"))
     Offload(torch.device("cpu")).take(as_reward(spread))
     assert spread.moves == []
-
-
-def test_the_gradient_is_taken_at_once():
-    """Value and gradient are those of the function, which is gone when the backward pass begins; without a gradient there is none."""
-    images = torch.randn(2, 3, 4, 4, requires_grad=True)
-    calls = []
-
-    def function(images):
-        calls.append(images.requires_grad)
-        return (images**3).sum()
-
-    value = with_gradient_at_once(function, images * 2)
-    (found,) = torch.autograd.grad(3 * value, images)
-    (wanted,) = torch.autograd.grad(3 * function(images * 2), images)
-    torch.testing.assert_close(found, wanted)
-    assert not with_gradient_at_once(function, images.detach()).requires_grad
-    assert not with_gradient_at_once(lambda images: torch.ones(()), images).requires_grad
-    assert calls == [True, True, False]

@@ -7,6 +7,7 @@ from PIL import Image
 from tiny_refl import PROMPTS, make_trainer, pixel_reward, tiny_wan, trained_weights
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceScorer, RewardDynamicsCallback
+from rewarddance_hf.alignment.refl.objective import with_gradient_at_once
 from rewarddance_hf.rewards import as_reward
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 
@@ -152,3 +153,37 @@ def test_rows_of_clips_without_a_task(tmp_path):
     rows = [{"prompt": PROMPTS[0], "task": "image-to-video"}, {"prompt": PROMPTS[1], "task": None}]
     make_trainer(tmp_path, tiny_wan(), reward=reward, train_dataset=rows, max_steps=1).train()
     assert set(seen) == {(PROMPTS[0], "image-to-video"), (PROMPTS[1], "text-to-video")}
+
+
+def test_the_gradient_is_taken_at_once():
+    """Value and gradient are those of the function, which is gone when the backward pass begins; without a gradient there is none."""
+    images = torch.randn(2, 3, 4, 4, requires_grad=True)
+    calls = []
+
+    def function(images):
+        calls.append(images.requires_grad)
+        return (images**3).sum()
+
+    (wanted,) = torch.autograd.grad(3 * function(images * 2), images)
+    for scale in (1.0, 65536.0):
+        value = with_gradient_at_once(function, images * 2, scale)
+        (found,) = torch.autograd.grad(3 * value, images)
+        torch.testing.assert_close(found, wanted)
+    assert not with_gradient_at_once(function, images.detach()).requires_grad
+    assert not with_gradient_at_once(lambda images: torch.ones(()), images).requires_grad
+    assert calls == [True, True, True, False]
+
+
+def test_models_that_a_function_asks_get_no_gradients(tmp_path):
+    """A model that a function closes over cannot be frozen; its `grad` used to grow with each update."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Tanh(), torch.nn.AdaptiveAvgPool2d(1))
+
+    def reward(images, prompts):
+        return net(images).flatten(1).mean(dim=1)
+
+    trainer = make_trainer(tmp_path, reward=reward)
+    before = trained_weights(trainer)
+    trainer.train()
+    assert any(not torch.equal(weight, before[name]) for name, weight in trained_weights(trainer).items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())

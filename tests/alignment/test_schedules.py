@@ -143,7 +143,7 @@ def test_noise_levels_of_a_flow():
     """Levels are those of the pipeline's call: its number of steps and its shift."""
     staged = staged_of(tiny("StableDiffusion3"), num_inference_steps=5)
     assert staged.num_steps == 5
-    for (signal, sigma), timestep in zip(staged.noise_levels, staged._probed_scheduler.timesteps, strict=True):
+    for (signal, sigma), timestep in zip(staged.noise_levels, staged._schedule.scheduler.timesteps, strict=True):
         assert signal + sigma == pytest.approx(1)
         assert sigma == pytest.approx(timestep.item() / 1000, rel=1e-5)
 
@@ -238,12 +238,13 @@ def test_image_to_image():
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     arguments = {**model.inputs, "image": images, "strength": 0.5, "num_inference_steps": 8}
     staged = StagedPipeline(pipeline, ["a", "b"], arguments)
+    assert staged.num_steps == 4
     for row, (_, image) in enumerate(staged.advance(start(), 0, staged.num_steps)):  # one by one
         alone = {name: value[[row]] if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
         assert torch.equal(image, pipeline(**alone, generator=generators()[row], output_type="pt").images)
     assert staged.evaluations == [4, 4]
     with pytest.raises(
-        NotImplementedError, match="`strength` is 0.5, so that .* leaves out the first steps.*`best_of_n`"
+        NotImplementedError, match="makes 4 of the 8 steps of its schedule.* Pass `strength=1.0`.*`best_of_n`"
     ):
         run(staged, start(), 0, 3)
 

@@ -143,6 +143,10 @@ def test_denoisers_that_would_get_no_gradient_are_refused(tmp_path):
         make_trainer(tmp_path, tiny_wan_22(), step_index_range=[2, 4], step_ratio_range=None).train()
     with pytest.raises(ValueError, match="requires gradient in steps 0 to 1, but .*`transformer_2` 2 to 3"):
         make_trainer(tmp_path, tiny_wan_22(), denoisers=["transformer_2"], step_ratio_range=[0.0, 0.5]).train()
+    with pytest.raises(
+        ValueError, match="`num_gradient_steps=1` requires gradient in steps 3 to 3, .* Raise it, or train"
+    ):
+        make_trainer(tmp_path, tiny_wan_22(), denoisers=["transformer"], step_ratio_range=None, method="draft").train()
     with pytest.raises(ValueError, match=r"`denoisers` is \['unet'\], but `WanPipeline` denoises with"):
         make_trainer(tmp_path, tiny_wan_22(), denoisers=["unet"])
     whole = tiny_wan_22()

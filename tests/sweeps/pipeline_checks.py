@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import LCMScheduler, SCMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from PIL import Image
 from tiny_pipelines import relative_difference, reward
@@ -144,10 +145,6 @@ class Tiny:
             self.global_seed -= 1
             if is_chance:
                 raise NotApplicableError("the pipeline alone draws random numbers without its generator")
-            if difference < 0.05 and self.batch_size > 1:  # ShapE samples where it has found something
-                pair = plain(self, seed=[7, 8], prompt=[self.prompt] * 2)
-                if (pair[0] - self.image[0]).abs().max() > tolerance:
-                    raise NotApplicableError("rounding in batches changes the image of the pipeline alone")
             raise AssertionError(f"{what} off by {difference:.1e}")
 
     @property
@@ -338,7 +335,9 @@ def independent_refl(tiny: Tiny, drawn_step: int) -> torch.Tensor:
         if index == drawn_step:
             clean[scheduler] = textbook_clean(scheduler, index, step, model_output, timestep, sample.detach())
         returns_tuple = step.keywords.get("return_dict") is False
-        return (clean[scheduler],) if returns_tuple else SchedulerOutput(prev_sample=clean[scheduler])
+        # Some pipelines decode what consistency models predict beside the latents.
+        count = 2 if isinstance(scheduler, (LCMScheduler, SCMScheduler)) else 1
+        return (clean[scheduler],) * count if returns_tuple else SchedulerOutput(prev_sample=clean[scheduler])
 
     with steps_of(tiny.pipeline.scheduler, change), whole_call(tiny) as call:
         return tiny(call)
@@ -500,7 +499,7 @@ def _check_finite_differences(tiny: Tiny) -> None:
     direction = [part / size + other / length for part, other in zip(gradient, noise, strict=True)]
     expected = sum((part * way).double().sum() for part, way in zip(gradient, direction, strict=True)).item()
     slopes: list[float] = []
-    for width in (0.03, 0.01, 0.1, 0.003):
+    for width in (0.03, 0.01, 0.1, 0.003, 3e-4, 3e-5):  # Sana Sprint bends within less than 1e-3
         values = []
         for sign in (1, -1, 0):  # forth, back, and as it was
             with torch.no_grad():
@@ -630,6 +629,25 @@ def check_count(result: Any, counts: list[int], num_steps: int, passes: int, eva
     )
 
 
+def in_double_if_need_be(check: Callable[[Tiny], None]) -> Callable[[Tiny], None]:
+    """Repeat a check where batches round otherwise: ShapE samples where it has found something, and shows the last digit."""
+
+    @functools.wraps(check)
+    def wrapper(tiny: Tiny) -> None:
+        try:
+            check(tiny)
+        except AssertionError:
+            if tiny.batch_size == 1:
+                raise
+            tiny.by_seed = {}
+            with in_float64(tiny):
+                check(tiny)
+            tiny.by_seed = {}
+
+    return wrapper
+
+
+@in_double_if_need_be
 def check_best_of_n(tiny: Tiny) -> None:
     """Denoiser evaluations are those that a hook counts, and each seed makes its candidate with the pipeline alone."""
     _, num_steps, passes = tiny.image, tiny.num_steps, tiny.num_passes
@@ -683,6 +701,7 @@ def check_paths(tiny: Tiny) -> None:
     check_replay(tiny, result)
 
 
+@in_double_if_need_be
 def check_zero_order(tiny: Tiny) -> None:
     """Neighbors are counted, and their seeds make them again."""
     _, num_steps, passes = tiny.image, tiny.num_steps, tiny.num_passes

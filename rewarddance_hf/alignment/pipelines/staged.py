@@ -9,11 +9,10 @@ they end. This one route serves all pipelines that have these methods: it needs 
 argument `sigmas` or `latents`, and those of the user's own keep their meaning.
 """
 
-import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from .models import check_caches
 from .noise_levels import noise_levels
 from .output import check_count, has_processor
 from .prompts import call, differs_in_batches
+from .schedule import Schedule, probe
 from .stage import Stage, Trajectory
 
 
@@ -64,7 +64,7 @@ class StagedPipeline:
         self.pipeline = pipeline
         self.prompts = list(prompts)
         self.takes = inspect.signature(type(pipeline).__call__).parameters
-        is_alone = differs_in_batches(pipeline, arguments) or any(
+        is_alone = differs_in_batches(pipeline, arguments, prompts) or any(
             _is_pixels(*argument) for argument in arguments.items()
         )
         self.batch_size = 1 if is_alone else batch_size
@@ -107,47 +107,32 @@ class StagedPipeline:
         return "control_image" if "control_image" in self.takes else "image"
 
     @functools.cached_property
-    def _probed_scheduler(self) -> Any:
-        """Scheduler as the pipeline sets it up for this call, which ends there."""
-
-        def probe(scheduler: Any, set_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-            set_timesteps(*args, **kwargs)
-            raise _ProbedError(scheduler)  # the pipeline's own, or a copy that it made
-
-        try:
-            with Hooks(self.pipeline) as hooks:
-                hooks.wrap(self.pipeline.scheduler, set_timesteps=probe)
-                call(self.pipeline, [torch.Generator().manual_seed(0)], **self._call_arguments([0]))
-        except _ProbedError as probed:
-            self.pipeline.maybe_free_model_hooks()
-            return copy.copy(probed.args[0])
-        raise ValueError(
-            f"`{type(self.pipeline).__name__}` did not call `scheduler.set_timesteps`, but the search needs to know its "
-            "schedule. Use another pipeline."
-        )
+    def _schedule(self) -> Schedule:
+        """Schedule of this call, as the pipeline sets it up."""
+        arguments = self._call_arguments([0])
+        return probe(self.pipeline, lambda: call(self.pipeline, [torch.Generator().manual_seed(0)], **arguments))
 
     @property
     def num_steps(self) -> int:
         """Number of steps, which is that of denoiser evaluations of one plain image."""
-        return len(self._probed_scheduler.timesteps)
+        return self._schedule.num_steps
 
     @functools.cached_property
     def noise_levels(self) -> list[tuple[float, float]]:
         """Shares of the clean image and of noise in the latents before each step."""
-        return noise_levels(self._probed_scheduler)
+        return noise_levels(self._schedule.scheduler)
 
     def check_parts(self) -> None:
         """Refuse schedules of which no part can be run."""
         check_caches(self.pipeline, "a search that stops in between")
-        self.noise_levels  # noqa: B018 (raises for unknown schedulers)
-        default = self.takes["strength"].default if "strength" in self.takes else None
-        strength = self.arguments.get("strength", (False, default))[1]
-        if isinstance(strength, float) and strength < 1.0:
+        in_schedule = len(self._schedule.scheduler.timesteps)
+        if self.num_steps != in_schedule:
             raise NotImplementedError(
-                f"`strength` is {strength}, so that `{type(self.pipeline).__name__}` leaves out the first steps of its "
-                "schedule, but a search that stops in between requires all of them. Pass `strength=1.0`, or use `best_of_n` "
-                "without `preview_step`."
+                f"`{type(self.pipeline).__name__}` makes {self.num_steps} of the {in_schedule} steps of its schedule, but a search "
+                "that stops in between requires all of them. Pass `strength=1.0` if it takes one, or use `best_of_n` without "
+                "`preview_step`."
             )
+        self.noise_levels  # noqa: B018 (raises for unknown schedulers)
 
     def advance(
         self, trajectories: Sequence[Trajectory], start: int, stop: int
@@ -232,7 +217,3 @@ def _is_pixels(name: str, value: Any) -> bool:
     if "embeds" in name or "prompt" in name:
         return False
     return isinstance(value, (PIL.Image.Image, np.ndarray)) or (isinstance(value, torch.Tensor) and value.ndim >= 3)
-
-
-class _ProbedError(Exception):
-    """The schedule is known."""

@@ -37,7 +37,7 @@ class CandidateDrawer:
         samples: dict[int, Any] = {}
         start = 0
         while start < len(seeds) and (at_least is None or len(samples) < at_least):
-            is_alone = "condition" in row or differs_in_batches(self.pipeline, self.pipeline_kwargs)
+            is_alone = "condition" in row or differs_in_batches(self.pipeline, self.pipeline_kwargs, [row["prompt"]])
             size = 1 if is_alone else self.limit.max_rows
             if at_least is not None:
                 size = min(size, at_least - len(samples))

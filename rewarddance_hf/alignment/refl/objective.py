@@ -1,4 +1,7 @@
-"""What a run maximises: a reward, its logarithm or its log-odds."""
+"""What a run maximises: a reward, its logarithm or its log-odds, and the gradient of that to the samples."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -30,3 +33,35 @@ def objective(rewards: torch.Tensor, args: ReFLTrainingArguments) -> torch.Tenso
     if args.reward_transform == "log":
         return rewards.clamp(min=EPS).log()
     return torch.logit(rewards, eps=EPS)
+
+
+def with_gradient_at_once(
+    function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
+    """
+    Value of a scalar function of images. Its gradient to them alone is computed here, times `scale`, which half precision needs. A
+    later backward pass goes on from the images: models that the function asks get no gradients, and are not needed any more.
+    """
+    leaf = images.detach().requires_grad_(images.requires_grad)
+    value = function(leaf)
+    if not value.requires_grad:
+        return value
+    (gradient,) = torch.autograd.grad(value * scale, leaf, allow_unused=True)
+    if gradient is None:
+        return value.detach()
+    return _KnownGradient.apply(images, value.detach(), gradient, scale)
+
+
+class _KnownGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, images: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.scale = scale
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, outer: torch.Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return (outer / ctx.scale).to(gradient.device) * gradient, None, None, None

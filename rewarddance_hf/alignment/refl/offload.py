@@ -3,9 +3,8 @@ Models on the CPU while they are not in use. The backward pass needs the denoise
 encoders have no part in it, and judges have done theirs as soon as the gradient of the samples is known.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,30 +40,3 @@ def models_of(reward: AdaptedReward) -> list[nn.Module]:
     """Models among reward functions, and those inside of scorers."""
     models = [getattr(function, "model", function) for function in reward.functions]
     return [model for model in models if isinstance(model, nn.Module) and next(model.parameters(), None) is not None]
-
-
-def with_gradient_at_once(function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """
-    Value of a scalar function of images. Its gradient is computed here, so that a later backward pass goes on from the images and
-    does not come to the function again.
-    """
-    leaf = images.detach().requires_grad_(images.requires_grad)
-    value = function(leaf)
-    if not value.requires_grad:
-        return value
-    (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
-    if gradient is None:
-        return value.detach()
-    return _KnownGradient.apply(images, value.detach(), gradient)
-
-
-class _KnownGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, images: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, outer: torch.Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return outer.to(gradient.device) * gradient, None, None

@@ -46,7 +46,8 @@ class SamplingTrainer(DenoiserTrainer):
         if self.encoded_prompts is None or not self.encoded_prompts.keeps:
             return
         conditions = None if condition is None else [condition]
-        batch_size = max(self.args.train_batch_size, self.args.eval_batch_size) if condition is None else 1
+        is_alone = condition is not None or differs_in_batches(self.pipeline, self._settings, prompts)
+        batch_size = 1 if is_alone else max(self.args.train_batch_size, self.args.eval_batch_size)
         with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
             self.encoded_prompts.fill(
                 prompts,
@@ -112,7 +113,7 @@ class SamplingTrainer(DenoiserTrainer):
     ) -> Any:
         """Samples of the pipeline, each from its own noise."""
         arguments = {**self._settings, **pipeline_kwargs, "output_type": output_type}
-        size = 1 if conditions is not None or differs_in_batches(self.pipeline, arguments) else len(prompts)
+        size = 1 if conditions is not None or differs_in_batches(self.pipeline, arguments, prompts) else len(prompts)
         batches = []
         encoded = self.encoded_prompts.in_use() if self.encoded_prompts is not None else nullcontext()
         # Casts of trained weights, cached in steps without gradient, would be used again in those that need it.

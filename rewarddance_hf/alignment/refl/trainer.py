@@ -23,8 +23,8 @@ from .arguments import ReFLTrainingArguments  # noqa: E402
 from .callbacks import TellCallbacks  # noqa: E402
 from .card import tuned_generator_card  # noqa: E402
 from .drawing import check_conditions  # noqa: E402
-from .objective import choose_transform, objective  # noqa: E402
-from .offload import Offload, with_gradient_at_once  # noqa: E402
+from .objective import choose_transform, objective, with_gradient_at_once  # noqa: E402
+from .offload import Offload  # noqa: E402
 from .regularizer import BaseDistance  # noqa: E402
 from .rows import DrawSampler, PromptRows, collate_rows, context_of, seed_of  # noqa: E402
 from .samples import SampleGridCallback  # noqa: E402
@@ -299,7 +299,8 @@ class ReFLTrainer(SamplingTrainer):
             return -objective(values["reward"], self.args).mean()
 
         with self.judges_on_device(self.rewards):
-            loss = loss_of(images) if self.offload is None else with_gradient_at_once(loss_of, images)
+            scaler = self.accelerator.scaler
+            loss = with_gradient_at_once(loss_of, images, 1.0 if scaler is None else scaler.get_scale())
         record = record_rewards(prompts, values)
         if self.base_distance is not None:
             base_distance = self.base_distance.mean()

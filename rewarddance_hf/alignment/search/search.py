@@ -46,7 +46,8 @@ def best_of_n(
     Generate candidates and keep the best.
 
     A candidate's seed makes it again with the pipeline alone:
-    `pipeline(prompt, generator=torch.Generator().manual_seed(node.seed), ...)`.
+    `pipeline(prompt, generator=torch.Generator().manual_seed(node.seed), ...)`, after `torch.manual_seed(node.seed)` where a language
+    model rewrites prompts without the generator (LongCat-Image, Flux 2 with `caption_upsample_temperature`).
 
     With `preview_step`, all candidates are denoised up to this step only; their clean predictions are judged, and only
     the `num_kept` best are finished.
