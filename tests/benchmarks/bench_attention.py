@@ -175,20 +175,18 @@ def candidates(size: str, count: int, num_tokens: int, layout: str) -> dict[str,
 
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
-    """Candidates of a judge of 13M parameters and of two layers of one of 2B; the longest ones only if `is_full`."""
-    cases = [("2b_layers", 16, 256, "text_first")]
-    if is_full:
-        cases = [
-            (size, *case)
-            for size in ("13m", "2b_layers")
-            for case in (
-                (16, 64, "text_first"),
-                (16, 256, "text_first"),
-                (16, 256, "images_first"),
-                (64, 256, "text_first"),
-            )
-        ]
+    """Candidates of a judge of 13M parameters and of two layers of one of 2B, only if `is_full`: none of these ways is used."""
+    cases = [
+        (size, *case)
+        for size in ("13m", "2b_layers")
+        for case in (
+            (16, 64, "text_first"),
+            (16, 256, "text_first"),
+            (16, 256, "images_first"),
+            (64, 256, "text_first"),
+        )
+    ]
     return {
         f"{size}/{n}x{tokens}/{layout}": partial(candidates, size, n, tokens, layout)
-        for size, n, tokens, layout in cases
+        for size, n, tokens, layout in (cases if is_full else [])
     }

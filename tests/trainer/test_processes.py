@@ -13,10 +13,11 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from judge_trainings import train
 from new_process import run_python, run_together
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceTrainingArguments
 from rewarddance_hf.memory.report import GIB, Count, on_each_gpu
-from rewarddance_hf.trainer.sharding import check_engine, prepare_sharding
+from rewarddance_hf.trainer.sharding import check_engine, forget_unused_renamings, prepare_sharding
 
 
 TESTS = Path(__file__).parents[1]
@@ -124,6 +125,16 @@ def test_what_cannot_be_sharded_is_refused():
     with pytest.raises(ValueError, match="has 3 .first: 'running_mean'.. Set it to false"):
         prepare_sharding(FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=True), model)
     prepare_sharding(FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False), model)
+
+
+def test_unused_renamings_are_forgotten(vlm_folder):
+    """Under ZeRO-3 transformers keeps all renamings of weights with a model, also those that loading has not used."""
+    model = RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"))
+    used = model._weight_conversions
+    model._weight_conversions = [*used, *get_model_conversion_mapping(model)]
+    assert len(model._weight_conversions) > len(used)
+    forget_unused_renamings(model)
+    assert model._weight_conversions == used
 
 
 @pytest.mark.parametrize("engine", ["FSDP", "DeepSpeed"])
