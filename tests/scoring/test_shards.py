@@ -34,7 +34,7 @@ from rewarddance_hf import ParquetRows, RewardDanceScorer, score_shards
 judge, rows, folder, num_shards, *shard = sys.argv[1:]
 scorer = RewardDanceScorer.from_pretrained(judge, num_workers=0)
 shard = int(shard[0]) if shard else None
-score_shards(scorer, ParquetRows(rows), folder, int(num_shards), shard, window=4, show_progress=False)
+print(score_shards(scorer, ParquetRows(rows), folder, int(num_shards), shard, window=4, show_progress=False))
 """
 
 
@@ -133,9 +133,14 @@ def test_any_number_of_shards_gives_equal_bytes(scorer, data, merged, tmp_path, 
 
 @pytest.mark.slow
 def test_processes_share_the_shards(judge_folder, data, merged, tmp_path):
-    """Two processes of one run score all shards together."""
-    for result in run_together("-c", WORKER, judge_folder, data[0], tmp_path, "7"):
+    """Two processes of one run score all shards together, each of them once."""
+    counts = []
+    on_cpu = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    for result in run_together("-c", WORKER, judge_folder, data[0], tmp_path, "7", env=on_cpu):
         assert result.returncode == 0, result.stderr
+        counts.append(int(result.stdout.split()[-1]))
+    assert sum(counts) == NUM_ROWS
+    assert min(counts) > 0
     assert merge_shards(tmp_path).read_bytes() == merged.read_bytes()
 
 
