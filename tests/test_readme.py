@@ -20,7 +20,7 @@ from trl import TrlParser
 
 from rewarddance_hf import NoAnswerError, RewardDanceScorer
 from rewarddance_hf.cli.main import COMMANDS, main
-from rewarddance_hf.shapes.models import BASE_VLM
+from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +104,8 @@ def test_code_runs(name, block, tmp_path, monkeypatch):
         "prompt": PROMPTS[0],
         "held_out_prompts": PROMPTS[:2],
         "rows": datasets.Dataset.from_list([{"prompt": "a", "image": images[0], "reference": images[1]}]),
+        "pairs": datasets.Dataset.from_list([{"prompt": "a", "chosen": images[0], "rejected": images[1]}]),
+        "processor": judge_processor(),
         **dict.fromkeys(("scorer", "judge", "other_judge"), RewardDanceScorer.from_pretrained(BASE_VLM)),
         "pointwise_scorer": lambda images, prompts: images.mean((1, 2, 3)),
         "pipeline": pipeline,

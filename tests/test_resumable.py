@@ -183,9 +183,13 @@ def test_work_of_several_processes(tmp_path, count):
     """
     script = tmp_path / "work.py"
     script.write_text(
-        "import datetime, time\n"
+        "import datetime, os, time\n"
+        "from pathlib import Path\n"
         "from accelerate import PartialState\n"
         "from rewarddance_hf.parallel import Processes, run_split\n"
+        "Path(f'ready-{os.environ[\"RANK\"]}').touch()\n"  # who starts late is not waited for in 3 seconds
+        "while len(list(Path().glob('ready-*'))) < int(os.environ['WORLD_SIZE']):\n"
+        "    time.sleep(0.01)\n"
         "PartialState(cpu=True, timeout=datetime.timedelta(seconds=3))\n"
         "def slow(rows):\n"
         "    time.sleep(5 if 0 in rows else 0)\n"  # longer than processes wait by default
@@ -203,7 +207,7 @@ def test_work_of_several_processes(tmp_path, count):
         "    print('caught', type(error).__name__, error, flush=True)\n"
         "Processes.current().wait()\n"
     )
-    results = run_together(script, count=count, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    results = run_together(script, count=count, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, cwd=tmp_path)
     assert [result.returncode for result in results] == [0] * count, results[0].stderr
     written = "".join(result.stdout for result in results)
     assert written.count("caught KeyError 'row 1'") == 1

@@ -83,7 +83,8 @@ def run_demo(
     stages["report"] = Stage("writing the report", f"{REPORT}:write_report", arguments, tuple(stages))
     _say(
         f"Training a judge of shapes and a baseline{', and tuning a generator by the judge' if tune_generator else ''}: "
-        f"{len(stages)} stages side by side. What libraries write is in {folder / 'logs'}."
+        f"{len(stages)} stages side by side.\n"
+        f"What libraries write is in {folder / 'logs'}."
     )
     run_stages(_in_order(stages), folder / "logs", preload=[REPORT])
     metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
@@ -149,8 +150,12 @@ def _generator_stages(folder: Path, steps: int, prompts: int) -> dict[str, Stage
     arguments: tuple[Any, ...] = ("tuned", str(folder / "tuned"), judge, references, steps, share)
     stages["tuned"] = Stage("tuning the generator by the judge", f"{ALIGNMENT}:tune", arguments, tuple(stages))
     arguments = ("hacked", str(folder / "hacked"), None, [], hacking_steps, share)
-    stages["hacked"] = Stage("tuning it by a weak reward, color alone", f"{ALIGNMENT}:tune", arguments)
-    titles = {"base": "the base generator", "tuned": "the generator of the judge", "hacked": "that of the weak reward"}
+    stages["hacked"] = Stage("tuning the generator by color alone", f"{ALIGNMENT}:tune", arguments)
+    titles = {
+        "base": "the base generator",
+        "tuned": "the generator tuned by the judge",
+        "hacked": "the generator tuned by color alone",
+    }
     for name, title in titles.items():
         arguments = (name, str(folder / name), prompts)
         after = () if name == "base" else (name,)
