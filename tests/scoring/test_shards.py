@@ -132,11 +132,12 @@ def test_any_number_of_shards_gives_equal_bytes(scorer, data, merged, tmp_path, 
 
 
 @pytest.mark.slow
-def test_processes_share_the_shards(judge_folder, data, merged, tmp_path):
-    """Two processes of one run score all shards together, each of them once."""
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_shards(judge_folder, data, merged, tmp_path, count):
+    """Processes of one run score all shards together, each of them once."""
     counts = []
     on_cpu = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    for result in run_together("-c", WORKER, judge_folder, data[0], tmp_path, "7", env=on_cpu):
+    for result in run_together("-c", WORKER, judge_folder, data[0], tmp_path, "7", env=on_cpu, count=count):
         assert result.returncode == 0, result.stderr
         counts.append(int(result.stdout.split()[-1]))
     assert sum(counts) == NUM_ROWS
