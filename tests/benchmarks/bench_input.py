@@ -104,9 +104,9 @@ def collator(
 
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
-    """The desk and the collator, with up to as many workers as this process may use cores, or 16 if `is_full`."""
+    """The desk and the collator, with up to as many workers as this process may use cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = 16 if is_full else min(16, cores)
+    most = min(16, cores)
     workers = tuple(number for number in (1, 2, 4, 8, 16) if number <= most)
     return {
         f"{part.__name__}/{kind}": partial(part, kind, workers=workers) for part in (desk, collator) for kind in IMAGES
