@@ -31,6 +31,18 @@ def image_vae(**config: Any) -> diffusers.AutoencoderKL:
     )
 
 
+def flux2_vae(**config: Any) -> diffusers.AutoencoderKLFlux2:
+    return diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        block_out_channels=(4,),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=1,
+        **config,
+    )
+
+
 def unet_vae() -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL(
         block_out_channels=(4, 8),
@@ -182,16 +194,7 @@ def flux2():
         joint_attention_dim=16,
         axes_dims_rope=[4, 4, 4, 4],
     )
-    vae = diffusers.AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        block_out_channels=(4,),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+    vae = flux2_vae(use_quant_conv=False, use_post_quant_conv=False)
     pipeline = diffusers.Flux2Pipeline(
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -771,8 +774,18 @@ class TinyPipeline:
         return list(torch.autograd.grad(reward(images).mean(), self.parameters))
 
 
+def ready(pipeline):
+    """The same pipeline, with nothing to train and without bars."""
+    for model in pipeline.components.values():
+        if isinstance(model, torch.nn.Module):
+            model.eval().requires_grad_(False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def reward(images: torch.Tensor, prompts: list[str] | None = None) -> torch.Tensor:
     """A fixed differentiable function of pixels, one number for each image or clip."""
+    images = torch.as_tensor(images)
     frames = images.flatten(0, -4)
     kernel = noise(11, 4, 3, 3, 3).to(frames.dtype)
     features = torch.nn.functional.conv2d(frames - 0.5, kernel).tanh().mean(dim=(1, 2, 3))

@@ -3,26 +3,14 @@
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import kandinsky, noise, reward, sana
+from tiny_pipelines import kandinsky, noise, ready, reward, sana
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
 from rewarddance_hf.alignment.search.search import best_of_n, search_over_paths, zero_order_search
 
 
-def judge(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-    return reward(torch.as_tensor(images))
-
-
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def ready(pipeline):
-    for model in pipeline.components.values():
-        if isinstance(model, torch.nn.Module):
-            model.eval().requires_grad_(False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def deepfloyd():
@@ -110,12 +98,12 @@ def sana_sprint():
 def test_budget_of_a_search_in_steps_that_are_made():
     """A budget of four evaluations is two images of two steps each; one of three steps was counted."""
     pipeline, inputs = sana_sprint()
-    result = best_of_n(pipeline, "a", judge, max_denoiser_evaluations=4, num_images=2, **inputs)
+    result = best_of_n(pipeline, "a", reward, max_denoiser_evaluations=4, num_images=2, **inputs)
     assert (result.denoiser_evaluations, len(result.images)) == (4, 2)
     for place in range(2):
         plain = pipeline(**inputs, generator=seeded(result.lineage(place)[0].seed)).images[0]
         torch.testing.assert_close(result.images[place], plain, rtol=0, atol=1e-5)
-    result = zero_order_search(pipeline, "a", judge, num_neighbors=1, max_denoiser_evaluations=4, **inputs)
+    result = zero_order_search(pipeline, "a", reward, num_neighbors=1, max_denoiser_evaluations=4, **inputs)
     assert result.denoiser_evaluations == 4
 
 
@@ -128,7 +116,7 @@ def test_parts_are_refused_before_anything_is_computed(make):
     calls = []
     denoiser.register_forward_pre_hook(lambda *args: calls.append(1))
     with pytest.raises(NotImplementedError, match=r"makes [24] of the [38] steps of its schedule"):
-        best_of_n(pipeline, "a", judge, num_candidates=2, preview_step=1, **inputs)
+        best_of_n(pipeline, "a", reward, num_candidates=2, preview_step=1, **inputs)
     with pytest.raises(NotImplementedError, match="or use `best_of_n` without `preview_step`"):
-        search_over_paths(pipeline, "a", judge, num_branches=2, **inputs)
+        search_over_paths(pipeline, "a", reward, num_branches=2, **inputs)
     assert not calls

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_pipelines import BUILDERS, flux2, noise, relative_difference, reward, stable_diffusion
+from tiny_pipelines import BUILDERS, flux2, noise, ready, relative_difference, reward, stable_diffusion
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
 from rewarddance_hf.alignment.pipelines.models import clone_inputs, save_copies
@@ -17,10 +17,6 @@ from rewarddance_hf.alignment.search.search import best_of_n, search_over_paths
 
 
 STEPS = 4
-
-
-def judge(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-    return reward(torch.as_tensor(images))
 
 
 def cosmos_transformer(in_channels: int, out_channels: int) -> diffusers.CosmosTransformer3DModel:
@@ -53,14 +49,6 @@ class NoGuard(diffusers.ModelMixin, diffusers.ConfigMixin):
 
     def check_video_safety(self, frames):
         return frames
-
-
-def ready(pipeline):
-    for model in pipeline.components.values():
-        if isinstance(model, torch.nn.Module):
-            model.eval().requires_grad_(False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def cosmos_2_5():
@@ -102,7 +90,7 @@ SETTINGS = {"height": 32, "width": 32, "num_inference_steps": STEPS, "output_typ
 def test_parts_of_a_pipeline_that_reads_noise_levels():
     pipeline, inputs = cosmos_2_5()
     arguments = {"num_candidates": 2, "preview_step": 2, "batch_size": 1, **SETTINGS, **inputs}
-    result = best_of_n(pipeline, "a", judge, **arguments)
+    result = best_of_n(pipeline, "a", reward, **arguments)
     plain = pipeline(**SETTINGS, **inputs, generator=[torch.Generator().manual_seed(result.lineage()[0].seed)]).frames
     torch.testing.assert_close(result.images[0], plain[0], rtol=0, atol=0)
 
@@ -110,11 +98,11 @@ def test_parts_of_a_pipeline_that_reads_noise_levels():
 def test_a_pipeline_that_makes_each_step_twice():
     pipeline, inputs = cosmos_1()
     arguments = SETTINGS | inputs
-    result = best_of_n(pipeline, "a", judge, max_denoiser_evaluations=2 * STEPS, **arguments)
+    result = best_of_n(pipeline, "a", reward, max_denoiser_evaluations=2 * STEPS, **arguments)
     assert result.denoiser_evaluations == 2 * STEPS
     assert len({node.seed for node in result.nodes}) == 2
     with pytest.raises(NotImplementedError, match="Use `best_of_n` without `preview_step`"):
-        search_over_paths(pipeline, "a", judge, num_paths=1, num_branches=2, **arguments, guidance_scale=1.0)
+        search_over_paths(pipeline, "a", reward, num_paths=1, num_branches=2, **arguments, guidance_scale=1.0)
     pipeline.transformer.requires_grad_(True)
     callback = RewardGradientCallback(method="refl")
     with pytest.raises(NotImplementedError, match="calls `scheduler.step` several times"), callback.attach(pipeline):
@@ -236,12 +224,12 @@ def test_several_images_of_one_prompt():
     """`image` of Flux 2 is a list of references of one prompt, and was taken for one image of each prompt."""
     pipeline, inputs = flux2_with_reference()
     images = [inputs.pop("image"), Image.effect_noise((64, 64), 20).convert("RGB")]
-    result = best_of_n(pipeline, "a", judge, num_candidates=2, image=images, **inputs)
+    result = best_of_n(pipeline, "a", reward, num_candidates=2, image=images, **inputs)
     generator = torch.Generator().manual_seed(result.lineage()[0].seed)
     plain = pipeline(**inputs, image=images, generator=generator).images[0]
     torch.testing.assert_close(result.images[0], plain, rtol=0, atol=0)
     inputs["prompt_embeds"] = noise(1, 2, 7, 16)
-    two = best_of_n(pipeline, ["a", "b"], judge, num_candidates=1, image=[images, images[:1]], **inputs)
+    two = best_of_n(pipeline, ["a", "b"], reward, num_candidates=1, image=[images, images[:1]], **inputs)
     generator = torch.Generator().manual_seed(two[1].lineage()[0].seed)
     inputs["prompt_embeds"] = inputs["prompt_embeds"][1:]
     plain = pipeline(**inputs, image=images[0], generator=generator).images[0]
@@ -261,9 +249,9 @@ def test_outputs_of_earlier_steps_are_not_used_again():
     ):
         pipeline(**inputs, num_inference_steps=STEPS, output_type="pt")
     with pytest.raises(ValueError, match="but a search that stops in between requires"):
-        search_over_paths(pipeline, "a", judge, num_branches=1, num_inference_steps=STEPS, **inputs)
+        search_over_paths(pipeline, "a", reward, num_branches=1, num_inference_steps=STEPS, **inputs)
     pipeline.transformer.disable_cache()
-    search_over_paths(pipeline, "a", judge, num_paths=1, num_branches=1, num_inference_steps=STEPS, **inputs)
+    search_over_paths(pipeline, "a", reward, num_paths=1, num_branches=1, num_inference_steps=STEPS, **inputs)
 
 
 def wan_vace():
@@ -291,7 +279,7 @@ def wan_vace():
 
 def test_pipelines_that_take_one_prompt():
     pipeline, settings = wan_vace()
-    result = best_of_n(pipeline, "a", judge, num_candidates=2, batch_size=1, output_type="pt", **settings)
+    result = best_of_n(pipeline, "a", reward, num_candidates=2, batch_size=1, output_type="pt", **settings)
     seed = torch.Generator().manual_seed(result.lineage()[0].seed)
     plain = pipeline("a", **settings, generator=seed, output_type="pt").frames[0]
     torch.testing.assert_close(result.images[0], plain, rtol=0, atol=0)
@@ -300,7 +288,7 @@ def test_pipelines_that_take_one_prompt():
     )
     assert len(references) == 2
     with pytest.raises(ValueError, match="was given 2 prompts and says: .* set the batch size to 1"):
-        best_of_n(pipeline, "a", judge, num_candidates=2, **settings)
+        best_of_n(pipeline, "a", reward, num_candidates=2, **settings)
 
 
 def latte():
@@ -335,7 +323,7 @@ def latte():
 def test_samples_that_differ_in_batches_are_made_alone():
     pipeline, settings = latte()
     inputs = {**settings, "clean_caption": False, "output_type": "pt"}
-    result = best_of_n(pipeline, "a b", judge, num_candidates=3, batch_size=3, num_images=3, **inputs)
+    result = best_of_n(pipeline, "a b", reward, num_candidates=3, batch_size=3, num_images=3, **inputs)
     for place in range(3):
         seed = torch.Generator().manual_seed(result.lineage(place)[0].seed)
         plain = pipeline("a b", generator=seed, **inputs).frames[0]
@@ -373,7 +361,7 @@ def test_pipelines_that_prepare_other_latents():
     pipeline = marigold()
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with pytest.raises(NotImplementedError, match="does not denoise what `prepare_latents` gives first"):
-        best_of_n(pipeline, "a", judge, num_candidates=2, preview_step=2, image=image, output_type="pt")
+        best_of_n(pipeline, "a", reward, num_candidates=2, preview_step=2, image=image, output_type="pt")
     pipeline.unet.requires_grad_(True)
 
     def run():
@@ -423,7 +411,7 @@ def test_images_of_controlnets(several):
     images = [Image.effect_noise((16, 16), 60 * (i + 1)).convert("RGB") for i in range(2)]
     del inputs["height"], inputs["width"]
     image = images if several else images[0]
-    result = best_of_n(pipeline, "a", judge, num_candidates=2, image=image, output_type="pt", **inputs)
+    result = best_of_n(pipeline, "a", reward, num_candidates=2, image=image, output_type="pt", **inputs)
     generator = torch.Generator().manual_seed(result.lineage()[0].seed)
     plain = pipeline(**inputs, image=image, generator=generator, output_type="pt").images[0]
     torch.testing.assert_close(result.images[0], plain, rtol=0, atol=1e-5)
@@ -455,5 +443,5 @@ def test_arrays_of_t2i_adapters_are_refused():
         RewardGradientCallback(method="draft").attach(pipeline),
     ):
         pipeline(**inputs, output_type="pt")
-    result = best_of_n(pipeline, "a", judge, num_candidates=2, **inputs)
+    result = best_of_n(pipeline, "a", reward, num_candidates=2, **inputs)
     assert result.denoiser_evaluations == 4

@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 import transformers
-from tiny_pipelines import reward
+from tiny_pipelines import flux2_vae, ready, reward
 from tokenizers import pre_tokenizers
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
@@ -31,10 +31,6 @@ TEXT = {
     "num_key_value_heads": 2,
 }
 STEPS = 2
-
-
-def judge(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-    return reward(torch.as_tensor(images))
 
 
 def tokenizer(length: int = 4, **named: str):
@@ -63,14 +59,7 @@ def image_vae(latent_channels: int = 4, **config):
 
 def ernie_image():
     """A language model writes each prompt anew, by the state of the process."""
-    vae = diffusers.AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        block_out_channels=(4,),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=1,
-    )
+    vae = flux2_vae()
     transformer = diffusers.ErnieImageTransformer2DModel(
         hidden_size=16, num_attention_heads=1, num_layers=1, ffn_hidden_size=16, in_channels=16, out_channels=16,
         text_in_dim=16, rope_axes_dim=(4, 6, 6),
@@ -164,11 +153,7 @@ def built(make):
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data.normal_(0, 0.5)
-    for model in pipeline.components.values():
-        if isinstance(model, torch.nn.Module):
-            model.eval().requires_grad_(False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline, {"num_inference_steps": STEPS, "output_type": "pt", **settings}
+    return ready(pipeline), {"num_inference_steps": STEPS, "output_type": "pt", **settings}
 
 
 def plain(pipeline, prompt, seed, settings):
@@ -198,7 +183,7 @@ def test_samples_are_those_of_their_seeds(make):
 @pytest.mark.parametrize("make", [glm_image, pytest.param(longcat_image, marks=pytest.mark.slow)])
 def test_search_makes_each_candidate_alone(make):
     pipeline, settings = built(make)
-    result = best_of_n(pipeline, "a b", judge, num_candidates=2, num_images=2, preview_step=1, num_kept=2, **settings)
+    result = best_of_n(pipeline, "a b", reward, num_candidates=2, num_images=2, preview_step=1, num_kept=2, **settings)
     for place in range(2):
         image = plain(pipeline, "a b", result.lineage(place)[0].seed, settings)
         torch.testing.assert_close(result.images[place], image, rtol=0, atol=0)

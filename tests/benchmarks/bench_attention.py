@@ -2,10 +2,10 @@
 Ways to attend to a prefix that candidates share, beside that of the engine: is there anything to gain?
 
 The engine copies the states of a prefix to each candidate and asks `sdpa` with a mask. First, what attention and these copies take
-of the time in which candidates are scored against one reference when their images have been seen: no way can gain more. Then the ways are compared at the shapes of
-the largest batch there: `grouped` makes the copies, but does not repeat heads that share keys; `apart` attends to the prefix once for
-all candidates, and to the rest apart, and merges both by their log-sum-exp; `packed` is FlexAttention over one sequence of the prefix
-and all candidates.
+of the time in which candidates are scored against one reference when their images have been seen: no way can gain more. Then the
+ways are compared at the shapes of the largest batch there: `grouped` makes the copies, but does not repeat heads that share keys;
+`apart` attends to the prefix once for all candidates, and to the rest apart, and merges both by their log-sum-exp; `packed` is
+FlexAttention over one sequence of the prefix and all candidates.
 """
 
 from collections.abc import Callable, Iterator

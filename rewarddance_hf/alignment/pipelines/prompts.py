@@ -58,9 +58,8 @@ def _writes(pipeline: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether a language model goes on with the prompts, or writes others in their place, by random numbers."""
     if hasattr(pipeline, "vision_language_encoder"):  # GLM-Image
         return True
-    if (
-        arguments.get("prompt_embeds") is not None or getattr(pipeline, "pe", pipeline) is None
-    ):  # ERNIE-Image without its writer
+    has_no_writer = getattr(pipeline, "pe", pipeline) is None  # ERNIE-Image
+    if has_no_writer or arguments.get("prompt_embeds") is not None:
         return False
     takes = inspect.signature(type(pipeline).__call__).parameters
     return any(arguments.get(name, takes[name].default) for name in REWRITING if name in takes)
