@@ -181,6 +181,6 @@ def draw_ranking(scorer: RewardDanceScorer) -> tuple[Figure, str]:
     for axes, index in zip(grid, ranking.order, strict=True):
         axes.imshow(images[index], interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title(f"{ranking.wins[index]:g} wins, reward {ranking.scores[index]:.2f}", fontsize=9)
+        axes.set_title(f"wins: {ranking.wins[index]:g}, reward {ranking.scores[index]:.2f}", fontsize=9)
     place = ("first", "second", "third", "last")[ranking.order.index(0)]
     return figure, f"In the ranking, the image that shows its prompt comes {place}."

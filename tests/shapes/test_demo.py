@@ -1,9 +1,11 @@
 """The demo from end to end, with few steps."""
 
+import contextlib
 import io
 import json
 import os
 import pty
+import threading
 import time
 from dataclasses import replace
 
@@ -72,13 +74,25 @@ def test_output_without_a_terminal_is_plain_lines(tmp_path):
     assert "noise of a library" in (tmp_path / "second.txt").read_text()
 
 
+def read_to_end(controller, chunks):
+    """All that is written to a terminal; Linux ends it with an error."""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(controller, 65_536):
+            chunks.append(chunk)
+
+
 def test_output_in_a_terminal(tmp_path):
     """Bars are drawn in place; what stays is a line for each stage."""
     controller, terminal = pty.openpty()
+    chunks = []
+    # A terminal holds 4 KiB that nobody has read, and then stops those who write to it.
+    reader = threading.Thread(target=read_to_end, args=(controller, chunks))
+    reader.start()
     with open(terminal, "w") as stream:
         run_stages({"first": stage("count", 2)}, tmp_path, [REPORT], stream)
-    written = os.read(controller, 100_000).decode()
+    reader.join()
     os.close(controller)
+    written = b"".join(chunks).decode()
     assert "\x1b[" in written
     assert "all stages" in written
     assert "count something (0:0" in written
