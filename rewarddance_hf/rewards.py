@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .models.question_rewarddance import infer_task
+from .models.tasks_rewarddance import infer_task
 
 
 logger = logging.get_logger(__name__)
@@ -90,8 +90,8 @@ class AdaptedReward:
 
     Columns of rows are passed to a function under their name, or with an "s" appended (`condition` as `conditions`),
     if it takes such an argument. A function that takes `references` is called with one reference for each image:
-    images with several are repeated, and their reward is the mean. Clips without a `task` get that of clips. Functions
-    get copies of what the caller keeps, and models among them get no gradient in their own weights.
+    images with several are repeated, and their reward is the mean. Clips, and samples with a condition, get their task if
+    they come without one. Functions get copies of what the caller keeps, and models among them get no gradient in their own weights.
     """
 
     def __init__(self, reward: Any, weights: Sequence[float] | None = None) -> None:
@@ -239,15 +239,15 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 def _complete(images: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns that were given, with an entry for each sample, and the task of clips."""
+    """Columns that were given, with an entry for each sample, and the task of clips and of samples with a condition."""
     count = len(images)
     known = {k: [v] * count if isinstance(v, str) else v for k, v in columns.items() if v is not None}
     for name, values in known.items():
         if len(values) != count:
             raise ValueError(f"`{name}` has {len(values)} entries for {count} images, but must have one for each.")
     is_clip = images.ndim == 5 if isinstance(images, torch.Tensor) else any(map(_is_clip, images))
-    if is_clip:
-        conditions = known.get("condition") or known.get("conditions") or [None] * count
+    conditions = known.get("condition") or known.get("conditions") or [None] * count
+    if is_clip or any(condition is not None for condition in conditions):
         named = known.get("task") or [None] * count
         known["task"] = [task or infer_task(*sample) for task, *sample in zip(named, images, conditions, strict=True)]
     return known

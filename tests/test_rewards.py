@@ -21,7 +21,7 @@ def colors(*names: str) -> list[Image.Image]:
 
 
 def test_columns_go_where_they_are_taken():
-    """A function gets the columns that it has arguments for, in singular or plural; None counts as not given."""
+    """A function gets the columns that it has arguments for, in singular or plural, and the task of what has a condition."""
     seen = {}
 
     def narrow(images, prompts, conditions, kind=None):
@@ -35,7 +35,8 @@ def test_columns_go_where_they_are_taken():
     columns = {"condition": ["x", "y"], "kind": ["one", "two"], "seeds": [1, 2], "criteria": None}
     values = as_reward([narrow, wide, brightness]).by_name(IMAGES, PROMPTS, **columns)
     assert seen["narrow"] == (PROMPTS, ["x", "y"], ["one", "two"])
-    assert seen["wide"] == {"condition": ["x", "y"], "kind": ["one", "two"], "seeds": [1, 2]}
+    task = ["image-editing"] * 2
+    assert seen["wide"] == {"condition": ["x", "y"], "kind": ["one", "two"], "seeds": [1, 2], "task": task}
     assert list(values) == ["narrow", "wide", "brightness", "reward"]
 
 

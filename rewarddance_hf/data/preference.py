@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..models.question_rewarddance import Question
+from ..models.tasks_rewarddance import check_condition, task_of
 
 
 REQUIRED_COLUMNS = ("prompt", "chosen", "rejected")
@@ -43,7 +44,8 @@ def check_row(row: Mapping[str, Any], name: str = "row") -> None:
     Args:
         row (`Mapping`):
             Preference row: `prompt` (`str`), `chosen` and `rejected` (images, or clips: lists of images, tensors,
-            animated images or video files), and optionally `task` (`str`), `condition` (image), `criteria` (`str`), `rationale` (`str` with
+            animated images or video files), and optionally `task` (`str`), `condition` (image: first frame of image-to-video,
+            source image of an edit), `criteria` (`str`), `rationale` (`str` with
             `{chosen}` and `{rejected}` in place of "Image 1" and "Image 2", or "Video 1" and "Video 2", or `{"yes": str, "no": str}` with one
             text for each verdict), `margin` (`float`), `tie` (`bool`).
         name (`str`, *optional*, defaults to `"row"`):
@@ -61,6 +63,7 @@ def check_row(row: Mapping[str, Any], name: str = "row") -> None:
     for column in ("chosen", "rejected"):
         if row[column] is None:
             raise ValueError(f"`{column}` of {name} is None, but must be an image or a clip. Drop the row.")
+    check_condition(row.get("task"), row.get("condition"), f"condition of {name}")
     if row.get("rationale") is not None:
         _check_type(row, "rationale", (str, Mapping), name)
         if isinstance(row["rationale"], Mapping) and not {"yes", "no"} <= set(row["rationale"]):
@@ -105,7 +108,7 @@ def rationale_text(row: Mapping[str, Any], chosen_second: bool) -> str | None:
     if isinstance(rationale, Mapping):
         rationale = rationale["yes" if chosen_second else "no"]
     elif rationale is not None:
-        noun = "Video" if (row.get("task") or "").endswith("video") else "Image"
+        noun = "Video" if task_of(row.get("task")).is_video else "Image"
         chosen, rejected = (f"{noun} {number}" for number in ((2, 1) if chosen_second else (1, 2)))
         rationale = rationale.replace("{chosen}", chosen).replace("{rejected}", rejected)
     return rationale or None

@@ -15,7 +15,8 @@ from ..checks import check_integers
 from ..data.preference import check_columns, check_row
 from ..models import RewardDanceForYesScoring, RewardDanceProcessor
 from ..models.media_rewarddance import load_frames, load_image, open_clip
-from ..models.question_rewarddance import Question, infer_task
+from ..models.question_rewarddance import Question
+from ..models.tasks_rewarddance import infer_task
 from ..parallel import run_split
 from ..resumable import content_of, digest_of
 from ..rewards import NonFiniteScoreError, as_reward

@@ -9,7 +9,8 @@ from PIL import Image
 
 from .clips_rewarddance import Clip, ClipReader
 from .media_rewarddance import load_image, open_clip, open_media, read_clip
-from .question_rewarddance import Example, Question, infer_task, parse_example
+from .question_rewarddance import Example, Question, parse_example
+from .tasks_rewarddance import infer_task, task_of
 
 
 class LoadingMixin:
@@ -126,7 +127,7 @@ class LoadingMixin:
 
     def _sample(self, reader: ClipReader, task: "str | None", is_clip: bool) -> ClipReader:
         """Choose frames of an opened clip."""
-        if is_clip and len(reader) < 2 and task is not None and task.endswith("video"):
+        if is_clip and len(reader) < 2 and task_of(task).is_video:
             raise ValueError(
                 f"`{reader.name}` is a clip of a single frame, but the task {task!r} is about what happens in time and needs 2 "
                 "or more. Pass all frames of the clip, or another task."

@@ -20,7 +20,7 @@ class VisualPreferencePipeline(Pipeline):
 
     An input is a `dict` with `prompt` (`str`) and either `images`, samples of that prompt that are compared with each
     other, or `image`, a single sample; a pairwise judge needs a `reference` for the latter. `condition` (first frame
-    given to an image-to-video generator), `task`, `criteria` and `examples` are those of [`RewardDanceProcessor`] and
+    of image-to-video, source image of an edit), `task`, `criteria` and `examples` are those of [`RewardDanceProcessor`] and
     optional. With `dimensions` (`list[str]`) a single `image` is scored by each of these, in place of `criteria`. Samples are
     anything that [`RewardDanceProcessor.load_frames`] takes: images, paths, bytes, or clips.
 

@@ -52,12 +52,12 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
             `"images_first"` asks as in Figure 3 of the paper; `"text_first"` puts prompt and criteria before images, so
             that samples of a prompt share a longer prefix.
         criteria (`dict[str, str]`, *optional*):
-            Criteria by task, in place of or beside the default ones of `"text-to-image"`, `"text-to-video"` and
-            `"image-to-video"` (Section 3.2.1), which are in text files beside this module.
+            Criteria by task, in place of or beside the default ones of
+            [`~rewarddance_hf.models.tasks_rewarddance.TASKS`] (Section 3.2.1), which are in text files beside this module.
         dimensions (`dict[str, dict[str, str]]`, *optional*):
             Criteria by task and name of a dimension, in place of or beside the default ones: `"alignment"`, `"counting"`,
             `"binding"`, `"relations"`, `"text"`, `"aesthetics"` and `"structure"`; for videos also `"motion"`,
-            `"consistency"` and `"physics"`; for those with a given first frame also `"faithfulness"`.
+            `"consistency"` and `"physics"`; where an image is given to the generator also `"faithfulness"`.
         prompt_texts (`dict[str, str]`, *optional*):
             Wording of the question, in place of the default one.
         num_frames (`int`, *optional*):
@@ -266,7 +266,8 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
             references (`list`, *optional*):
                 Samples to compare with, image 1 of the question. Without them the pointwise question is asked.
             conditions (`list`, *optional*):
-                First frames that were given to an image-to-video generator.
+                Images that were given to the generator beside the prompt: first frame of image-to-video, source image of an
+                edit.
             task (`str` or `list`, *optional*):
                 Task whose criteria are used, for all rows or one each. By default it follows from each sample.
             criteria (`str` or `list`, *optional*):
@@ -285,8 +286,8 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
             [`~transformers.BatchFeature`]: Tensors for [`RewardDanceForYesScoring`], padded on the left.
 
         Raises:
-            `ValueError`: If lists differ in length, an image or clip cannot be read, `task` has no criteria, or it is about
-                videos and a clip has one frame only.
+            `ValueError`: If lists differ in length, an image or clip cannot be read, `task` has no criteria, it is about
+                videos and a clip has one frame only, or it is `"image-editing"` and there is no condition.
             `ImportError`: If a sample is a video file and PyAV is not installed.
             `TypeError`: If a prompt is not a string.
             `NotImplementedError`: If an image requires a gradient that cannot pass through the image processor.

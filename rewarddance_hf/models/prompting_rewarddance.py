@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .chats_rewarddance import render_alike
-from .question_rewarddance import Question, infer_task, marks_of
+from .question_rewarddance import Question, marks_of
 from .targets_rewarddance import TargetsMixin
+from .tasks_rewarddance import infer_task, task_of
 
 
 PROMPT_LAYOUTS = ("images_first", "text_first")
@@ -17,7 +18,9 @@ PROMPT_LAYOUTS = ("images_first", "text_first")
 PROMPT_TEXTS = {
     "system": "You judge the output of image and video generators.",
     "condition": "Given first frame: ",
+    "source_image": "Source image: ",
     "prompt": "Generation prompt: {prompt}",
+    "instruction": "Editing instruction: {prompt}",
     "criteria": "Criteria: {criteria}",
     "pairwise_question": "Is {noun} 2 better than {noun} 1 by these criteria? Answer yes or no.",
     "pointwise_question": "Is this a high-quality result by these criteria? Answer yes or no.",
@@ -117,9 +120,10 @@ class PromptingMixin(TargetsMixin):
         unknown = sorted(set(prompt_texts or {}) - set(PROMPT_TEXTS))
         if unknown:
             raise ValueError(f"`prompt_texts` has the keys {unknown}, but only {sorted(PROMPT_TEXTS)} are used.")
-        for name, placeholder in {"prompt": "{prompt}", "criteria": "{criteria}"}.items():
+        placeholders = {"prompt": "{prompt}", "instruction": "{prompt}", "criteria": "{criteria}"}
+        for name, placeholder in placeholders.items():
             text = (prompt_texts or {}).get(name, placeholder)
-            if placeholder not in text and (text or name == "prompt"):
+            if placeholder not in text and (text or name != "criteria"):
                 raise ValueError(f"`prompt_texts[{name!r}]` is {text!r}, but must contain '{placeholder}'.")
         if not (prompt_texts or {}).get("answer", "?").strip():
             raise ValueError("`prompt_texts['answer']` is blank, but must be what stands between reasons and answer.")
@@ -244,10 +248,10 @@ class PromptingMixin(TargetsMixin):
 
     def _write_turn(self, question: Question, plain: "dict[str, str]", prompt: str) -> "list[dict[str, str]]":
         """One question, as parts of a turn of the chat, with a quoted prompt."""
-        task = question.task or infer_task(question.sample, question.condition)
+        task = task_of(question.task or infer_task(question.sample, question.condition))
         texts, samples = self.prompt_texts, marks_of(question.sample)
-        noun = texts["video" if task.endswith("video") or len(samples) > 1 else "image"]
-        statement = texts["prompt"].format(prompt=prompt)
+        noun = texts["video" if task.is_video or len(samples) > 1 else "image"]
+        statement = texts[task.prompt_text].format(prompt=prompt)
         if texts["criteria"]:
             statement += "\n" + texts["criteria"].format(criteria=plain[self._criteria(question)])
         paradigm = "pointwise" if question.reference is None else "pairwise"
@@ -261,7 +265,7 @@ class PromptingMixin(TargetsMixin):
             references = marks_of(question.reference)
             heads = [*self._frame_heads(f"{label} 1", references), *self._frame_heads(f"{label} 2", samples)]
         if question.condition is not None:
-            heads = [texts["condition"], *heads]
+            heads = [texts[task.condition_text], *heads]
         content: list[dict[str, str]] = []
         for head in heads:
             content += [{"type": "text", "text": ("\n" if content else "") + head}, {"type": "image"}]

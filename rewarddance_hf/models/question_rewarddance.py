@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .clips_rewarddance import Clip, ClipReader
-from .media_rewarddance import open_clip
+from .tasks_rewarddance import check_condition
 
 
 EXAMPLE_KEYS = ("image", "reference", "condition", "prompt", "criteria", "task", "verdict")
@@ -25,9 +25,9 @@ class Question:
         reference (image or clip, *optional*):
             Sample to compare with, image 1 of the question. Without it the pointwise question is asked.
         condition (image, *optional*):
-            First frame that was given to an image-to-video generator.
+            Image that was given to the generator beside the prompt: first frame of image-to-video, source image of an edit.
         task (`str`, *optional*):
-            Task whose criteria are used. By default what [`infer_task`] says.
+            Task whose criteria are used. By default what [`~rewarddance_hf.models.tasks_rewarddance.infer_task`] says.
         criteria (`str`, *optional*):
             Criteria in place of those of `task`.
         examples (`tuple[Example, ...]`, *optional*):
@@ -40,6 +40,7 @@ class Question:
 
     Raises:
         `TypeError`: If `sample` is None or `prompt` is not a string.
+        `ValueError`: If the task needs a condition and there is none.
     """
 
     sample: Any
@@ -60,6 +61,7 @@ class Question:
             )
         if not isinstance(self.prompt, str):
             raise TypeError(f"`prompt{place}` is of type `{type(self.prompt).__name__}`, but must be a string.")
+        check_condition(self.task, self.condition, self.names[2])
 
     @property
     def names(self) -> "tuple[str, str, str]":
@@ -101,18 +103,6 @@ def marks_of(media: Any) -> "tuple[tuple[int, float | None], ...]":
     return media.marks if isinstance(media, (Clip, ClipReader)) else ((1, None),)
 
 
-def infer_task(sample: Any, condition: Any = None) -> str:
-    """
-    Task of a sample that comes without one: `"text-to-image"` for an image, for a clip `"image-to-video"` with a condition, else
-    `"text-to-video"`. A file is opened for this; one that is loaded or opened is not.
-    """
-    if not isinstance(sample, (Clip, ClipReader)):
-        sample = open_clip(sample, "sample")
-    if sample is None or len(sample) < 2:
-        return "text-to-image"
-    return "text-to-video" if condition is None else "image-to-video"
-
-
 def parse_example(example: Any, name: str, is_pairwise: bool) -> "tuple[Question, bool]":
     """Question, whose media are not loaded, and verdict of an example as users write it."""
     if not isinstance(example, Mapping):
@@ -139,4 +129,4 @@ def parse_example(example: Any, name: str, is_pairwise: bool) -> "tuple[Question
     return Question(sample=given.pop("image"), **given), VERDICTS[verdict]
 
 
-__all__ = ["Example", "Question", "infer_task", "marks_of", "parse_example"]
+__all__ = ["Example", "Question", "marks_of", "parse_example"]

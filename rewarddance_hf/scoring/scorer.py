@@ -152,7 +152,7 @@ class RewardDanceScorer(Judge, DatasetScoring):
         r"""
         Compute rewards of samples.
 
-        Rewards carry a gradient if an image that is passed as a tensor does: a sample, or a reference or first frame
+        Rewards carry a gradient if an image that is passed as a tensor does: a sample, or a reference or condition
         that is not detached. The model's weights get none, whatever their `requires_grad`.
 
         Args:
@@ -165,10 +165,11 @@ class RewardDanceScorer(Judge, DatasetScoring):
                 One sample to compare with for each, in the same forms as `images`. Required in the pairwise paradigm,
                 refused in the others.
             conditions (`list`, *optional*):
-                First frames that were given to an image-to-video generator.
+                Images that were given to the generator beside the prompt: first frame of image-to-video, source image of an
+                edit.
             task (`str` or `list[str]`, *optional*):
-                Task whose criteria are used, for all or one each. By default `"text-to-image"` for images, and for clips
-                `"image-to-video"` with a first frame, else `"text-to-video"`.
+                Task whose criteria are used, for all or one each. By default `"text-to-image"` for images, `"text-to-video"`
+                for clips, and with a condition `"image-editing"` and `"image-to-video"`.
             criteria (`str` or `list`, *optional*):
                 Criteria in place of those of `task`, for all or one each.
             dimensions (`list[str]`, *optional*):
@@ -378,7 +379,7 @@ class RewardDanceScorer(Judge, DatasetScoring):
         check_ranking(len(samples), self.is_pairwise, top_k, ranking_method, num_rounds)
         shown = self.processor.read_examples(examples, task, self.is_pairwise)
         questions: list[Question] = []
-        for i, sample in enumerate(samples):  # each is loaded once, and so is the first frame of all
+        for i, sample in enumerate(samples):  # each is loaded once, and so is the condition of all
             first = questions[0] if questions else Question(sample, prompt, None, condition, task, criteria, shown)
             questions.append(self.processor.load(replace(first, sample=sample, row=i)))
         if not self.is_pairwise:

@@ -22,6 +22,8 @@ def test_default_criteria_stay():
         "plausible and consistent over time, then visual quality",
         "image-to-video": "how faithful it stays to the given first frame, how well its motion follows the prompt, smooth, plausible "
         "and consistent over time, then visual quality",
+        "image-editing": "how exactly it carries out the instruction, then how well it keeps everything else of the source image, "
+        "then visual quality: structure, detail and aesthetics",
     }
 
 
@@ -31,6 +33,7 @@ def test_every_task_has_its_dimensions():
         "text-to-image": IMAGE_DIMENSIONS,
         "text-to-video": VIDEO_DIMENSIONS,
         "image-to-video": VIDEO_DIMENSIONS | {"faithfulness"},
+        "image-editing": IMAGE_DIMENSIONS | {"faithfulness"},
     }
     for task, named in DIMENSIONS.items():
         texts = [*named.values(), CRITERIA[task]]
@@ -110,7 +113,8 @@ def test_unknown_dimensions(vlm_folder):
     ):
         processor.dimension_criteria("motion")
     with pytest.raises(
-        ValueError, match=r"`task` is 'text-to-song', but the processor has dimensions for \['image-to"
+        ValueError,
+        match=r"`task` is 'text-to-song', but the processor has dimensions for \['image-editing', 'image-to",
     ):
         processor.dimension_criteria("alignment", "text-to-song")
     with pytest.raises(ValueError, match=r"`dimensions\['logo'\]` is 'x', but must be a dict"):

@@ -14,7 +14,8 @@ from rewarddance_hf.data.collator import DataCollatorForRewardDance
 from rewarddance_hf.models import RewardDanceProcessor
 from rewarddance_hf.models.clips_rewarddance import Clip
 from rewarddance_hf.models.prompting_rewarddance import CRITERIA
-from rewarddance_hf.models.question_rewarddance import Question, infer_task
+from rewarddance_hf.models.question_rewarddance import Question
+from rewarddance_hf.models.tasks_rewarddance import infer_task
 
 
 IMAGES = [random_image(i) for i in range(5)]
@@ -103,13 +104,14 @@ def test_loading_again_is_free(processor):
 
 
 def test_tasks_follow_from_samples(processor):
-    """An image is an image whatever stands before it; a clip is one in every form, and a condition is its first frame."""
+    """An image is an image and a clip is one in every form; a condition is a clip's first frame, and the source of an image."""
     clips = [IMAGES, tuple(IMAGES), np.stack([np.asarray(i) for i in IMAGES]), torch.rand(3, 3, 8, 8), Clip(IMAGES)]
     for clip in [*clips, processor.load_frames(IMAGES), processor.open_clip(IMAGES)]:
         assert infer_task(clip) == "text-to-video"
         assert infer_task(clip, IMAGES[0]) == "image-to-video"
     for image in (IMAGES[0], torch.rand(3, 8, 8), IMAGES[:1], processor.load_frames(IMAGES[0])):
-        assert infer_task(image) == infer_task(image, IMAGES[1]) == "text-to-image"
+        assert infer_task(image) == "text-to-image"
+        assert infer_task(image, IMAGES[1]) == "image-editing"
 
     def asks_by(wanted, *arguments, **named):
         return CRITERIA[wanted] in text_of(processor, processor(*arguments, **named))
@@ -119,6 +121,8 @@ def test_tasks_follow_from_samples(processor):
     assert asks_by("image-to-video", clips, ["x", "y"], conditions=[IMAGES[0]] * 2)
     assert asks_by("text-to-image", clips, ["x", "y"], task="text-to-image")
     assert asks_by("text-to-image", IMAGES[:1], ["x"])
+    assert asks_by("image-editing", IMAGES[:1], ["x"], conditions=IMAGES[1:2])
+    assert asks_by("text-to-image", IMAGES[:1], ["x"], conditions=IMAGES[1:2], task="text-to-image")
     assert asks_by("text-to-video", IMAGES[:1], ["x"], task="text-to-video")
 
 

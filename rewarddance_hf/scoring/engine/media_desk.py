@@ -16,7 +16,8 @@ from PIL import Image
 from ...models import RewardDanceProcessor
 from ...models.clips_rewarddance import ClipReader
 from ...models.pixels_rewarddance import preprocess_with_gradient
-from ...models.question_rewarddance import Question, infer_task
+from ...models.question_rewarddance import Question
+from ...models.tasks_rewarddance import infer_task
 from .image_calls import ImageCalls, learn_call, noise, run_plainly, run_processor
 
 
@@ -77,7 +78,7 @@ class ImageDesk:
         return found
 
     def take(self, questions: list[Question]) -> list[list["Future[PreparedImage]"]]:
-        """Start to prepare the images of opened questions. Those of each are: of examples, first frame, reference, sample."""
+        """Start to prepare the images of opened questions. Those of each are: of examples, condition, reference, sample."""
         sources: dict[Any, tuple[Any, list[Future]]] = {}  # with the objects, whose `id` names them
         rows: list[list[Future[PreparedImage]]] = []
         for question in questions:
