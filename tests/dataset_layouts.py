@@ -400,7 +400,8 @@ def editreward_bench():
 
     rows = [
         row("2pair", "B>A", 0, 1),
-        row("2pair", "A=B", 2, 3),
+        row("2pair", "A=B=Bad", 2, 3),
+        row("2pair", "A<B", 10, 11),
         row("3pair", "C>A", 4, 5),
         row("4pair", "B>A=C>D", 6, 7, 8, 9),
     ]
@@ -408,6 +409,64 @@ def editreward_bench():
     for i in range(1, 5):
         types |= {f"candidate_{i}": Image(), f"model_{i}": STRING, f"score_{i}": FLOAT32}
     return {"data/train-00000-of-00001.parquet": parquet(rows, **types), "README.md": card(train="data/train-*")}
+
+
+def editreward_data():
+    votes = [("leftvote", 4, 2), ("rightvote", 3, 3), ("tie", 1, 4)]
+    rows = [
+        {
+            "key": f"k{i}",
+            "unique_key": f"u{i}",
+            "pair_index": i,
+            "instruction": f"instruction {i}",
+            "source_img": encoded(100 + i),
+            "left_output_image": encoded(2 * i),
+            "right_output_image": encoded(2 * i + 1),
+            "left_model": "qwen_edit",
+            "right_model": "flux_kontext",
+            **{f"{side}_overall_score": 6.0 for side in ("left", "right")},
+            "left_instruction_following_score": float(left),
+            "right_instruction_following_score": float(right),
+            **{f"{side}_quality_aesthetic_score": 2.0 for side in ("left", "right")},
+            "vote_type": vote,
+            "metadata_index": i,
+            "left_img_rel": "a.png",
+            "right_img_rel": "b.png",
+        }
+        for i, (vote, left, right) in enumerate(votes)
+    ]
+    types = {
+        name: Image()
+        if name in ("source_img", "left_output_image", "right_output_image")
+        else FLOAT32
+        if name.endswith("score")
+        else INTEGER
+        if name.endswith("index")
+        else STRING
+        for name in rows[0]
+    }
+    return {"data/train-00000-of-00001.parquet": parquet(rows, **types), "README.md": card(train="data/train-*")}
+
+
+def magic_brush():
+    """Edits to make, without preferences: splits `train` and `dev`."""
+    rows = [
+        {
+            "img_id": str(i),
+            "turn_index": 1,
+            "source_img": encoded(i),
+            "mask_img": encoded(50 + i),
+            "instruction": f"make it {i}",
+            "target_img": encoded(100 + i),
+        }
+        for i in range(4)
+    ]
+    types = {name: Image() if name.endswith("img") else STRING for name in rows[0]} | {"turn_index": INTEGER}
+    files = {split: f"data/{split}-00000-of-00001.parquet" for split in ("train", "dev")}
+    return {
+        **{file: parquet(rows, **types) for file in files.values()},
+        "README.md": card(**{split: f"data/{split}-*" for split in files}),
+    }
 
 
 def rapidata_videos(from_images=False, count=1):

@@ -39,6 +39,7 @@ REPOSITORIES = {
     "TIGER-AI-Lab/GenAI-Bench": lambda: layouts.genai_bench(with_videos=HAS_AV),
     "rl-research/multimodal-rewardbench-2": layouts.mmrb2,
     "TIGER-Lab/EditReward-Bench": layouts.editreward_bench,
+    "TIGER-Lab/EditReward-Data": layouts.editreward_data,
 }
 VIDEO_REPOSITORIES = {
     "Rapidata/text-2-video-human-preferences": layouts.rapidata_videos,
@@ -78,11 +79,16 @@ CASES = [
     ("mmrb2", {}, "cc-by-nc-4.0", [(0, 1, False, None, None, "OneIG"), (3, 2, False, None, None, "EvalMuse")]),
     ("mmrb2", {"config": "edit"}, "cc-by-nc-4.0", [
         (1, 0, False, None, 100, "OneIG"), (2, 3, False, None, 101, "EvalMuse")]),
-    ("editreward-bench", {}, "unknown", [
-        (1, 0, False, None, 100, "2pair"), (2, 3, True, None, 100, "2pair"), (5, 4, False, None, 100, "3pair"),
+    ("editreward", {}, "cc-by-nc-4.0", [
+        (0, 1, False, None, 100, None), (3, 2, False, None, 101, None), (4, 5, True, None, 102, None)]),
+    ("editreward", {"dimension": "instruction_following"}, "cc-by-nc-4.0", [
+        (0, 1, False, None, 100, None), (2, 3, True, None, 101, None), (5, 4, False, None, 102, None)]),
+    ("editreward-bench", {}, "apache-2.0", [
+        (1, 0, False, None, 100, "2pair"), (2, 3, True, None, 100, "2pair"), (11, 10, False, None, 100, "2pair"),
+        (5, 4, False, None, 100, "3pair"),
         (7, 6, False, None, 100, "4pair"), (6, 8, True, None, 100, "4pair"), (6, 9, False, None, 100, "4pair"),
         (7, 8, False, None, 100, "4pair"), (7, 9, False, None, 100, "4pair"), (8, 9, False, None, 100, "4pair")]),
-    ("editreward-bench", {"subset": "3pair"}, "unknown", [(5, 4, False, None, 100, "3pair")]),
+    ("editreward-bench", {"subset": "3pair"}, "apache-2.0", [(5, 4, False, None, 100, "3pair")]),
 ]  # fmt: skip
 VIDEO_CASES = [
     ("genai-bench", {"config": "video_generation"}, "cc-by-4.0", [
@@ -194,14 +200,22 @@ def test_rows_from_the_hub(answers, number, case):
 
 
 def test_texts(answers):
-    """Criteria say what annotators were asked where that is not the overall preference; edits have their own."""
+    """Criteria say what annotators were asked where that is not the overall preference; edits are told by their task."""
     texts = {f"{n}{a}": c[0]["texts"][0] for (n, a, *_), c in zip(CASES, answers[0]["cases"], strict=False)}
     assert texts["pickapic{'split': 'test'}"] == ["caption 0", "text-to-image", None]
     assert "alignment" in texts["hpdv3pp{'split': 'test_tf'}"][2]
     assert "coherence" in texts["rapidata-images{'dimension': 'coherence'}"][2]
     prompt, task, criteria = texts["mmrb2{'config': 'edit'}"]
-    assert (prompt, task) == ("draw 0", "text-to-image")  # without the placeholder of the prompt's image
+    # Without the placeholder of the prompt's image
+    assert (prompt, task, criteria) == ("draw 0", "image-editing", None)
+    assert texts["mmrb2{}"][1] == "text-to-image"
+    assert texts["editreward-bench{}"][1:] == ["image-editing", None]
+    assert texts["editreward{}"] == ["instruction 0", "image-editing", None]
+    prompt, task, criteria = texts["editreward{'dimension': 'instruction_following'}"]
+    assert task == "image-editing"
     assert "instruction" in criteria
+    first = next(name for name in texts if "image_edition" in name)
+    assert texts[first] == ["instruction 0", "image-editing", None]
 
 
 @pytest.mark.skipif(not HAS_AV, reason="needs PyAV")
@@ -287,8 +301,8 @@ def test_rows_go_into_training(caches, tmp_path):
     """Rows pass the checks of the trainer, and images are decoded by nobody on the way."""
     folder = write(tmp_path / "bench", layouts.editreward_bench())
     rows = PreferenceRows(load_preferences("editreward-bench", repo_id=folder), "bench")
-    assert len(rows) == 9
-    for i in range(9):
+    assert len(rows) == 10
+    for i in range(10):
         check_row(rows[i], f"row {i}")
         assert set(rows[i]["chosen"]) == {"bytes", "path"}
         assert rows[i]["condition"]["bytes"] == layouts.image(100)

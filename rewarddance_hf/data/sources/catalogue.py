@@ -93,4 +93,4 @@ def terms_of(repo_id: str) -> DatasetTerms:
         known = canonical_name(source.repo_id)
         if wanted == known or (source.is_family and wanted.startswith(known)):
             return source.terms
-    return {canonical_name(name): terms for name, terms in editing.OTHER_TERMS.items()}.get(wanted, UNKNOWN_TERMS)
+    return UNKNOWN_TERMS

@@ -1,4 +1,4 @@
-"""Benchmarks that have image editing by instruction in them, and others of their kind: MMRB2, EditReward-Bench, GenAI-Bench."""
+"""Image editing by instruction: EditReward-Data, EditReward-Bench; and benchmarks that have it in them: MMRB2, GenAI-Bench."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from .media import VideoFiles
 from .repository import DatasetRepository
-from .rows import EDIT_CRITERIA, make_row, ranked_pairs, rows_from_table
+from .rows import DIMENSION_CRITERIA, make_row, ranked_pairs, rows_from_table
 from .source import Benchmark, DatasetTerms, Source
 
 
@@ -22,7 +22,44 @@ GENAI_COLUMNS = {
     "video_generation": ["prompt", "left_video", "right_video", "vote_type"],
 }
 # Share of votes for the left sample.
+EDITREWARD_VOTES = {"leftvote": 1.0, "rightvote": 0.0, "tie": 0.5, "tievote": 0.5}
+# What annotators gave 1 to 4 points for; the overall score is their sum.
+EDITREWARD_CRITERIA = {
+    "overall": None,
+    "instruction_following": "how exactly it carries out the instruction, and nothing else",
+    "quality_aesthetic": DIMENSION_CRITERIA["aesthetics"],
+}
 GENAI_VOTES = {"leftvote": 1.0, "rightvote": 0.0, "tievote": 0.5, "bothbad_vote": 0.5}
+
+
+def _edit_of(source_image: Any) -> dict[str, Any]:
+    """Columns of a row about edits of an image."""
+    return {"task": "image-editing", "condition": source_image}
+
+
+def _read_editreward(repository: DatasetRepository, split: str, streaming: bool, dimension: str) -> Any:
+    columns = ["instruction", "source_img", "left_output_image", "right_output_image"]
+    columns += ["vote_type"] if dimension == "overall" else [f"{side}_{dimension}_score" for side in ("left", "right")]
+    table = repository.table(None, split, columns, streaming)
+    return rows_from_table(table, partial(_editreward_data_rows, dimension=dimension))
+
+
+def _editreward_data_rows(row: Mapping[str, Any], dimension: str) -> list[dict[str, Any]]:
+    if dimension == "overall":
+        vote = row["vote_type"]
+        if vote not in EDITREWARD_VOTES:
+            raise ValueError(
+                f"`vote_type` is {vote!r}, but EditReward-Data has {sorted(EDITREWARD_VOTES)}. Its schema has moved."
+            )
+        share = EDITREWARD_VOTES[vote]
+    else:
+        left, right = (row[f"{side}_{dimension}_score"] for side in ("left", "right"))
+        if left is None or right is None:
+            return []
+        share = 0.5 if left == right else float(left > right)
+    images = row["left_output_image"], row["right_output_image"]
+    criteria = EDITREWARD_CRITERIA[dimension]
+    return [make_row(row["instruction"], *images, share, criteria=criteria, **_edit_of(row["source_img"]))]
 
 
 def _read_mmrb2(repository: DatasetRepository, split: str, streaming: bool, config: str) -> Any:
@@ -50,9 +87,8 @@ def _mmrb2_rows(row: Mapping[str, Any], config: str) -> list[dict[str, Any]]:
             images[1][0],
             images[2][0],
             float(verdict == "a"),
-            condition=condition,
-            criteria=EDIT_CRITERIA if condition is not None else None,
             category=row.get("prompt_source"),
+            **({} if condition is None else _edit_of(condition)),
         )
     ]
 
@@ -69,8 +105,11 @@ def _editreward_rows(row: Mapping[str, Any], subset: str | None) -> list[dict[st
     if subset is not None and row["dataset"] != subset:
         return []
     candidates = [row[f"candidate_{i}"] for i in range(1, 5) if row.get(f"candidate_{i}") is not None]
-    # "C>A" is about two candidates, of which A is the first one.
-    tiers = [tier.split("=") for tier in re.sub(r"\s", "", row["ranking"]).upper().split(">")]
+    # "C>A" is about two candidates, of which A is the first one; ties of two may say how good both are.
+    ranking = re.sub(r"\s|=(GOOD|BAD)$", "", row["ranking"].upper())
+    if "<" in ranking:
+        ranking = ">".join(reversed(ranking.split("<")))
+    tiers = [tier.split("=") for tier in ranking.split(">")]
     letters = sorted(letter for tier in tiers for letter in tier)
     if len(set(letters)) != len(candidates) or len(letters) != len(candidates) or not "".join(letters).isalpha():
         raise ValueError(
@@ -78,7 +117,7 @@ def _editreward_rows(row: Mapping[str, Any], subset: str | None) -> list[dict[st
             "in 'B>A' or 'A=B'."
         )
     places = {letter: place for place, tier in enumerate(tiers) for letter in tier}
-    context = {"condition": row["source_image"], "criteria": EDIT_CRITERIA, "category": row["dataset"]}
+    context = {**_edit_of(row["source_image"]), "category": row["dataset"]}
     pairs = ranked_pairs(candidates, [places[letter] for letter in letters])
     return [make_row(row["instruction"], *pair, **context) for pair in pairs]
 
@@ -98,16 +137,25 @@ def _genai_rows(row: Mapping[str, Any], config: str, both_bad: str) -> list[dict
     prompt, *condition, left, right, _ = (row[column] for column in GENAI_COLUMNS[config])
     context: dict[str, Any] = {}
     if config == "image_edition":
-        context = {"condition": condition[0], "criteria": EDIT_CRITERIA}
+        context = _edit_of(condition[0])
     elif config == "video_generation":
         context = {"task": "text-to-video"}
     return [make_row(prompt, left, right, GENAI_VOTES[vote], **context)]
 
 
-# Terms of datasets that are not read here.
-OTHER_TERMS = {"TIGER-AI-Lab/EditReward-Data": DatasetTerms("cc-by-nc-4.0", False)}
-
 SOURCES = (
+    Source(
+        "editreward",
+        "EditReward-Data",
+        "TIGER-Lab/EditReward-Data",
+        "[Paper](https://huggingface.co/papers/2509.26346). 170,772 pairs of edits (338 GB; read it streaming) with their source "
+        "image as `condition`. Votes are `overall`; by another `dimension` the edit with more points is preferred, and equal "
+        "points are a tie.",
+        _read_editreward,
+        split="train",
+        terms=DatasetTerms("cc-by-nc-4.0", False),
+        options={"dimension": tuple(EDITREWARD_CRITERIA)},
+    ),
     Source(
         "mmrb2",
         "Multimodal RewardBench 2",
@@ -130,11 +178,19 @@ SOURCES = (
         "TIGER-Lab/EditReward-Bench",
         "[Paper](https://huggingface.co/papers/2509.26346); `EditScore/EditReward-Bench` is another benchmark. Rankings such as "
         "'B>A' or 'A=B' become pairs, with the source image as `condition`. `subset` keeps only rows with this value of "
-        "`dataset`, which is the category; `config` is for repositories that have several.",
+        "`dataset`, which is the category; `config` is for repositories that have several. The paper's figures are no "
+        "accuracies of pairs: of 3 and 4 candidates the whole ranking must be right, and of 2 a tie counts too, with the "
+        "threshold that fits the benchmark best.",
         _read_editreward_bench,
         split="train",
+        terms=DatasetTerms("apache-2.0", True),
         options={"config": (), "subset": (None, "2pair", "3pair", "4pair")},
-        benchmarks={"editreward-bench": Benchmark("EditReward-Bench (TIGER-Lab)", "train")},
+        benchmarks={
+            "editreward-bench": Benchmark("EditReward-Bench (TIGER-Lab)", "train"),
+            "editreward-bench-2pair": Benchmark(
+                "EditReward-Bench (TIGER-Lab), pairs of two candidates", "train", {"subset": "2pair"}
+            ),
+        },
     ),
     Source(
         "genai-bench",

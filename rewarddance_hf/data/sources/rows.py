@@ -17,12 +17,6 @@ ROWS_PER_SHARD = 1000
 # Number of rows whose images are in memory at once.
 MAP_BATCH_SIZE = 32
 
-# Editing has no task of its own: its source image takes the place of the given first frame.
-EDIT_CRITERIA = (
-    "the given first frame is the image to be edited, and the generation prompt is the instruction: how exactly it is carried "
-    "out, then how well everything else of the image is kept, then visual quality"
-)
-
 # Criteria of what annotators were asked, where that is not the overall preference.
 DIMENSION_CRITERIA = {
     "preference": None,
