@@ -359,7 +359,7 @@ def sort_answers(
 def load_rows(args: argparse.Namespace) -> datasets.Dataset:
     """Preference rows as a dataset with encoded images."""
     if args.dataset == "shapes":
-        from rewarddance_hf.shapes.clips import load_shapes
+        from rewarddance_hf.shapes.loading import load_shapes
 
         columns = ("prompt", "chosen", "rejected", "criteria")
         shapes = load_shapes(args.split, args.limit or 1000)

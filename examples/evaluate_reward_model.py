@@ -38,7 +38,7 @@ def main(args: EvaluationArguments) -> dict[str, float]:
     from rewarddance_hf import RewardDanceEvaluator, RewardDanceScorer
 
     if args.dataset.startswith("shapes:"):
-        from rewarddance_hf.shapes.clips import load_shapes
+        from rewarddance_hf.shapes.loading import load_shapes
 
         rows = load_shapes(args.dataset.removeprefix("shapes:"), args.limit)
     else:

@@ -144,7 +144,7 @@ def check_tokens(rows: Any, processor: RewardDanceProcessor, trl_processor: Any)
 def main(script_args: RewardDanceScriptArguments, training_args: GRPOConfig, model_args: ModelConfig) -> GRPOTrainer:
     name = model_args.model_name_or_path
     if script_args.dataset_name == "shapes":
-        from rewarddance_hf.shapes.clips import load_shapes
+        from rewarddance_hf.shapes.loading import load_shapes
 
         rows = load_shapes("train", 10_000)
     elif os.path.isdir(script_args.dataset_name):

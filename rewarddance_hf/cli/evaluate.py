@@ -160,7 +160,7 @@ def _report(args: argparse.Namespace, document: dict[str, Any], lines: Iterable[
 def _load_rows(args: argparse.Namespace, show_progress: bool) -> Any:
     """Preference rows of `--dataset`."""
     if args.dataset.startswith(SHAPES_PREFIX):
-        from ..shapes.clips import load_shapes
+        from ..shapes.loading import load_shapes
 
         split = args.dataset.removeprefix(SHAPES_PREFIX)
         return load_shapes(split, args.limit or DEFAULT_SHAPES_ROWS, seed=args.seed)

@@ -15,7 +15,7 @@ from .parser import RecipeParser
 
 
 # Datasets that are made when they are asked for, and how the names of their splits begin.
-SHAPES = {"shapes": "", "shapes-generated": "", "shapes-video": "video-"}
+SHAPES = {"shapes": "", "shapes-generated": "", "shapes-video": "video-", "shapes-edits": "edit-"}
 
 
 @dataclass
@@ -41,7 +41,7 @@ def load_rows(script_args: RewardDanceScriptArguments, training_args: RewardDanc
     """Training rows, and evaluation sets by name or None."""
     with_eval = training_args.eval_strategy != "no"
     if script_args.dataset_name in SHAPES:
-        from ..shapes.clips import load_shapes
+        from ..shapes.loading import load_shapes
 
         kind = SHAPES[script_args.dataset_name]
         evaluation = {split: load_shapes(f"{kind}{split}", 500) for split in ("id", "ood")} if with_eval else None

@@ -19,15 +19,12 @@ from PIL import Image
 
 from .clip_scenes import CLOCK, DIRECTIONS, MANNERS, PACES, TURNS, ClipScene, clip_paraphrases
 from .drawing import IN_DOMAIN, OUT_OF_DOMAIN, QUARTERS, RADIUS_RANGES, Nuisance, draw_objects
-from .preferences import ALIGNMENT_CRITERIA, ShapesPreferences
+from .preferences import ALIGNMENT_CRITERIA
 from .rows import ShapesRows, draw_key, preference_row
 from .scenes import ALL_COMPOSITIONS, HELD_OUT_COMPOSITIONS, TRAINING_COMPOSITIONS, PlacedObject, require_member
 
 
 NUM_FRAMES = 4
-# Rows of clips by the beginning of a split's name, e.g. "t2v-id".
-CLIP_TASKS = {"video-": None, "t2v-": "text-to-video", "i2v-": "image-to-video"}
-
 # Category of a row -> its share, for each task. A first frame that is given decides where an object goes when it may
 # go one way only, and what comes first: such rows are for text-to-video.
 CATEGORY_SHARES = {
@@ -85,20 +82,6 @@ class ShapesClipPreferences(ShapesRows):
             row = {name: value for name, value in row.items() if name != "rationale"}
             row |= {name: rng.sample(row[name], NUM_FRAMES) for name in ("chosen", "rejected")}
         return row
-
-
-def load_shapes(name: str, num_rows: int, seed: int = 0) -> ShapesPreferences | ShapesClipPreferences:
-    """
-    Rows of the shapes world by name: `"train"`, `"id"` or `"ood"` for images; with `"video-"` before it for clips of both
-    tasks, with `"t2v-"` or `"i2v-"` for those of one, and `"-shuffled"` after it for frames without their order, e.g.
-    `"t2v-id-shuffled"`.
-    """
-    for beginning, task in CLIP_TASKS.items():
-        if name.startswith(beginning):
-            split = name.removeprefix(beginning)
-            shuffled = split.endswith("-shuffled")
-            return ShapesClipPreferences(num_rows, split.removesuffix("-shuffled"), task, seed, shuffled=shuffled)
-    return ShapesPreferences(num_rows, name, seed)
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,7 @@ def draw_objects(
     blur = rng.uniform(*nuisance.blur) * size / 32
     if blur > 0:
         image = image.filter(ImageFilter.GaussianBlur(blur))
-    noise = rng.uniform(*nuisance.noise)
-    return _add_noise(image, noise, rng) if noise > 0 else image
+    return add_noise(image, rng.uniform(*nuisance.noise), rng)
 
 
 def _jittered_color(color: Sequence[float], rng: random.Random, jitter: float) -> tuple[int, ...]:
@@ -127,7 +126,10 @@ def _draw_object(drawing: ImageDraw.ImageDraw, item: PlacedObject, color: tuple[
         drawing.polygon([(x, y - radius), (x - radius, base), (x + radius, base)], fill=color)
 
 
-def _add_noise(image: Image.Image, noise: float, rng: random.Random) -> Image.Image:
+def add_noise(image: Image.Image, noise: float, rng: random.Random) -> Image.Image:
+    """Add normal noise of this standard deviation, as a share of the range of values, to an image."""
+    if noise <= 0:
+        return image
     pixels = np.asarray(image, dtype=np.float32)
     grain = np.random.default_rng(rng.getrandbits(64)).standard_normal(pixels.shape, dtype=np.float32)
     return Image.fromarray((pixels + 255 * noise * grain + 0.5).clip(0, 255).astype(np.uint8))

@@ -21,8 +21,10 @@ from ..hub.licenses import TrainingData
 from ..hub.release import build_model_release
 from ..hub.spaces import build_metric, copy_template, space_card
 from ..hub.verification import verify_release
+from ..models.tasks_rewarddance import TASKS
 from .clips import ShapesClipPreferences
 from .demo import EVALUATION_ROWS, TRAINING_STEPS
+from .edits import ShapesEdits
 from .generator import BASE_GENERATOR, SAMPLING
 from .judges_demo import evaluate, train
 from .models import BASE_VLM
@@ -53,14 +55,16 @@ LIMITS = (
     "It has not learned which object is left of or above which.",
 )
 COLUMNS = {
-    "prompt": "what the images should show",
+    "prompt": "what the images should show; of edits the instruction",
     "chosen": "the better image, or clip as a list of frames",
     "rejected": "the worse one",
-    "task": "`text-to-image`, `text-to-video` or `image-to-video`",
+    "task": " or ".join(f"`{task}`" for task in TASKS),
     "criteria": "what the verdict is about",
     "rationale": "the reasons after the verdict `yes` (the chosen one is image 2) and `no`",
     "category": "what is wrong with the rejected one",
-    "condition": "first frame that was given to an image-to-video generator (configuration `video` only)",
+    "condition": "what the generator was given beside the prompt: first frame of image-to-video (configuration `video`), source "
+    "image of an edit (configuration `editing`)",
+    "edit": "what the instruction asks for: `color`, `remove`, `add`, `move` or `size` (configuration `editing` only)",
 }
 PROMPTS = ("a red circle", "two blue squares", "a red circle and a blue square", "a large green triangle")
 
@@ -69,6 +73,7 @@ Rows = Callable[[int, str], Any]
 CONFIGURATIONS: dict[str, Rows] = {
     "image": ShapesPreferences,
     "video": ShapesClipPreferences,
+    "editing": ShapesEdits,
 }
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from rewarddance_hf import RewardDanceForYesScoring, RewardDanceScorer
 from rewarddance_hf.scoring.reasoning import NoAnswerError
-from rewarddance_hf.shapes.clips import NUM_FRAMES, load_shapes
+from rewarddance_hf.shapes.clips import NUM_FRAMES
+from rewarddance_hf.shapes.loading import load_shapes
 from rewarddance_hf.shapes.models import BASE_VLM, PROMPT_TEXTS, judge_processor
 from rewarddance_hf.shapes.preferences import ShapesPreferences
 

@@ -17,6 +17,7 @@ from rewarddance_hf.hub.release import REPO_TYPES
 from rewarddance_hf.hub.verification import read_kind, verify_release
 from rewarddance_hf.models import RewardDanceForYesScoring
 from rewarddance_hf.shapes import release as artifacts
+from rewarddance_hf.shapes.edits import ShapesEdits
 from rewarddance_hf.shapes.generator import load_generator
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 from rewarddance_hf.shapes.preferences import ShapesPreferences
@@ -97,6 +98,9 @@ def test_preferences_are_the_rows_of_the_world(built, tmp_path):
     assert len(first["chosen"]) == 4
     assert first["condition"] is None
     assert second["condition"].size == (32, 32)
+    (edit,) = load_dataset(str(folder), "editing", split="ood", streaming=True).take(1)
+    assert edit["task"] == "image-editing"
+    assert edit["condition"].tobytes() == ShapesEdits(1, "ood")[0]["condition"].tobytes()
 
 
 @pytest.mark.new_process
@@ -126,7 +130,7 @@ print(json.dumps(seen))
     ]
     seen = run_client(push, *(built[name] for name in names))
     assert set(seen["org/shapes-preferences"]["prompts"]) == {
-        f"{config}/{split}" for config in ("image", "video") for split in NUM_ROWS
+        f"{config}/{split}" for config in ("image", "video", "editing") for split in NUM_ROWS
     }
     for name in names:
         repository = hub.repositories[REPO_TYPES[read_kind(built[name])], f"org/{name}"]

@@ -14,9 +14,9 @@ from rewarddance_hf.shapes.clips import (
     NUM_FRAMES,
     ORDERED_CATEGORIES,
     ShapesClipPreferences,
-    load_shapes,
 )
 from rewarddance_hf.shapes.drawing import draw_objects
+from rewarddance_hf.shapes.loading import load_shapes
 from rewarddance_hf.shapes.oracle import detect_objects
 from rewarddance_hf.shapes.preferences import ShapesPreferences
 from rewarddance_hf.shapes.scenes import HELD_OUT_COMPOSITIONS, PlacedObject
@@ -286,6 +286,7 @@ def test_rationales_say_what_each_clip_shows(rows):
 def test_rows_by_name():
     """Names of the command line: images, clips of both tasks, clips of one."""
     assert isinstance(load_shapes("id", 3), ShapesPreferences)
+    assert {row["task"] for row in load_shapes("edit-ood", 2)} == {"image-editing"}
     assert [row["task"] for row in load_shapes("video-id", 2)] == ["text-to-video", "image-to-video"]
     assert [row["task"] for row in load_shapes("t2v-ood", 2)] == ["text-to-video"] * 2
     assert load_shapes("i2v-train", 2, seed=5)[0]["condition"].size == (32, 32)
