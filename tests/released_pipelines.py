@@ -80,6 +80,10 @@ def flux_dev() -> Any:
     )
 
 
+def flux_kontext_dev() -> Any:
+    return diffusers.FluxKontextPipeline(**flux_dev().components)
+
+
 def qwen_image() -> Any:
     text = {
         "hidden_size": 3584,
@@ -137,6 +141,7 @@ def save_pipeline(make: Callable[[], Any], folder: Path) -> Path:
 PIPELINES: dict[str, Callable[[Path], Path]] = {
     "stabilityai/stable-diffusion-3.5-medium": partial(save_pipeline, stable_diffusion_35_medium),
     "black-forest-labs/FLUX.1-dev": partial(save_pipeline, flux_dev),
+    "black-forest-labs/FLUX.1-Kontext-dev": partial(save_pipeline, flux_kontext_dev),
     "Qwen/Qwen-Image": partial(save_pipeline, qwen_image),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": partial(save_pipeline, wan_1_3b),
 }

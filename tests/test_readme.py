@@ -14,6 +14,7 @@ import datasets
 import pytest
 import torch
 from snippets import anchors, code_blocks, commands, links, printed_blocks
+from tiny_editing import CALLS, flux_kontext
 from tiny_refl import PROMPTS, tiny_sd3
 from tiny_vlms import random_image
 from trl import TrlParser
@@ -109,6 +110,10 @@ def test_code_runs(name, block, tmp_path, monkeypatch):
         **dict.fromkeys(("scorer", "judge", "other_judge"), RewardDanceScorer.from_pretrained(BASE_VLM)),
         "pointwise_scorer": lambda images, prompts: images.mean((1, 2, 3)),
         "pipeline": pipeline,
+        "editor": flux_kontext(),
+        "instructions": PROMPTS[:2],
+        "sources": [random_image(index, 8, 8) for index in range(2)],
+        "settings": CALLS["flux_kontext"],
     }
     for text, small in SMALL.items():
         block = block.replace(text, small)

@@ -132,6 +132,10 @@ def flux_dev() -> diffusers.FluxPipeline:
     )
 
 
+def flux_kontext_dev() -> diffusers.FluxKontextPipeline:
+    return diffusers.FluxKontextPipeline(**flux_dev().components)
+
+
 def qwen_image() -> diffusers.QwenImagePipeline:
     vocab, merges = byte_level()
     specials = (
@@ -242,6 +246,7 @@ def save_judge(vlm: Path, folder: Path) -> None:
 PIPELINES = {
     "stabilityai/stable-diffusion-3.5-medium": stable_diffusion_35,
     "black-forest-labs/FLUX.1-dev": flux_dev,
+    "black-forest-labs/FLUX.1-Kontext-dev": flux_kontext_dev,
     "Qwen/Qwen-Image": qwen_image,
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": wan,
 }
@@ -255,7 +260,11 @@ OF_OTHER_SIZES = {
     **{f"OpenGVLab/InternVL3_5-{size}-HF": "OpenGVLab/InternVL3_5-2B-HF" for size in ("1B", "4B", "8B", "38B")},
 }
 JUDGES = ("org/my-judge", "org/my-video-judge")
-GATED = ("black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3.5-medium")
+GATED = (
+    "black-forest-labs/FLUX.1-dev",
+    "black-forest-labs/FLUX.1-Kontext-dev",
+    "stabilityai/stable-diffusion-3.5-medium",
+)
 
 
 def fill(hub: LoopbackHub, folder: Path) -> None:
@@ -277,3 +286,5 @@ def fill(hub: LoopbackHub, folder: Path) -> None:
         kind="dataset",
     )
     hub.put("Rapidata/text-2-video-human-preferences", dataset_layouts.rapidata_videos(count=10), kind="dataset")
+    hub.put("TIGER-Lab/EditReward-Data", dataset_layouts.editreward_data(), kind="dataset")
+    hub.put("osunlp/MagicBrush", dataset_layouts.magic_brush(), kind="dataset")

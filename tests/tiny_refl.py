@@ -171,7 +171,7 @@ def make_trainer(output_dir, pipeline=None, reward=pixel_reward, train_dataset=N
         "num_inference_steps": 4,
         "guidance_scale": 3.0,
         "step_ratio_range": [0.25, 1.0],
-        "pipeline_kwargs": SIZES[type(pipeline).__name__],
+        "pipeline_kwargs": SIZES.get(type(pipeline).__name__, {}),
         "gradient_checkpointing": False,
         "save_strategy": "no",
         "report_to": "none",

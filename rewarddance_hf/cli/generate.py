@@ -7,6 +7,7 @@ from typing import Any
 from ..import_utils import require_extra
 from .shared import (
     COLUMN_OPTIONS,
+    CONDITION_HELP,
     CRITERIA_OPTIONS,
     JUDGE_OPTIONS,
     Commands,
@@ -26,7 +27,9 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--pipeline", required=True, help="diffusers pipeline: repository ID or folder")
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", nargs="+", help="one or more prompts")
-    prompts.add_argument("--data", help="text file with a prompt a line, or table with a column `prompt`")
+    help = "text file with a prompt a line, or table with a column `prompt` and, for edits and clips of an image, `condition`"
+    prompts.add_argument("--data", help=help)
+    parser.add_argument("--condition", nargs="+", help=CONDITION_HELP.format("prompts"))
     parser.add_argument("--limit", type=positive_integer, help="number of prompts of --data (default: all)")
     help = "how to search (paths and zero-order need a pointwise judge; default: best-of-n)"
     parser.add_argument("--search", choices=("best-of-n", "paths", "zero-order"), default="best-of-n", help=help)
@@ -55,7 +58,13 @@ def _run(args: argparse.Namespace) -> None:
         arguments["num_paths"] = args.num_paths
     check_folder(args.output_dir)
     shard = find_shard(args)
-    prompts = args.prompt or _read_prompts(args)
+    prompts, context = _read_prompts(args) if args.data else (args.prompt, {})
+    if args.condition:
+        if len(args.condition) not in (1, len(prompts)):
+            raise argparse.ArgumentTypeError(
+                f"argument --condition: {len(args.condition)} values for {len(prompts)} prompts, pass one for all, or one each"
+            )
+        context["conditions"] = args.condition if len(args.condition) > 1 else args.condition * len(prompts)
     chosen = None if shard is None else range(len(prompts))[shard :: args.num_shards]
     if shard is not None and not 0 <= shard < args.num_shards:
         raise argparse.ArgumentTypeError(f"argument --shard: {shard} is none of the {args.num_shards} shards")
@@ -66,7 +75,7 @@ def _run(args: argparse.Namespace) -> None:
     scorer = load_scorer(args)
     pipeline = load_pipeline(args.pipeline, find_device(args), args.dtype)
     searches: dict[str, Any] = {"best-of-n": best_of_n, "paths": search_over_paths, "zero-order": zero_order_search}
-    context = {"criteria": args.criteria, "task": args.task}
+    context |= {name: getattr(args, name) for name in ("criteria", "task") if getattr(args, name) is not None}
     args.kept = lambda: f"Finished prompts are in {args.output_dir}: repeat the command to go on."
     results = searches[args.search](
         pipeline,
@@ -74,7 +83,7 @@ def _run(args: argparse.Namespace) -> None:
         scorer,
         max_denoiser_evaluations=args.budget,
         num_images=args.num_images,
-        context={name: value for name, value in context.items() if value is not None},
+        context=context,
         seed=args.seed,
         batch_size=args.images_per_batch,
         distribute=True,
@@ -89,18 +98,26 @@ def _run(args: argparse.Namespace) -> None:
     write(args, {"results": documents}, [f"{reward:.6f}\t{image}" for reward, image in pairs])
 
 
-def _read_prompts(args: argparse.Namespace) -> list[str]:
+def _read_prompts(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """Prompts, and what the reward is told of them."""
     require_extra("train", "datasets")
     from ..data.files import load_prompts
 
     rows = load_prompts(args.data, args.split, columns=args.columns)
-    unused = [name for name in ("task", "criteria", "condition") if name in rows.column_names]
-    if unused:
-        raise ValueError(
-            f"`--data` has the columns {unused}, but only prompts are taken from it. Leave them out, pass --task or --criteria "
-            "for all prompts, or call the searches from Python."
-        )
-    return list(rows["prompt"])[: args.limit]
+    rows = rows.select(range(len(rows))[: args.limit])
+    context: dict[str, Any] = {}
+    for name in ("task", "criteria"):
+        values = set(rows[name]) - {None} if name in rows.column_names else set()
+        if len(values) > 1 and getattr(args, name) is None:
+            raise ValueError(
+                f"`--data` has {len(values)} values of `{name}`, but a search has one for all prompts. Pass --{name}, split the "
+                "table, or call the searches from Python."
+            )
+        if values:
+            context[name] = next(iter(values))
+    if "condition" in rows.column_names and any(condition is not None for condition in rows["condition"]):
+        context["conditions"] = list(rows["condition"])
+    return list(rows["prompt"]), context
 
 
 def _pipeline_argument(text: str) -> tuple[str, Any]:

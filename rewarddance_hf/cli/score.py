@@ -7,6 +7,7 @@ from typing import Any
 from ..import_utils import require_extra
 from .shared import (
     COLUMN_OPTIONS,
+    CONDITION_HELP,
     CRITERIA_OPTIONS,
     JUDGE_OPTIONS,
     Commands,
@@ -27,10 +28,11 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser("score", parents=parents, help="reward of each image")
     samples = parser.add_mutually_exclusive_group(required=True)
     samples.add_argument("--image", nargs="+", help="images, or folders of images")
-    help = "table with `image`, `prompt` and optionally `reference`: CSV, JSON lines, Parquet, dataset of the Hub, ..."
+    help = "table with `image`, `prompt` and optionally `reference`, `condition`: CSV, JSON lines, Parquet, dataset of the Hub, ..."
     samples.add_argument("--data", help=help)
     parser.add_argument("--prompt", nargs="+", help="one prompt for all images, or one each")
     parser.add_argument("--reference", nargs="+", help="one reference for all images, or one each (pairwise judges)")
+    parser.add_argument("--condition", nargs="+", help=CONDITION_HELP.format("images"))
     help = "dimensions to score by, each on its own, e.g. alignment motion (a wrong name lists those of the task)"
     parser.add_argument("--dimensions", nargs="+", metavar="NAME", help=help)
     parser.add_argument("--limit", type=positive_integer, help="number of rows of --data (default: all)")
@@ -95,7 +97,7 @@ def _run(args: argparse.Namespace) -> None:
 def _score_shards(args: argparse.Namespace) -> None:
     if not args.data or not args.output:
         raise argparse.ArgumentTypeError("argument --num-shards: needs --data and --output")
-    for name in ("prompt", "reference", "dimensions", "limit", "split", "task", "criteria"):
+    for name in ("prompt", "reference", "condition", "dimensions", "limit", "split", "task", "criteria"):
         if getattr(args, name) is not None:
             raise argparse.ArgumentTypeError(f"argument --{name}: not allowed with argument --num-shards")
     require_extra("train", "datasets")
@@ -146,10 +148,11 @@ def _rows_of_data(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[
     require_extra("train", "datasets")
     from ..data.files import load_samples
 
-    for name in ("prompt", "reference"):
+    names = ("prompt", "reference", "condition")
+    for name in names:
         if len(getattr(args, name) or [""]) > 1:
             raise argparse.ArgumentTypeError(f"argument --{name}: with --data pass one for all rows that have none")
-    defaults = {name: getattr(args, name)[0] for name in ("prompt", "reference") if getattr(args, name)}
+    defaults = {name: getattr(args, name)[0] for name in names if getattr(args, name)}
     return load_samples(
         args.data, args.split, columns=args.columns, limit=args.limit, show_progress=True, defaults=defaults
     )
@@ -160,10 +163,11 @@ def _rows_of_images(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dic
         raise argparse.ArgumentTypeError("the following arguments are required: --prompt")
     images = expand_folders(args.image)
     prompts = _one_or_each(args.prompt, len(images), "--prompt")
-    references = _one_or_each(args.reference, len(images), "--reference") if args.reference else [None] * len(images)
+    references = _one_or_each(args.reference or [None], len(images), "--reference")
+    conditions = _one_or_each(args.condition or [None], len(images), "--condition")
     rows = [
-        {"image": image, "prompt": prompt, "reference": reference}
-        for image, prompt, reference in zip(images, prompts, references, strict=True)
+        dict(zip(("image", "prompt", "reference", "condition"), values, strict=True))
+        for values in zip(images, prompts, references, conditions, strict=True)
     ]
     return rows, unreadable(rows)
 
@@ -191,7 +195,7 @@ def _name_of(media: Any) -> str:
     return media if isinstance(media, str) else f"{len(media)} frames"
 
 
-def _one_or_each(values: list[str], count: int, name: str) -> list[str]:
+def _one_or_each(values: list[Any], count: int, name: str) -> list[Any]:
     if len(values) not in (1, count):
         raise argparse.ArgumentTypeError(
             f"argument {name}: {len(values)} values for {count} images, pass one for all, or one each"

@@ -52,9 +52,17 @@ JUDGE_OPTIONS.add_argument("--load-in-8bit", action="store_true", help="load the
 JUDGE_OPTIONS.add_argument("--json", action="store_true", help="write one JSON document")
 
 CRITERIA_OPTIONS = argparse.ArgumentParser(add_help=False)
-CRITERIA_OPTIONS.add_argument("--task", help="task whose criteria are used (default: that of images, or of clips)")
+CRITERIA_OPTIONS.add_argument(
+    "--task",
+    help="task whose criteria are used: text-to-image, text-to-video, image-to-video, image-editing, or one of the judge's own "
+    "(default: what images or clips are, with or without a condition)",
+)
 CRITERIA_OPTIONS.add_argument("--criteria", help="criteria in place of those of the task")
 
+
+CONDITION_HELP = (
+    "image that the generator was given, one for all {} or one each: source image of an edit, or first frame"
+)
 
 COLUMN_OPTIONS = argparse.ArgumentParser(add_help=False)
 help = "split, e.g. test or test[:100] (default: the only one, or the benchmark's)"
@@ -123,7 +131,7 @@ def unreadable(rows: list[dict[str, Any]]) -> dict[int, str]:
 
     problems = {}
     for index, row in enumerate(rows):
-        for name in ("image", "reference"):
+        for name in ("image", "reference", "condition"):
             if row.get(name) is not None and index not in problems:
                 try:
                     read_media(row[name], name)

@@ -80,18 +80,22 @@ def _type_of(feature: Any) -> str:
 
 
 def contact_sheet(rows: list[Any], path: Path) -> Path:
-    """Picture of rows: the chosen image on the left, the rejected one on the right, the prompt above."""
+    """Picture of rows: the condition if there is one, the chosen image, the rejected one, and the prompt above them."""
     line = 20
     height = SIDE + line + MARGIN
-    sheet = Image.new("RGB", (2 * SIDE + 3 * MARGIN, len(rows) * height + line + MARGIN), "white")
+    names = ["condition"] * any(row.get("condition") is not None for row in rows) + ["chosen", "rejected"]
+    width = len(names) * (SIDE + MARGIN) + MARGIN
+    sheet = Image.new("RGB", (width, len(rows) * height + line + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, name in enumerate(("chosen", "rejected")):
+    for column, name in enumerate(names):
         draw.text((MARGIN + column * (SIDE + MARGIN), 4), name, fill="black", font_size=13)
     for place, row in enumerate(rows):
         top = line + place * height
         tie = " (tie)" if row.get("tie") else ""
         draw.text((MARGIN, top + 2), (row["prompt"] + tie)[:80], fill="black", font_size=13)
-        for column, name in enumerate(("chosen", "rejected")):
+        for column, name in enumerate(names):
+            if row.get(name) is None:
+                continue
             image = load_frames(row[name], name)[0]
             scale = min(SIDE / image.width, SIDE / image.height)
             image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))

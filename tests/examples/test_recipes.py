@@ -25,11 +25,19 @@ from tiny_hub import OF_OTHER_SIZES, fill
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 RECIPES = {path.stem: path for path in sorted((EXAMPLES / "configs").glob("*.yaml"))}
-ON_HUB = ("internvl_open_image_preferences", "refl_flux_dev", "refl_qwen_image", "refl_sd35", "refl_wan_t2v")
+ON_HUB = (
+    "internvl_open_image_preferences",
+    "internvl_editreward",
+    "refl_flux_dev",
+    "refl_flux_kontext",
+    "refl_qwen_image",
+    "refl_sd35",
+    "refl_wan_t2v",
+)
 # As the first of those on the Hub, but for the model and how many rows are seen at once
 BY_SIZE = ("internvl3_5_1b", "internvl3_5_4b", "internvl3_5_8b", "internvl3_5_38b", "qwen3_vl_8b")
 # In the order in which one goes on with what another has saved
-SHAPES = ("shapes", "shapes_generated", "refl_shapes", "shapes_video")
+SHAPES = ("shapes", "shapes_generated", "refl_shapes", "shapes_video", "shapes_edits")
 # What is run elsewhere, or cannot be run.
 ELSEWHERE = {
     "context_scaling.py": "tests/examples/test_context_scaling.py, on tiny numbers: it takes minutes to hours",
@@ -73,7 +81,8 @@ def sizes_of(recipe: str) -> dict[str, str]:
         sizes["gradient_accumulation_steps"] = 1
     pixels = settings.get("pipeline_kwargs", {})
     if "height" in pixels:
-        sizes["pipeline_kwargs"] = json.dumps({**pixels, "height": 64, "width": 64})
+        area = {"max_area": 64 * 64} if "max_area" in pixels else {}
+        sizes["pipeline_kwargs"] = json.dumps({**pixels, "height": 64, "width": 64, **area})
         sizes |= {"per_device_eval_batch_size": 16, "num_prompts": 2, "held_out_prompts": 2}
     if settings.get("load_best_model_at_end"):
         sizes |= {"eval_steps": 1, "save_steps": 1}
@@ -200,6 +209,16 @@ def test_a_judge_and_a_gated_generator(hub, home):
     recipes = ("internvl_open_image_preferences", "refl_flux_dev")
     run(hub, home, "core", *(command(recipe, **WITHOUT_GPU) for recipe in recipes))
     check_types(home, "core", least=1 + 4 + 2)
+    for recipe in recipes:
+        check_outputs(home, recipe)
+
+
+@pytest.mark.slow
+def test_edits(hub, home):
+    """The recipe of a judge of edits, and that of a generator that edits the source image of each row."""
+    recipes = ("internvl_editreward", "refl_flux_kontext")
+    run(hub, home, "edits", *(command(recipe, **WITHOUT_GPU) for recipe in recipes))
+    check_types(home, "edits", least=1 + 4 + 2)
     for recipe in recipes:
         check_outputs(home, recipe)
 

@@ -18,10 +18,11 @@ def tuned_generator_card(trainer: Any, model_name: str, tags: list[str]) -> str:
     source = getattr(trainer.pipeline, "name_or_path", None)
     # A folder means nothing to others.
     base_model = None if source is None or Path(source).exists() else str(source)
+    has_conditions = trainer.train_dataset is not None and trainer.train_dataset.has_conditions
     card_data = ModelCardData(
         base_model=base_model,
         library_name="diffusers",
-        pipeline_tag="text-to-video" if "frames" in trainer.output_fields else "text-to-image",
+        pipeline_tag=f"{'image' if has_conditions else 'text'}-to-{'video' if 'frames' in trainer.output_fields else 'image'}",
         tags=[*tags, *(["lora"] if lora is not None else []), "generated_from_trainer"],
     )
     return render_card(

@@ -26,7 +26,7 @@ def check_conditions(pipeline: Any, name: str, arguments: Mapping[str, Any]) -> 
     if "image" not in inspect.signature(pipeline.__call__).parameters:
         raise ValueError(
             f"`{name}` has a column `condition`, but `{type(pipeline).__name__}` takes no `image` to give it to. Use an "
-            "image-to-video or image-to-image pipeline, or remove the column."
+            "image-to-video or editing pipeline, or remove the column."
         )
     if arguments.get("image") is not None:
         raise ValueError(

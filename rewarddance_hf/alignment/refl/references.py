@@ -85,8 +85,9 @@ def best_of_n_references(
             [`~rewarddance_hf.scoring.ranking.rank_samples`]: by wins if it is pairwise, by score if not. Not asked, and may
             be None, if `method` is `"random"`.
         prompts (`list[str]` or `datasets.Dataset`):
-            Prompts. A dataset has a column `prompt`; its columns `task`, `criteria` and `condition` (first frame, given to
-            the pipeline as `image` too) are used, and all of its columns are kept.
+            Prompts. A dataset has a column `prompt`; its columns `task`, `criteria` and `condition` (first frame of
+            image-to-video, source image of an edit, given to the pipeline as `image` too) are used, and all of its columns
+            are kept.
         num_candidates (`int`, *optional*, defaults to `16`):
             Number of candidates of each prompt.
         top_k (`int`, *optional*, defaults to `2`):
@@ -100,7 +101,7 @@ def best_of_n_references(
             Number of rounds of a tournament, as in [`RewardDanceScorer.rank`].
         batch_size (`int`, *optional*, defaults to `8`):
             Number of candidates in one call of the pipeline. Halved when memory runs out. Prompts with a `condition` are
-            drawn one by one, since pipelines disagree about lists of first frames.
+            drawn one by one, since pipelines disagree about lists of images.
         seed (`int`, *optional*, defaults to `0`):
             Seed that all seeds of candidates follow from.
         output_dir (`str` or `os.PathLike`, *optional*):

@@ -101,7 +101,7 @@ class SamplingTrainer(DenoiserTrainer):
                     batches.append(self._generate(prompts[part], seeds[part], some, output_type, **pipeline_kwargs))
             finally:
                 self.model.train(was_training)
-        return torch.cat(batches) if output_type == "pt" else [sample for batch in batches for sample in batch]
+        return self._together(batches, output_type)
 
     def _generate(
         self,
@@ -130,4 +130,16 @@ class SamplingTrainer(DenoiserTrainer):
                     samples = scaled(self.pipeline, samples)
                     check_range(self.pipeline, samples)
                 batches.append(samples)
-        return torch.cat(batches) if output_type == "pt" else [sample for batch in batches for sample in batch]
+        return self._together(batches, output_type)
+
+    def _together(self, batches: list[Any], output_type: str) -> Any:
+        if output_type != "pt":
+            return [sample for batch in batches for sample in batch]
+        sizes = sorted({tuple(batch.shape[1:]) for batch in batches})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"`{type(self.pipeline).__name__}` made samples of the shapes {sizes}, as it takes the size of each from its "
+                "`condition`, but rewards get those of a batch as one tensor. Set `height` and `width` in `pipeline_kwargs`, or "
+                "`per_device_train_batch_size` and `per_device_eval_batch_size` to 1."
+            )
+        return torch.cat(batches)

@@ -62,7 +62,7 @@ class Search:
     """
     State of one search over several prompts: seeds, trees and results, and how often the reward was asked.
 
-    `context` holds further columns of the reward, one value for all samples; `conditions` one first frame for each prompt.
+    `context` holds further columns of the reward, one value for all samples; `conditions` one image for each prompt.
     """
 
     def __init__(
@@ -83,11 +83,6 @@ class Search:
         self.num_steps = staged.num_steps
         count = len(staged.prompts)
         self.conditions = self.context.pop("conditions", None)
-        if self.conditions is not None and len(self.conditions) != count:
-            raise ValueError(
-                f'`context["conditions"]` has {len(self.conditions)} entries for {count} prompts, but must have one for each. '
-                "Make both equally long."
-            )
         self.nodes: list[list[PathNode]] = [[] for _ in range(count)]
         self.num_seeds = [0] * count
         self.reward_calls = [0] * count

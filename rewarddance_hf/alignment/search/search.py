@@ -7,12 +7,16 @@ Every function calls the pipeline itself, see [`~rewarddance_hf.alignment.pipeli
 evaluations: one for each image and step. The two or more passes of classifier-free guidance at one step are one evaluation.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.utils import logging
+
 from ...checks import check_integers
+from ...models.media_rewarddance import load_image
 from ...parallel import Processes, run_split
 from ...resumable import digest_of
 from ..pipelines.models import describe_pipeline
@@ -22,6 +26,9 @@ from .paths import UNLIMITED, Search
 from .result import SearchResult
 from .saving import SearchFolder
 from .strategies import BestOfN, OverPaths, ZeroOrder
+
+
+logger = logging.get_logger(__name__)
 
 
 def best_of_n(
@@ -73,7 +80,8 @@ def best_of_n(
             Method of [`RewardDanceScorer.rank`], for a pairwise judge.
         context (`dict`, *optional*):
             What else the reward gets, such as `task` and `criteria`: one value for all images, handed on as a list with an
-            entry for each. `conditions` holds one first frame for each prompt.
+            entry for each. `conditions` holds one image for each prompt (first frame of image-to-video, source image of an
+            edit), which the pipeline is given as `image` too.
         seed (`int`, *optional*, defaults to `0`):
             Seed that all others are made from, together with the index of the prompt.
         batch_size (`int`, *optional*, defaults to `8`):
@@ -258,6 +266,36 @@ class _Settings:
             raise ValueError(f"`seed` is {self.seed}, but must be 0 or more.")
 
 
+def _with_conditions(
+    pipeline: Any, prompts: Sequence[str], context: Mapping[str, Any], pipeline_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of the pipeline with the conditions of the prompts, unless it was given an `image` of its own or takes none."""
+    conditions = context.get("conditions")
+    if conditions is None:
+        if pipeline_kwargs.get("image") is not None and not hasattr(pipeline, "controlnet"):
+            logger.warning(
+                "`image` was given to the pipeline, but the reward does not see it. Pass `context={'conditions': [image]}` in its "
+                "place, with one image for each prompt, so that a judge sees what was edited or animated."
+            )
+        return pipeline_kwargs
+    if len(conditions) != len(prompts):
+        raise ValueError(
+            f'`context["conditions"]` has {len(conditions)} entries for {len(prompts)} prompts, but must have one for each. '
+            "Make both equally long."
+        )
+    missing = [index for index, condition in enumerate(conditions) if condition is None]
+    takes_image = "image" in inspect.signature(type(pipeline).__call__).parameters
+    if len(missing) == len(prompts) or not takes_image or "image" in pipeline_kwargs:
+        return pipeline_kwargs
+    if missing:
+        raise ValueError(
+            f'`context["conditions"][{missing[0]}]` is None, but others are images, and `{type(pipeline).__name__}` is given all or '
+            "none. Search for the prompts without an image in a call of their own."
+        )
+    images = [load_image(condition, f"conditions[{index}]") for index, condition in enumerate(conditions)]
+    return {**pipeline_kwargs, "image": images}
+
+
 def _search(
     strategy: BestOfN | ZeroOrder | OverPaths,
     pipeline: Any,
@@ -271,6 +309,7 @@ def _search(
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise ValueError(f"`prompt` is {prompt!r}, but must be a string or a list of at least one string.")
     output_type = output_type_of(pipeline, pipeline_kwargs)
+    pipeline_kwargs = _with_conditions(pipeline, prompts, settings.context or {}, pipeline_kwargs)
     staged = StagedPipeline(pipeline, prompts, pipeline_kwargs, settings.batch_size)
     budget = settings.max_denoiser_evaluations
     strategy.check(budget)
