@@ -86,10 +86,11 @@ def test_evaluate(capsys, judge, folder, tmp_path):
     table = datasets.Dataset.from_dict(
         {
             "instruction": [row["prompt"] for row in rows],
+            "task": ["image-editing", None] * 3,
             **{name: [row[name] for row in rows] for name in ("chosen", "rejected", "condition")},
         },
         features=datasets.Features(
-            instruction=datasets.Value("string"),
+            **dict.fromkeys(("instruction", "task"), datasets.Value("string")),
             **dict.fromkeys(("chosen", "rejected", "condition"), datasets.Image()),
         ),
     )
@@ -100,6 +101,24 @@ def test_evaluate(capsys, judge, folder, tmp_path):
     assert json.loads(out)["metrics"]["nll"] == pytest.approx(want["nll"], abs=1e-5)
 
 
+def test_a_missing_source_in_a_table_with_images_is_named(capsys, judge, tmp_path):
+    """Also where images are inside of the file: a row without one, and a file without the column."""
+    image, names = datasets.Image(), ("chosen", "rejected", "condition")
+    features = datasets.Features(
+        prompt=datasets.Value("string"), task=datasets.Value("string"), **dict.fromkeys(names, image)
+    )
+    values = {name: [random_image(10 * i + j) for i in range(2)] for j, name in enumerate(names)}
+    values |= {"prompt": ["x", "y"], "task": ["image-editing"] * 2}
+    values["condition"][1] = None
+    table = datasets.Dataset.from_dict(values, features=features)
+    for name, part, count in (("null", table, 1), ("none", table.remove_columns("condition"), 2)):
+        part.to_parquet(tmp_path / f"{name}.parquet")
+        code, _, err = run(capsys, "evaluate", "--model", judge, "--data", tmp_path / f"{name}.parquet")
+        assert code == 1
+        assert f"{count} of 2 rows of {name}.parquet cannot be used" in err
+        assert "is None, but the task is 'image-editing'" in err
+
+
 def test_a_missing_source_is_named(capsys, judge, tmp_path):
     """A row that is said to be an edit and has no source image is refused with its line, or left out."""
     for name in ("a", "b"):
@@ -107,7 +126,7 @@ def test_a_missing_source_is_named(capsys, judge, tmp_path):
     (tmp_path / "metadata.csv").write_text("prompt,chosen,rejected,task\nx,a.png,b.png,image-editing\n")
     code, _, err = run(capsys, "evaluate", "--model", judge, "--data", tmp_path)
     assert code == 1
-    assert "metadata.csv:2" in err
+    assert "1 of 1 rows of metadata.csv cannot be used. `condition of metadata.csv, line 2` is None" in err
     assert "but the task is 'image-editing'" in err
 
 

@@ -10,6 +10,7 @@ from datasets import DownloadConfig
 from datasets.utils.file_utils import cached_path
 from tqdm.auto import tqdm
 
+from ..models.tasks_rewarddance import check_condition
 from ..parallel import run_split
 from .columns import MEDIA
 from .media import read_media
@@ -71,13 +72,17 @@ def fetch_media(rows: Any, folder: str | None, place: Callable[[int], str]) -> t
 
 def check_media(rows: Any, columns: Sequence[str], show_progress: bool = False) -> dict[int, str]:
     """
-    What is wrong with rows whose images cannot be read, or whose two samples are the same. Under several processes each
+    What is wrong with rows whose images cannot be read, whose source image is missing, or whose two samples are the same. Under several processes each
     looks at its share. Of clips the first and the last frame are decoded.
     """
     known: dict[str, str] = {}  # digests of files, which may occur in several rows
 
     def look(index: int) -> str | None:
         row, digests = rows[index], {}
+        try:
+            check_condition(row.get("task"), row.get("condition"))
+        except ValueError as error:
+            return str(error)
         for name in columns:
             media = row.get(name)
             if media is None:

@@ -235,12 +235,13 @@ def _convert(
     problems = {**unfetched, **problems}
     if verdicts:
         rows = _by_verdict(rows, verdicts)
+    unread = [] if isinstance(rows, list) else [name for name in rows.column_names if name in MEDIA]
     for index, row in enumerate(rows if isinstance(rows, list) else _without_media(rows)):
         try:
             if isinstance(rows, list):
                 rows[index] = row = _typed(row)
             if index not in problems:
-                _check_texts(row, table.place(index))
+                _check_texts(row, table.place(index), unread)
         except (ValueError, TypeError) as error:
             problems[index] = str(error) if table.place(index) in str(error) else f"{table.place(index)}: {error}"
     if isinstance(rows, list):
@@ -256,9 +257,10 @@ def _without_media(rows: datasets.Dataset) -> Iterable[dict[str, Any]]:
     return rows.select_columns([name for name in rows.column_names if name not in MEDIA])
 
 
-def _check_texts(row: Mapping[str, Any], place: str) -> None:
+def _check_texts(row: Mapping[str, Any], place: str, unread: Sequence[str] = ()) -> None:
+    """Check a row whose images may be in columns that were not read: whether one is missing there is seen when they are."""
     media = {name: row[name] if name in row else "" for name in ("chosen", "rejected")}
-    check_row({**row, **media}, place)
+    check_row({**dict.fromkeys(unread, ""), **row, **media}, place)
     if not row["prompt"].strip():
         raise ValueError(f"`prompt` of {place} is empty")
 
@@ -329,7 +331,7 @@ def _finish(
     if problems:
         shown = "; ".join([problems[index] for index in sorted(problems)][:3])
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        count = f"{len(problems)} of {len(rows)} rows of {table.name} cannot be used"
+        count = f"{len(problems)} of {max(len(rows), len(problems))} rows of {table.name} cannot be used"
         if not skip or not good:
             fix = (
                 "Correct them, or leave them out (--skip-bad-rows where the command has it)."

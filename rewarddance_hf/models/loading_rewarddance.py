@@ -10,7 +10,7 @@ from PIL import Image
 from .clips_rewarddance import Clip, ClipReader
 from .media_rewarddance import load_image, open_clip, open_media, read_clip
 from .question_rewarddance import Example, Question, parse_example
-from .tasks_rewarddance import infer_task, task_of
+from .tasks_rewarddance import check_condition, infer_task, task_of
 
 
 class LoadingMixin:
@@ -99,7 +99,9 @@ class LoadingMixin:
                     raise ValueError(
                         f"`{name}` has no `task`, and the rows have several, but its criteria depend on it. Add one."
                     )
-                question = replace(question, task=question.task or next(iter(tasks), None))
+                own_task = question.task or next(iter(tasks), None)
+                check_condition(own_task, question.condition, f"{name}['condition']")
+                question = replace(question, task=own_task)
                 names = f"{name}['image']", f"{name}['reference']", f"{name}['condition']"
                 example = Example(self.load(question, names=names), verdict)
             read.append(example)

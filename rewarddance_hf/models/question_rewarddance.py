@@ -126,6 +126,7 @@ def parse_example(example: Any, name: str, is_pairwise: bool) -> "tuple[Question
         raise ValueError(
             f"`{name}['verdict']` is {verdict!r}, but must be True or 'yes' if the sample is better, else False or 'no'."
         )
+    check_condition(given.get("task"), given.get("condition"), f"{name}['condition']")
     return Question(sample=given.pop("image"), **given), VERDICTS[verdict]
 
 

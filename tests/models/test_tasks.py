@@ -50,7 +50,9 @@ def test_every_task_is_told_once():
     # A sample without a task has exactly one that fits.
     assert len({(task.is_video, task.has_condition) for task in TASKS.values()}) == len(TASKS)
     columns = (ROOT / "rewarddance_hf" / "data" / "README.md").read_text()
-    assert all(f"`{task}`" in columns for task in TASKS)
+    assert all(f"| `{task}` |" in columns for task in TASKS)
+    options = (ROOT / "rewarddance_hf" / "cli" / "shared.py").read_text()
+    assert all(f"{task}, " in options for task in TASKS)
 
 
 def test_tasks_of_users():
@@ -108,8 +110,10 @@ def test_examples_of_edits(processor):
     example = {"image": FIRST, "prompt": "x", "reference": SECOND, "condition": SOURCE, "verdict": "yes"}
     (text,) = texts(processor, processor([SECOND], [INSTRUCTION], [FIRST], [SOURCE], examples=[example]))
     assert text.count("Source image: []") == text.count(CRITERION) == 2
-    with pytest.raises(ValueError, match=r"`condition` is None, but the task is 'image-editing'"):
-        processor([SECOND], ["x"], [FIRST], [SOURCE], task="image-editing", examples=[{**example, "condition": None}])
+    del example["condition"]
+    for task, own in (("image-editing", {}), (None, {"task": "image-editing"})):
+        with pytest.raises(ValueError, match=r"`examples\[0\]\['condition'\]` is None, but the task is 'image-edit"):
+            processor([SECOND], ["x"], [FIRST], [SOURCE], task=task, examples=[{**example, **own}])
 
 
 def test_missing_source_images(processor):
