@@ -93,7 +93,7 @@ class CLIPJudge:
 
     @torch.no_grad()
     def __call__(self, images: list[Any], prompts: list[str], **context: Any) -> torch.Tensor:
-        """Scores `(n,)` of images, or of clips as lists of frames. CLIP ignores task, criteria and first frames."""
+        """Scores `(n,)` of images, or of clips as lists of frames. CLIP ignores task, criteria and conditions."""
         frames = [load_frames(sample, f"images[{i}]") for i, sample in enumerate(images)]
         pixels = self.image_processor([f for clip in frames for f in clip], return_tensors="pt")["pixel_values"]
         text = self.tokenizer(

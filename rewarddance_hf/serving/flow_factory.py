@@ -43,6 +43,6 @@ def write_rewards(answer: Answer | torch.Tensor) -> bytes:
 def _first(several: Any, row: int) -> Any:
     if isinstance(several, list):
         if len(several) > 1:
-            raise ValueError(f"`condition_images[{row}]` has {len(several)} images, but a judge sees one given frame.")
+            raise ValueError(f"`condition_images[{row}]` has {len(several)} images, but a judge sees one.")
         return several[0] if several else None
     return several

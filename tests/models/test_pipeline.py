@@ -67,6 +67,20 @@ def test_single_samples_are_the_scorers(folders):
         assert got == pytest.approx(want.item(), abs=1e-6)
 
 
+def test_edits_are_the_scorers(folders):
+    """Edits of a source image are judged beside it, one or several."""
+    scorer = RewardDanceScorer.from_pretrained(folders["pairwise"])
+    judge = pipeline("visual-preference", model=str(folders["pairwise"]))
+    edit = {"prompt": "make it red", "condition": IMAGES[3]}
+    want = scorer.rank(IMAGES[:3], "make it red", condition=IMAGES[3], task="image-editing")
+    assert judge({**edit, "images": IMAGES[:3]})["scores"] == pytest.approx(want.scores.tolist(), abs=1e-6)
+    got = judge({**edit, "image": IMAGES[0], "reference": IMAGES[1]})["score"]
+    want = scorer.score(IMAGES[:1], "make it red", IMAGES[1:2], IMAGES[3:], task="image-editing")
+    assert got == pytest.approx(want.item(), abs=1e-6)
+    with pytest.raises(ValueError, match="`condition` is None, but the task is 'image-editing'"):
+        judge({"prompt": "p", "images": IMAGES[:3], "task": "image-editing"})
+
+
 def test_lists_of_inputs(folders):
     """Inputs of different kinds can be mixed in a list, one by one or in batches of the pipeline."""
     judge = pipeline("visual-preference", model=str(folders["pairwise"]))
