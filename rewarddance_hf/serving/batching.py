@@ -198,7 +198,7 @@ class Batcher:
                 count, rest, limit = 0, [], self._window()
                 for job in self._jobs:
                     is_alike = job.kind is not None and self.merge and batch and job.kind == batch[0].kind
-                    if batch and not (is_alike and count + job.size <= limit):
+                    if batch and not (is_alike and count < limit and count + job.size <= self.max_batch):
                         rest.append(job)
                         continue
                     self.waiting -= job.size
@@ -214,8 +214,8 @@ class Batcher:
 
     def _window(self) -> int:
         """
-        Questions that are planned together: a third of all, in full batches, but at least three batches. So one part is judged, one
-        prepared, and one on its way from and to clients.
+        Questions after which no other request is planned with them: a third of all, in full batches, but at least three batches.
+        So one part is judged, one prepared, and one on its way from and to clients.
         """
         size = self.scorer.batch_size
         return min(max(3, -(-(self.waiting + self._begun) // (3 * size))) * size, self.max_batch)
