@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -40,6 +41,7 @@ from .requests import Asked, RequestReader
 
 CLIENT_IS_GONE = 499  # a status that nobody receives, for logs and metrics
 BODY_COPIES = 3  # that exist while a body is read: as it came, as a whole, and as tensors
+AT_ONCE = 1 << 16  # bytes of a body, and of what it is decoded to, that no other thread is asked to read
 DISCARD_SECONDS = 5.0  # in which the body of a refused request may arrive, so that its client reads why
 
 
@@ -86,10 +88,16 @@ class JudgeApp:
         self.digest = digest_of(self.fingerprint)
         self.reader = RequestReader(scorer, self.limits)
         self.batcher = Batcher(
-            scorer, max_waiting=self.limits.max_waiting, merge=merge_requests, on_batch=self.metrics.on_batch
+            scorer,
+            max_waiting=self.limits.max_waiting,
+            merge=merge_requests,
+            on_batch=self.metrics.on_batch,
+            on_answers=self._wake,
         )
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="rewarddance-reader")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._answered: deque[asyncio.Future] = deque()  # who waits for answers that are there
 
     def describe(self) -> dict[str, Any]:
         """Description of the judge for clients."""
@@ -113,6 +121,7 @@ class JudgeApp:
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> Any:
+            self._loop = asyncio.get_running_loop()
             yield
             await asyncio.get_running_loop().run_in_executor(None, self.batcher.close)
             self._threads.shutdown()
@@ -140,6 +149,17 @@ class JudgeApp:
         for path in ("score", "gradient", "compare", "rank"):
             routes.append(Route(f"/{path}", self._guarded(path, self._answering(path)), methods=["POST"]))
         return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: unknown})
+
+    def _wake(self) -> None:
+        """Called by any thread: the event loop is woken once for all answers of a batch."""
+        if self._answered and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._hand_out)
+
+    def _hand_out(self) -> None:
+        while self._answered:
+            waiting = self._answered.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
 
     def _guarded(self, path: str, handle: Callable[[Request], Awaitable[Response]]) -> Callable:
         """A handler that checks the token first, and turns errors into answers."""
@@ -255,24 +275,38 @@ class JudgeApp:
         done: Future = Future()
         jobs: list[Job] = []
 
-        def submit(body: bytes) -> None:
-            """In a thread, which hands over to the judge by itself."""
+        def submit(asked: Asked) -> None:
+            """Decode what is shown, and hand over to the judge."""
+            job = asked.make_job()
+            job.future = done
+            jobs.append(job)
+            self.batcher.submit(job)
+
+        def begin(body: bytes) -> None:
+            asked = read(body)
+            facts.update({"samples": asked.num_samples, "bytes": length})
+            if self.log_prompts:
+                facts["prompts"] = asked.prompts
+            take(asked.num_bytes)
+            run(asked.num_bytes, submit, asked)
+
+        def run(num_bytes: int, step: Callable[[Any], None], given: Any) -> None:
+            """A step here, if it is a small one: threads that take turns cost more than it does. Else in a thread."""
+            if num_bytes > AT_ONCE or self.reader.is_counting:
+                self._threads.submit(attempt, step, given)
+            else:
+                attempt(step, given)
+
+        def attempt(step: Callable[[Any], None], given: Any) -> None:
             try:
-                asked = read(body)
-                facts.update({"samples": asked.num_samples, "bytes": length})
-                if self.log_prompts:
-                    facts["prompts"] = asked.prompts
-                take(asked.num_bytes)
-                job = asked.make_job()
-                job.future = done
-                jobs.append(job)
-                self.batcher.submit(job)
+                step(given)
             except Exception as error:
                 done.set_exception(error)
+                self._wake()
 
         try:
             take(BODY_COPIES * length)
-            self._threads.submit(submit, await self._read_body(request, length))
+            run(length, begin, await self._read_body(request, length))
             answer = await self._wait(done, jobs, request)
             (job,) = jobs
             self.metrics.wait_seconds.observe(job.waited)
@@ -316,12 +350,14 @@ class JudgeApp:
 
     async def _wait(self, done: Future, jobs: list[Job], request: Request) -> Any:
         """The answer to a job. It is withdrawn if its client is gone before the judge begins."""
-        answer = asyncio.wrap_future(done)
+        answer = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda _: self._answered.append(answer))
+        self._wake()  # if it is done already
         gone = asyncio.ensure_future(request.receive())  # after the body nothing comes but the end of the connection
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
-                return answer.result()
+                return done.result()
             if not (jobs and self.batcher.withdraw(jobs[0])):
                 await asyncio.wait({answer})  # its images are held until then
             raise ClientDisconnect

@@ -69,6 +69,8 @@ class Batcher:
             Whether requests are answered together. Without it, rounding in the last bits never depends on others.
         on_batch (`Callable`, *optional*):
             Told the number of jobs, of questions and of seconds of each batch.
+        on_answers (`Callable`, *optional*):
+            Called once when all answers of a batch are there.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Batcher:
         max_waiting: int = 1024,
         merge: bool = True,
         on_batch: Callable[[int, int, float], Any] = lambda jobs, questions, seconds: None,
+        on_answers: Callable[[], Any] = lambda: None,
     ) -> None:
         self.scorer = scorer
         self.max_batch = max_batch
@@ -86,7 +89,9 @@ class Batcher:
         self.max_waiting = max_waiting
         self.merge = merge
         self.on_batch = on_batch
+        self.on_answers = on_answers
         self.waiting = 0  # questions
+        self._begun = 0  # questions that the judge has taken, and not answered
         self._seconds_each = 0.1  # of a question, a running mean
         self._jobs: list[Job] = []
         self._closed = False
@@ -142,8 +147,10 @@ class Batcher:
                 self._note(jobs, start)
 
     def _note(self, jobs: list[Job], start: float) -> None:
-        """Count a batch that was begun some time ago."""
+        """Count a batch that was begun some time ago, and is answered."""
+        self.on_answers()
         seconds, count = time.monotonic() - start, sum(job.size for job in jobs)
+        self._begun -= count
         self._seconds_each += 0.2 * (seconds / max(count, 1) - self._seconds_each)
         self.on_batch(len(jobs), count, seconds)
 
@@ -188,10 +195,10 @@ class Batcher:
                 if kind and (not self._jobs or self._jobs[0].kind != kind):
                     return []
                 batch: list[Job] = []
-                count, rest = 0, []
+                count, rest, limit = 0, [], self._window()
                 for job in self._jobs:
                     is_alike = job.kind is not None and self.merge and batch and job.kind == batch[0].kind
-                    if batch and not (is_alike and count + job.size <= self.max_batch):
+                    if batch and not (is_alike and count < limit and count + job.size <= self.max_batch):
                         rest.append(job)
                         continue
                     self.waiting -= job.size
@@ -200,9 +207,18 @@ class Batcher:
                         count += job.size
                 self._jobs = rest
                 if batch or self._closed or kind:
+                    self._begun += count
                     for job in batch:
                         job.waited = time.monotonic() - job.started
                     return batch
+
+    def _window(self) -> int:
+        """
+        Questions after which no other request is planned with them: a third of all, in full batches, but at least three batches.
+        So one part is judged, one prepared, and one on its way from and to clients.
+        """
+        size = self.scorer.batch_size
+        return min(max(3, -(-(self.waiting + self._begun) // (3 * size))) * size, self.max_batch)
 
     def _answer(self, jobs: list[Job]) -> None:
         """Answer jobs. If they fail together, each is answered alone, so that only the failing one fails."""

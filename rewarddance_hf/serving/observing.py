@@ -1,5 +1,6 @@
 """Metrics of a server, and a log with a line of JSON for each event, without texts or images of users."""
 
+import asyncio
 import json
 import logging
 import sys
@@ -54,9 +55,34 @@ def log_failure(error: BaseException, **fields: Any) -> None:
     log("failure", error=type(error).__name__, message=str(error), frames=frames[-8:], **fields)
 
 
+class LinesHandler(logging.StreamHandler):
+    """Writes the lines of one turn of the event loop together, and others at once."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, or keep it until the event loop has done what it has before it."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # in another thread, or before and after the loop
+            super().emit(record)
+            return
+        if not self._lines:
+            loop.call_soon(self.flush)
+        self._lines.append(self.format(record) + self.terminator)
+
+    def flush(self) -> None:
+        """Write the lines that were kept."""
+        lines, self._lines = self._lines, []
+        self.stream.write("".join(lines))
+        super().flush()
+
+
 def log_to_stderr() -> None:
     """Let lines be written to the standard error stream."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LinesHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)

@@ -8,6 +8,8 @@ import binascii
 import json
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
 import safetensors.torch
 import torch
 
@@ -16,6 +18,8 @@ from .errors import Refusal
 
 PROTOCOL = 1
 KEY = "rewarddance"  # of the header in the metadata of safetensors
+# Types that go through numpy, which other threads wait less for: torch gives its lock away with each operation
+NUMPY_TYPES = {torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 MAX_HEADER_BYTES = 64 << 20  # names of tensors and all texts
 
 SAFETENSORS = "application/x-safetensors"
@@ -28,17 +32,13 @@ JUDGE_HEADER = "RewardDance-Judge"  # digest of the fingerprint: wanted by a req
 
 def pack(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> bytes:
     """Body with a header and tensors."""
-    plain: dict[str, torch.Tensor] = {}
-    storages = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in storages:  # part of a batch, or sent twice
-            tensor = tensor.clone()
-        storages.add(storage.data_ptr())
-        plain[name] = tensor
-    text = json.dumps({"protocol": PROTOCOL, **header})
-    return safetensors.torch.save(plain, metadata={KEY: text})
+    metadata = {KEY: json.dumps({"protocol": PROTOCOL, **header})}
+    if all(tensor.dtype in NUMPY_TYPES for tensor in tensors.values()):
+        arrays = {name: np.asarray(tensor.numpy(force=True), order="C") for name, tensor in tensors.items()}
+        return safetensors.numpy.save(arrays, metadata)
+    # Parts of a batch and what is sent twice share memory, which torch's form refuses.
+    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(plain, metadata)
 
 
 def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -49,10 +49,13 @@ def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             400, "ProtocolError", "The body is no safetensors file: it is cut off, or its header is too long."
         )
     try:
-        text = json.loads(body[8 : 8 + length])["__metadata__"][KEY]
-        header = json.loads(text)
-        tensors = safetensors.torch.load(body)
-    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        described = json.loads(body[8 : 8 + length])
+        header = json.loads(described.pop("__metadata__")[KEY])
+        if all(tensor["dtype"] in NUMPY_TYPES.values() for tensor in described.values()):
+            tensors = {name: torch.from_numpy(array) for name, array in safetensors.numpy.load(body).items()}
+        else:
+            tensors = safetensors.torch.load(body)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
         raise Refusal(
             400,
             "ProtocolError",

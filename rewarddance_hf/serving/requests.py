@@ -71,8 +71,8 @@ class RequestReader:
         # These threads have a processor of their own: tokenizers are not shared while one of them pads.
         self.judge = copy(scorer)
         self.judge.processor = deepcopy(scorer.processor)
-        is_counting = self.judge.processor.max_clip_tokens is not None  # with the wrapped processor, for clips
-        self._loading: Any = threading.Lock() if is_counting else nullcontext()
+        self.is_counting = self.judge.processor.max_clip_tokens is not None  # with the wrapped processor, for clips
+        self._loading: Any = threading.Lock() if self.is_counting else nullcontext()
 
     def read(self, path: str, header: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Asked:
         """The request to a path. All that can be checked without decoding is checked."""
@@ -89,7 +89,7 @@ class RequestReader:
             raise ValueError("`requires_grad` must give the samples of tensors by their names, at `/gradient` only.")
         rows = _list(given.pop("rows", []), "rows")  # numbers of samples, for messages
         given.pop("protocol", None)
-        media = MediaReader(tensors, self.limits, list(leaves), self.scorer.model.device)
+        media = MediaReader(tensors, self.limits, list(leaves), self.scorer.model.device if leaves else "cpu")
         given = self._read_fields(given, media, "", rows)
         prompts = _strings(given.get("prompts", given.get("prompt")))
         num_samples = len(given.get("images", "ab"))

@@ -1,6 +1,7 @@
 """Running a judge's web application: until it is stopped, or beside other work in this process."""
 
 import asyncio
+import gc
 import ipaddress
 import threading
 from typing import Any
@@ -123,6 +124,8 @@ class JudgeServer:
         """Serve until the process is told to end (SIGTERM or SIGINT). What has been accepted is answered first."""
         judge = self.judge
         log("start", url=self.url, model=judge.name, judge=judge.digest, token=judge.token is not None)
+        gc.collect()
+        gc.freeze()  # all modules of the judge's libraries: each full collection would look at them again
         self._server.run(sockets=[self._socket])
 
     def start(self) -> "JudgeServer":

@@ -72,6 +72,29 @@ def scoring(results: Results) -> list[str]:
     return lines
 
 
+def vllm(results: Results) -> list[str]:
+    rows = [
+        [
+            name,
+            what.replace("_", " "),
+            f"{values[f'{what}_speedup_vs_vllm']:.2f}x",
+            *(f"{values[f'{what}_questions_per_second{whose}']:.1f}" for whose in ("", "_vllm")),
+            f"{values['largest_difference']:.0e}",
+        ]
+        for name, values in groups(results, "vllm/").items()
+        for what in ("round_robin", "distinct_pairs")
+    ]
+    header = [
+        "judge",
+        "questions",
+        "speed over vLLM's",
+        "pairs/s of ours",
+        "of vLLM",
+        "largest difference of log-odds",
+    ]
+    return table(header, rows)
+
+
 def attention(results: Results) -> list[str]:
     types, ways = ("float32", "bfloat16"), ("grouped", "apart", "packed")
     rows = []
@@ -292,6 +315,7 @@ def gpu(results: Results) -> list[str]:
 TABLES = {
     "gpu": gpu,
     "scoring": scoring,
+    "vllm": vllm,
     "attention": attention,
     "input": input_side,
     "reward_step": reward_step,

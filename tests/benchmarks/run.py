@@ -31,6 +31,7 @@ import thresholds  # noqa: E402
 MODULES = (
     "bench_gpu",
     "bench_scoring",
+    "bench_vllm",
     "bench_attention",
     "bench_reward_step",
     "bench_gradient",
@@ -57,7 +58,7 @@ def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, floa
 def run(chosen: dict[str, Callable[[], dict[str, float]]], output: Path, names: Collection[str]) -> list[str]:
     """
     Measure, print and write results after each measurement. Returns names of those that failed. Earlier results are kept if
-    they are of one of `names`.
+    they are of one of `names`, also where a measurement gives nothing, as what it needs is not installed.
     """
     known = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
     kept = {key: value for key, value in known.get("results", {}).items() if key.rpartition("/")[0] in names}
@@ -71,6 +72,8 @@ def run(chosen: dict[str, Callable[[], dict[str, float]]], output: Path, names: 
         except Exception:
             traceback.print_exc()
             failed.append(name)
+            continue
+        if not results:
             continue
         kept = {key: value for key, value in kept.items() if key.rpartition("/")[0] != name}
         kept |= {f"{name}/{key}": value for key, value in results.items()}

@@ -43,6 +43,43 @@ def test_distinct_pairs(bench):
     assert bench("bench_scoring").distinct_pairs(3, 4, "3m", repeats=1)["largest_difference"] < 1e-4
 
 
+def test_without_vllm(bench, tmp_path, monkeypatch, capsys):
+    """Where vLLM is not installed, a line says so and nothing is measured."""
+    vllm = bench("bench_vllm")
+    monkeypatch.setattr(vllm, "PYTHON", tmp_path / "python")
+    assert vllm.beside_vllm("3m") == {}
+    assert "no comparison with vLLM" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_beside_vllm(bench):
+    """vLLM is asked with the same tokens and gives the same log-odds, where it is installed."""
+    vllm = bench("bench_vllm")
+    if not vllm.PYTHON.exists():
+        pytest.skip("vLLM is not installed: `make test-vllm` does it.")
+    results = vllm.beside_vllm("3m", rounds=1, num_tokens=4)
+    assert results["largest_difference"] < 1e-4
+    assert results["distinct_pairs_speedup_vs_vllm"] > 0
+
+
+def test_questions_for_vllm(bench, tmp_path):
+    """The process of vLLM is given each image once, and reads the pixels and prompts that the judge sees."""
+    import numpy as np
+
+    from rewarddance_hf import RewardDanceScorer
+
+    judges, vllm = bench("judges"), bench("bench_vllm")
+    scorer = RewardDanceScorer(*judges.make_judge(4, "text_first", **judges.tiny_config("3m")))
+    questions = vllm.make_questions(scorer, "round_robin", 3, 4, 0)
+    vllm.write(scorer.processor, questions, tmp_path / "questions.npz")
+    with np.load(tmp_path / "questions.npz") as file:
+        assert len(file["images"]) == 3
+        for question, prompt, shown in zip(questions, file["prompts"], file["shown"], strict=True):
+            assert scorer.processor.write_question(question) == prompt
+            pixels = [np.asarray(image) for image in (question.reference[0], question.sample[0])]
+            assert all(np.array_equal(file["images"][i], one) for i, one in zip(shown, pixels, strict=True))
+
+
 @pytest.mark.parametrize("has_one_reference", [False, True])
 def test_reward_step(bench, has_one_reference):
     """All ways give the gradient of the full graph."""
@@ -189,6 +226,9 @@ def test_results_are_kept_and_compared(bench, tmp_path, monkeypatch, capsys):
     assert main("--only", "a/")[0] == 1
     values["part"]["ratio"] = 1.6
     assert main("--only", "a/")[0] == 0
+    values["part"] = {}  # what it needs is not installed
+    assert main("--only", "a/")[0] == 0
+    assert json.loads(output.read_text())["results"]["a/part/ratio"] == 1.6
 
 
 def test_thresholds_name_what_is_measured(bench):
