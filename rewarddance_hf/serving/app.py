@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -272,6 +273,7 @@ class JudgeApp:
             self.memory.take(count, self.batcher.retry_after)
             taken += count
 
+        is_small = length <= AT_ONCE and not self.reader.is_counting
         done: Future = Future()
         jobs: list[Job] = []
 
@@ -288,14 +290,10 @@ class JudgeApp:
             if self.log_prompts:
                 facts["prompts"] = asked.prompts
             take(asked.num_bytes)
-            run(asked.num_bytes, submit, asked)
-
-        def run(num_bytes: int, step: Callable[[Any], None], given: Any) -> None:
-            """A step here, if it is a small one: threads that take turns cost more than it does. Else in a thread."""
-            if num_bytes > AT_ONCE or self.reader.is_counting:
-                self._threads.submit(attempt, step, given)
+            if is_small and asked.num_bytes > AT_ONCE:
+                self._threads.submit(attempt, submit, asked)
             else:
-                attempt(step, given)
+                submit(asked)
 
         def attempt(step: Callable[[Any], None], given: Any) -> None:
             try:
@@ -306,7 +304,9 @@ class JudgeApp:
 
         try:
             take(BODY_COPIES * length)
-            run(length, begin, await self._read_body(request, length))
+            # Threads that take turns cost more than reading a small body. No name here holds it while it waits.
+            run: Callable[..., Any] = attempt if is_small else partial(self._threads.submit, attempt)
+            run(begin, await self._read_body(request, length))
             answer = await self._wait(done, jobs, request)
             (job,) = jobs
             self.metrics.wait_seconds.observe(job.waited)
