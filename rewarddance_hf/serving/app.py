@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -291,7 +290,7 @@ class JudgeApp:
                 facts["prompts"] = asked.prompts
             take(asked.num_bytes)
             if is_small and asked.num_bytes > AT_ONCE:
-                self._threads.submit(attempt, submit, asked)
+                in_thread(submit, asked)
             else:
                 submit(asked)
 
@@ -302,11 +301,13 @@ class JudgeApp:
                 done.set_exception(error)
                 self._wake()
 
+        def in_thread(step: Callable[[Any], None], given: Any) -> None:
+            self._threads.submit(attempt, step, given)
+
         try:
             take(BODY_COPIES * length)
             # Threads that take turns cost more than reading a small body. No name here holds it while it waits.
-            run: Callable[..., Any] = attempt if is_small else partial(self._threads.submit, attempt)
-            run(begin, await self._read_body(request, length))
+            (attempt if is_small else in_thread)(begin, await self._read_body(request, length))
             answer = await self._wait(done, jobs, request)
             (job,) = jobs
             self.metrics.wait_seconds.observe(job.waited)
