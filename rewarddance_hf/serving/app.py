@@ -272,6 +272,7 @@ class JudgeApp:
             self.memory.take(count, self.batcher.retry_after)
             taken += count
 
+        is_small = length <= AT_ONCE and not self.reader.is_counting
         done: Future = Future()
         jobs: list[Job] = []
 
@@ -288,14 +289,10 @@ class JudgeApp:
             if self.log_prompts:
                 facts["prompts"] = asked.prompts
             take(asked.num_bytes)
-            run(asked.num_bytes, submit, asked)
-
-        def run(num_bytes: int, step: Callable[[Any], None], given: Any) -> None:
-            """A step here, if it is a small one: threads that take turns cost more than it does. Else in a thread."""
-            if num_bytes > AT_ONCE or self.reader.is_counting:
-                self._threads.submit(attempt, step, given)
+            if is_small and asked.num_bytes > AT_ONCE:
+                in_thread(submit, asked)
             else:
-                attempt(step, given)
+                submit(asked)
 
         def attempt(step: Callable[[Any], None], given: Any) -> None:
             try:
@@ -304,9 +301,13 @@ class JudgeApp:
                 done.set_exception(error)
                 self._wake()
 
+        def in_thread(step: Callable[[Any], None], given: Any) -> None:
+            self._threads.submit(attempt, step, given)
+
         try:
             take(BODY_COPIES * length)
-            run(length, begin, await self._read_body(request, length))
+            # Threads that take turns cost more than reading a small body. No name here holds it while it waits.
+            (attempt if is_small else in_thread)(begin, await self._read_body(request, length))
             answer = await self._wait(done, jobs, request)
             (job,) = jobs
             self.metrics.wait_seconds.observe(job.waited)
