@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from transformers.utils import logging
 
@@ -271,14 +273,21 @@ def _ask(
         rows = [row for row, several in enumerate(references) for _ in several]
         context = {key: [values[row] for row in rows] for key, values in context.items()}
         context["references"] = [reference for several in references for reference in several]
+    is_judge = getattr(function, "sees_equal_images_once", False)  # which edits nothing, and knows objects again
+    copies: dict[int, Any] = {}
+    if not is_judge:
+        context = {key: _copied(values, copies) for key, values in context.items()}
     context = {key: list(values) for key, values in context.items()}
-    samples = images[torch.tensor(rows)] if isinstance(images, torch.Tensor) else [images[row] for row in rows]
+    if isinstance(images, torch.Tensor):
+        samples: Any = images[torch.tensor(rows)]
+    else:
+        samples = [images[row] if is_judge else _copied(images[row], copies) for row in rows]
     if isinstance(samples, torch.Tensor) and not torch.is_grad_enabled():
         samples = samples.detach()
     module = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     with frozen(module) if isinstance(module, nn.Module) else nullcontext():
         given = samples
-        if isinstance(samples, torch.Tensor) and getattr(function, "sees_equal_images_once", False):
+        if isinstance(samples, torch.Tensor) and is_judge:
             views = list(images if torch.is_grad_enabled() else images.detach())
             given = [views[row] for row in rows]  # those of one image are one object
         values = function(given, [prompts[row] for row in rows], **context)
@@ -301,11 +310,22 @@ def _ask(
                 "it only."
             )
         values = values.to(samples.device)
-    values = values.float()
+    values = values.to(torch.float32, copy=True)  # a function may write into what it returned
     if len(rows) == len(prompts):
         return values
     index = torch.tensor(rows, device=values.device)
     return values.new_zeros(len(prompts)).index_add(0, index, values) / torch.bincount(index)
+
+
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    """What a function may edit: media and lists. An object that comes several times is copied once."""
+    if isinstance(value, (list, tuple)):
+        return [_copied(item, copies) for item in value]
+    if isinstance(value, (Image.Image, np.ndarray, torch.Tensor)):
+        if id(value) not in copies:
+            copies[id(value)] = value.clone() if isinstance(value, torch.Tensor) else value.copy()
+        return copies[id(value)]
+    return value
 
 
 def _context(function: Callable[..., Any], columns: Mapping[str, Any]) -> dict[str, Any]:

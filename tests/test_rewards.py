@@ -1,5 +1,8 @@
 """Any callable is a reward: context, references, weights, failures, and what a function must give."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -210,3 +213,34 @@ def test_fingerprint():
     prints = [str(reward.fingerprint()) for reward in seen]
     assert len(set(prints)) == 4
     assert prints == [str(reward.fingerprint()) for reward in seen]
+
+
+def test_what_a_function_edits_is_a_copy():
+    """Samples and references as images, clips or arrays, and what it returned before."""
+    buffer = torch.zeros(2)
+
+    def edits(images, prompts, references, conditions):
+        for sample in (*images, *references, *conditions):
+            for image in sample if isinstance(sample, list) else [sample]:
+                if isinstance(image, Image.Image):
+                    image.paste((1, 2, 3), (0, 0, *image.size))
+                else:
+                    image[:] = 0
+            if isinstance(sample, list):
+                sample.clear()
+        buffer.copy_(torch.rand(2))
+        return buffer
+
+    reward = as_reward({"edits": edits})
+    images = [colors("red", "red"), [torch.ones(3, 2, 2), np.ones((2, 2, 3))]]
+    references, conditions = [colors("blue"), colors("green", "red")], colors("red", "blue")
+    before = copy.deepcopy((images, references, conditions))
+    first = reward.by_name(images, PROMPTS, references=[[clip] for clip in references], condition=conditions)
+    known = {name: values.clone() for name, values in first.items()}
+    reward.by_name(images, PROMPTS, references=[[clip] for clip in references], condition=conditions)
+    assert all(torch.equal(first[name], values) for name, values in known.items())
+
+    def pixels(value):
+        return [pixels(item) for item in value] if isinstance(value, (list, tuple)) else np.asarray(value).tolist()
+
+    assert pixels((images, references, conditions)) == pixels(before)

@@ -59,6 +59,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "vision_config.sam_config.downsample_channels": [32, 64],
     },
     "diffusion_gemma": {
+        "vision_config": {"model_type": "gemma4_vision", **GEMMA4_VISION},
         "text_config.num_experts": 4,
         "text_config.top_k_experts": 2,
         "text_config.moe_intermediate_size": 32,
@@ -117,8 +118,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "llava_next_video": {"image_grid_pinpoints": [[56, 56]]},
     "llava_onevision": {"image_grid_pinpoints": [[56, 56]]},
     "minicpm_ocr": {"image_token_id": 3},
-    "minicpmv4_6": {"image_token_id": 3},
-    "minicpmv4_7": {"image_token_id": 3},
+    "minicpmv4_6": {"image_token_id": 3, "insert_layer_id": 1, "vision_config.insert_layer_id": 1},
+    "minicpmv4_7": {"image_token_id": 3, "insert_layer_id": 1, "vision_config.insert_layer_id": 1},
     "mistral_large4": {"text_config.head_dim": 8, "text_config.num_key_value_heads": 4},
     "mllama": {
         "text_config.cross_attention_layers": [1, 3],

@@ -28,6 +28,7 @@ from .pipelines.hooks import Hooks, argument_of  # noqa: E402
 from .pipelines.models import (  # noqa: E402
     CachedKeys,
     check_trained,
+    checkpoint_as_called,
     clone_inputs,
     listed,
     makers_of_steps,
@@ -230,6 +231,7 @@ class RewardGradientCallback(PipelineCallback):
             for experts in (module for module in model.modules() if hasattr(module, "moe_infer")):
                 hooks.set(experts, "training", True)
                 hooks.set(experts, "_force_inference_output", False)  # by a setting of its configuration
+            checkpoint_as_called(model, hooks)
         hooks.wrap(pipeline.scheduler, step=self._step, add_noise=self._noise, scale_noise=self._noise, **more)
         hooks.wrap(pipeline, maybe_free_model_hooks=_before(self._check_steps, end), **more)
         hooks.wrap(pipeline, normalize_first_frame=save_copies, normalize_normals=save_copies)

@@ -116,6 +116,25 @@ def test_prompts_that_come_later_are_encoded_then(tmp_path):
     assert trainer.encoded_prompts.num_bytes > 0
 
 
+def test_all_prompts_are_encoded_where_samples_are_made_one_by_one(tmp_path):
+    """The denoiser ends a call at its first sample; the prompts of the others of a batch were encoded later, one at a time."""
+    arguments = {
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "pipeline_kwargs": {"strength": 1.0},
+    }
+    conditions = [random_image(index, 16, 16) for index in range(len(PROMPTS))]
+    data = [{"prompt": prompt, "condition": image} for prompt, image in zip(PROMPTS, conditions, strict=True)]
+    trainer = make_trainer(tmp_path, tiny_img2img(), precompute_prompts=True, train_dataset=data, **arguments)
+    calls = count_calls(trainer.pipeline)
+    trainer.encode_prompts(PROMPTS, conditions[0])
+    known = len(calls)
+    assert known >= len(PROMPTS)
+    trainer.train()
+    trainer.sample(PROMPTS, conditions=conditions)
+    assert len(calls) == known
+
+
 def test_ways_of_batches_are_learned_and_checked():
     """Padding with a mask or without, lists, what all prompts share, another dimension; what fits none is refused."""
     short, long = torch.randn(1, 2, 3), torch.randn(1, 4, 3)

@@ -951,12 +951,18 @@ def tiny_hidream(force_inference_output: bool) -> tuple[diffusers.HiDreamImagePi
     return pipeline, inputs | settings | {"latents": noise(4, 1, 4, 8, 8).double()}
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("training", "force_inference_output"), [(True, False), (False, False), (True, True)])
-def test_experts_get_their_gradient(training, force_inference_output):
-    """HiDream's denoiser fails in training mode, and its experts are under `no_grad` in evaluation mode."""
+def test_experts_get_their_gradient(training, force_inference_output, checkpointing):
+    """
+    HiDream's denoiser fails in training mode, and its experts are under `no_grad` in evaluation mode, also where they are
+    computed again in the backward pass, after the hooks.
+    """
     pipeline, inputs = tiny_hidream(force_inference_output)
     pipeline.vae.requires_grad_(False).eval()
     pipeline.transformer.train(training)
+    if checkpointing:
+        pipeline.transformer.enable_gradient_checkpointing()
     with draft(num_gradient_steps=1).attach(pipeline):
         images = pipeline(**inputs).images
     assert all(module.training == training for module in pipeline.transformer.modules())

@@ -397,11 +397,19 @@ def test_a_strong_regularizer_holds_the_generator(tmp_path):
     assert distances[1] < 0.5 * distances[0]
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path):
-    """Activations computed again give the same update, also beside the regularizer."""
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_nothing(dropout, tmp_path):
+    """Activations computed again give the same update, also beside the regularizer, and with the same dropout."""
     weights = []
     for checkpointing in (False, True):
-        trainer = make_trainer(tmp_path, gradient_checkpointing=checkpointing, beta=0.1, **SGD)
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            tmp_path,
+            gradient_checkpointing=checkpointing,
+            beta=0.1,
+            peft_config=lora_config(lora_dropout=dropout),
+            **SGD,
+        )
         assert trainer.model.is_gradient_checkpointing == checkpointing
         trainer.train()
         weights.append(trained_weights(trainer))

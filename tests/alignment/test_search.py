@@ -616,3 +616,22 @@ class TestErrors:
         monkeypatch.setattr(import_utils, "find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"pip install rewarddance_hf\[diffusers\]"):
             importlib.reload(output)
+
+
+def test_an_embedding_that_the_reward_function_edits():
+    """A search goes on with the prompt embedding that it was given."""
+    model = tiny("StableDiffusion3")
+    given = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in model.inputs.items()}
+
+    def edits(images, prompts):
+        for value in given.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+        return reward(images)
+
+    count = len(given["prompt_embeds"])
+    settings = {"num_candidates": 3, "num_images": 3, "batch_size": 1, "num_inference_steps": 2, "output_type": "pt"}
+    ours = best_of_n(model.pipeline, ["a"] * count, edits, **settings, **given)
+    theirs = best_of_n(model.pipeline, ["a"] * count, reward, **settings, **model.inputs)
+    for first, second in zip(ours, theirs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first.images, second.images, strict=True))

@@ -183,15 +183,23 @@ def flux2_with_reference():
     return pipeline, settings | {"num_inference_steps": 2, "output_type": "pt"}
 
 
-def test_gradient_of_keys_that_the_first_step_keeps():
-    """Flux 2 Klein KV reads keys and values of its reference image from a cache; their part of the gradient was missing."""
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_of_keys_that_the_first_step_keeps(checkpointing):
+    """
+    Flux 2 Klein KV reads keys and values of its reference image from a cache; their part of the gradient was missing, and
+    gradient checkpointing read them again when the pipeline had cleared the cache.
+    """
     pipeline, inputs = flux2_with_reference()
+    if checkpointing:
+        pipeline.transformer.enable_gradient_checkpointing()
     parameters = list(pipeline.transformer.parameters())
     callback = RewardGradientCallback(method="draft")
     with callback.attach(pipeline):
         images = pipeline(**inputs, generator=torch.Generator().manual_seed(0)).images
+    assert pipeline.transformer.is_gradient_checkpointing == checkpointing
     assert not torch.is_grad_enabled() or images.requires_grad
     ours = torch.autograd.grad(reward(images).mean(), parameters, allow_unused=True)
+    pipeline.transformer.disable_gradient_checkpointing()
     step, indices = pipeline.scheduler.step, []
 
     def cut(model_output, timestep, sample, **kwargs):
@@ -206,6 +214,25 @@ def test_gradient_of_keys_that_the_first_step_keeps():
     theirs = torch.autograd.grad(reward(images).mean(), parameters, allow_unused=True)
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if b is not None]
     assert relative_difference(*map(list, zip(*pairs, strict=True))) < 1e-5
+
+
+def test_checkpointing_computes_again_with_the_processors_of_the_call():
+    """Perturbed attention guidance gives the denoiser other attention processors for its call, and takes them back before the end."""
+    parts, inputs = stable_diffusion()
+    components = {**parts.components, "requires_safety_checker": False}
+    pipeline = ready(diffusers.StableDiffusionPAGPipeline(**components, pag_applied_layers=["mid", "down"]))
+    pipeline.unet.requires_grad_(True)
+    parameters = list(pipeline.unet.parameters())
+    settings = {**inputs, "num_inference_steps": 2, "guidance_scale": 2.0, "pag_scale": 3.0, "output_type": "pt"}
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+        with RewardGradientCallback(method="draft").attach(pipeline):
+            images = pipeline(**settings, generator=torch.Generator().manual_seed(0)).images
+        found = torch.autograd.grad(reward(images).mean(), parameters, allow_unused=True)
+        gradients.append([gradient for gradient in found if gradient is not None])
+    assert relative_difference(*gradients) < 1e-5
 
 
 def test_a_callback_comes_too_late_for_keys_of_the_first_step():

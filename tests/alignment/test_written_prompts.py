@@ -149,6 +149,8 @@ def glm_image():
 def built(make):
     torch.manual_seed(0)
     pipeline, settings = make()
+    if not hasattr(pipeline, "image_processor"):
+        pytest.skip(f"`{type(pipeline).__name__}` makes arrays of all images in this version of diffusers")
     for model in (pipeline.transformer, *(part for part in pipeline.components.values() if hasattr(part, "generate"))):
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -567,7 +567,6 @@ def check_trainer(tiny: Tiny) -> None:
                 num_inference_steps=steps,
                 step_ratio_range=[0.0, 1.0],
                 pipeline_kwargs=settings,
-                gradient_checkpointing=False,
                 save_strategy="no",
                 report_to="none",
                 use_cpu=True,

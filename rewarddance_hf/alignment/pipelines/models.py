@@ -1,12 +1,18 @@
 """Models of a pipeline: those that the gradient may reach, and what tells one pipeline from another."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 
 from ...resumable import describe_weights, digest_of
 from .hooks import Hooks
+
+
+# What pipelines, hooks and trainers change of a denoiser for a while, by name of the attribute
+CALL_STATE = ("training", "processor", "_force_inference_output")
 
 
 def models_of(pipeline: Any) -> dict[str, torch.nn.Module]:
@@ -56,20 +62,22 @@ class CachedKeys:
     """
     Hooks around a model's call, for pipelines whose denoiser computes keys and values of reference images once, for all steps
     (Flux 2 Klein KV in its first step, GLM-Image before). They follow from trained weights, so that this pass needs gradient too.
+    Such calls do without gradient checkpointing, which would read the cache again when the pipeline has cleared it.
     """
 
     def __init__(self, model: torch.nn.Module, hooks: Hooks, is_attached: bool) -> None:
         self.is_attached = is_attached
         hooks.callback(model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
         hooks.callback(model.register_forward_hook(self._after, with_kwargs=True).remove)
-        self.is_on = False
+        hooks.callback(self._checkpoint_again, model)
+        self.is_on = self.was_checkpointing = False
 
     @staticmethod
     def _mode(kwargs: dict[str, Any]) -> str | None:
         caches = getattr(kwargs.get("kv_caches"), "caches", None)
         return caches[0].mode if caches else kwargs.get("kv_cache_mode")
 
-    def _before(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mode = self._mode(kwargs)
         if self.is_attached and mode in ("extract", "write") and not torch.is_grad_enabled():
             self.is_on = True
@@ -79,11 +87,45 @@ class CachedKeys:
                 f"`{type(model).__name__}` has computed keys and values of the reference images already when a step-end "
                 "callback is called, so that a part of the gradient would be lost. Use `with callback.attach(pipeline):`."
             )
+        if mode is not None and getattr(model, "gradient_checkpointing", False):
+            self.was_checkpointing, model.gradient_checkpointing = True, False
 
-    def _after(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _after(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self.is_on:
             self.is_on = False
             torch.set_grad_enabled(False)
+        self._checkpoint_again(model)
+
+    def _checkpoint_again(self, model: Any) -> None:
+        if self.was_checkpointing:
+            self.was_checkpointing, model.gradient_checkpointing = False, True
+
+
+def checkpoint_as_called(model: torch.nn.Module, hooks: Hooks) -> None:
+    """
+    Let gradient checkpointing compute blocks again as they were in the call. Their backward pass comes when pipelines have given
+    them other attention processors again (perturbed attention guidance), and hooks and trainers their mode.
+    """
+
+    def checkpoint_alike(checkpoint: Callable[..., Any], block: Any, *args: Any, **kwargs: Any) -> Any:
+        states = {
+            module: {name: value for name, value in vars(module).items() if name in CALL_STATE}
+            for module in (block.modules() if isinstance(block, torch.nn.Module) else ())
+        }
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with ExitStack() as stack:
+                for module, state in states.items():
+                    stack.callback(vars(module).update, {name: vars(module)[name] for name in state})
+                    vars(module).update(state)
+                return block(*args, **kwargs)
+
+        return checkpoint(call, *args, **kwargs)
+
+    for module in model.modules():
+        if "_gradient_checkpointing_func" in vars(module):
+            name = "_gradient_checkpointing_func"
+            hooks.set(module, name, partial(checkpoint_alike, getattr(module, name)))
 
 
 def check_caches(pipeline: Any, what: str) -> None:

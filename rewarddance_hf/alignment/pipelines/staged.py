@@ -69,7 +69,9 @@ class StagedPipeline:
         )
         self.batch_size = 1 if is_alone else batch_size
         self.arguments = {
-            name: self._per_prompt(name, value) for name, value in arguments.items() if name != "output_type"
+            name: self._per_prompt(name, value.clone() if isinstance(value, torch.Tensor) else value)
+            for name, value in arguments.items()
+            if name != "output_type"
         }
         if arguments.get("prompt_embeds") is None and "prompt" in self.takes:
             self.arguments["prompt"] = (True, self.prompts)

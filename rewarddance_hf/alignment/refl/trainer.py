@@ -333,11 +333,11 @@ class ReFLTrainer(SamplingTrainer):
             was_training = self.model.training
             self.model.train()
             loss = self.compute_loss(self.model, self._prepare_inputs(collate_rows(rows)))
-            self.model.train(was_training)
             self._records = []
             error = None
-            if loss.requires_grad:
+            if loss.requires_grad:  # in the same mode, as checkpointing computes layers with dropout again
                 reached = self._reaches_weights(loss)
+            self.model.train(was_training)
             idle = [name for name in self.denoiser_names if self.gradient_callback.steps_of.get(name) == []]
             if idle:
                 error = ValueError(
