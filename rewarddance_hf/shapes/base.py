@@ -130,10 +130,20 @@ class ChatCollator:
 
 
 class ChatTrainer(Trainer):
-    """Trainer in which verdicts weigh as much as the much longer captions; `settings` are training arguments."""
+    """
+    Trainer in which verdicts weigh as much as all other words, which are many more; `optimizer` is a class or factory with its
+    arguments, as of [`~transformers.Trainer`], and `settings` are training arguments.
+    """
 
     def __init__(
-        self, model: Any, tokenizer: Any, collator: Callable[..., Any], rows: Dataset, steps: int, **settings: Any
+        self,
+        model: Any,
+        tokenizer: Any,
+        collator: Callable[..., Any],
+        rows: Dataset,
+        steps: int,
+        optimizer: tuple[Any, dict[str, Any]] | None = None,
+        **settings: Any,
     ) -> None:
         arguments = TrainingArguments(
             os.path.join(tempfile.gettempdir(), "shapes_base"),  # nothing is saved there
@@ -147,7 +157,9 @@ class ChatTrainer(Trainer):
             use_cpu=True,
             **settings,
         )
-        super().__init__(model, arguments, data_collator=collator, train_dataset=rows)
+        super().__init__(
+            model, arguments, data_collator=collator, train_dataset=rows, optimizer_cls_and_kwargs=optimizer
+        )
         self.model_accepts_loss_kwargs = False
         self.verdict_ids = torch.tensor(tokenizer.convert_tokens_to_ids(["yes", "no"]))
         self.verdict_losses: list[float] = []

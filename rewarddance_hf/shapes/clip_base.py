@@ -21,7 +21,8 @@ from .clip_oracle import check_clip_facts
 from .clip_scenes import MANNERS, ClipScene, clip_paraphrases
 from .clips import CATEGORY_SHARES, NUM_FRAMES, ClipPlan, draw_plan, plan_pair
 from .drawing import IN_DOMAIN, RADIUS_RANGES
-from .models import BASE_VLM, IMAGE_SEQ_LENGTH, PROMPT_TEXTS, judge_processor
+from .models import BASE_VLM, PROMPT_TEXTS, judge_processor
+from .questions import QuestionCollator
 from .scenes import COLORS, SHAPES, TRAINING_COMPOSITIONS, PlacedObject
 
 
@@ -148,53 +149,6 @@ def _ask_about(plan: ClipPlan, rng: random.Random) -> ClipScene:
     return ClipScene(kind, ((color, shape),), manner)
 
 
-class QuestionCollator:
-    """
-    Turn rows of [`ClipQuestions`] into batches in which each question sees the clip and itself only.
-
-    Every question stands at the positions right after the clip, as if it were the only one.
-    """
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor.vlm_processor
-        tokenizer = self.processor.tokenizer
-        context = tokenizer.context_image_token * IMAGE_SEQ_LENGTH
-        self.image = f"{tokenizer.start_image_token}{context}{tokenizer.end_image_token}"
-        self.pad_token_id = tokenizer.pad_token_id
-        self._ids: dict[str, list[int]] = {}
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        columns: dict[str, list[torch.Tensor]] = {"input_ids": [], "labels": [], "position_ids": [], "parts": []}
-        for row in rows:
-            opening = self._encode("<|user|>" + row["opening"].replace("{}", self.image))
-            ids, labels = list(opening), [-100] * len(opening)
-            positions, parts = list(range(len(opening))), [0] * len(opening)
-            for number, (question, answer) in enumerate(row["questions"], start=1):
-                asked, answered = self._encode(f"{question}<|end|><|assistant|>"), self._encode(f"{answer}<|end|>")
-                ids += asked + answered
-                labels += [-100] * len(asked) + answered
-                positions += range(len(opening), len(opening) + len(asked) + len(answered))
-                parts += [number] * (len(asked) + len(answered))
-            for name, values in zip(columns, (ids, labels, positions, parts), strict=True):
-                columns[name].append(torch.tensor(values))
-        fillers = {"input_ids": self.pad_token_id, "labels": -100, "position_ids": 0, "parts": -1}
-        batch = {
-            name: torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fillers[name])
-            for name, values in columns.items()
-        }
-        owners = batch.pop("parts")
-        seen = (owners[:, None, :] == owners[:, :, None]) | (owners == 0)[:, None, :]
-        batch["attention_mask"] = seen.tril()[:, None]
-        images = [image for row in rows for image in row["images"]]
-        pixels = self.processor.image_processor(images, return_tensors="pt", crop_to_patches=False)
-        return {**batch, "pixel_values": pixels["pixel_values"]}
-
-    def _encode(self, text: str) -> list[int]:
-        if text not in self._ids:
-            self._ids[text] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._ids[text]
-
-
 def train_clip_base(output_dir: Path, seed: int = 0, steps: int = STEPS) -> None:
     """Train the base model to answer questions about clips, and save it as a plain checkpoint."""
     torch.set_num_threads(1)
@@ -203,7 +157,7 @@ def train_clip_base(output_dir: Path, seed: int = 0, steps: int = STEPS) -> None
     trainer = ChatTrainer(
         model,
         processor.tokenizer,
-        QuestionCollator(processor),
+        QuestionCollator(processor.vlm_processor),
         ClipQuestions(steps * BATCH_SIZE, seed),
         steps,
         per_device_train_batch_size=BATCH_SIZE,

@@ -1,6 +1,8 @@
 """The tiny vision-language model of the shapes world: a real InternVL class at 1/1000 of the size."""
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,21 @@ RATIONALE_WORDS = [*DEGRADATIONS, SHARP, QUALITY_CRITERIA, ","]
 
 # Plain checkpoint of the tiny model, trained on captioning by `base.py`.
 BASE_VLM = Path(__file__).parent / "base_vlm"
+
+
+@dataclass(frozen=True)
+class VlmSize:
+    """Widths, layers and attention heads of a tiny model."""
+
+    text_width: int
+    text_layers: int
+    text_heads: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+
+
+SHIPPED_SIZE = VlmSize(96, 3, 4, 64, 2, 4)
 
 IMAGE_SIZE = 32
 PATCH_SIZE = 8
@@ -53,15 +70,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level tokenizer with the special tokens of InternVL, in which every word of the shapes world is one token."""
+def build_tokenizer(words: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """
+    Byte-level tokenizer with the special tokens of InternVL, in which every word of captions, rationales and questions of judges
+    is one token, and further `words` are.
+    """
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     # Merging goes on until each word is one token, at the start of a text as well as after a space.
-    corpus = [f"{space}{word}" for word in _words() for space in ("", " ")]
+    corpus = [f"{space}{word}" for word in sorted({*_words(), *words}) for space in ("", " ")]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
@@ -81,26 +101,28 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _words() -> list[str]:
+def _words() -> set[str]:
     """Words and signs of captions, rationales and questions."""
     wording = " ".join([*PROMPT_TEXTS.values(), *CRITERIA.values(), *RATIONALE_WORDS, "Image 3 Describe it. yes no"])
     wording = re.sub(r"\{\w+\}", "image", wording)
-    return sorted({*caption_words(), *re.findall(r"[A-Za-z]+|[^\sA-Za-z]", wording), '."', '".', ":", '"'})
+    return {*caption_words(), *re.findall(r"[A-Za-z]+|[^\sA-Za-z]", wording), '."', '".', ":", '"'}
 
 
-def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> InternVLForConditionalGeneration:
-    """The tiny model with random weights: 0.35M parameters, which see an image as 4 tokens."""
+def build_vlm(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, size: VlmSize = SHIPPED_SIZE
+) -> InternVLForConditionalGeneration:
+    """A tiny model with random weights, which sees an image as 4 tokens; by default with those 0.5M parameters that ship."""
     # At this size the usual 0.02 is too small to learn from.
     initializer_range = 0.05
     config = InternVLConfig(
         text_config={
             "model_type": "qwen2",
             "vocab_size": len(tokenizer),
-            "hidden_size": 96,
-            "intermediate_size": 192,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
+            "hidden_size": size.text_width,
+            "intermediate_size": 2 * size.text_width,
+            "num_hidden_layers": size.text_layers,
+            "num_attention_heads": size.text_heads,
+            "num_key_value_heads": size.text_heads,
             "max_position_embeddings": 1024,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
             "initializer_range": initializer_range,
@@ -112,10 +134,10 @@ def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> InternVLForC
             "model_type": "internvl_vision",
             "image_size": [IMAGE_SIZE, IMAGE_SIZE],
             "patch_size": [PATCH_SIZE, PATCH_SIZE],
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
+            "hidden_size": size.vision_width,
+            "intermediate_size": 2 * size.vision_width,
+            "num_hidden_layers": size.vision_layers,
+            "num_attention_heads": size.vision_heads,
             "layer_scale_init_value": 1.0,
             "initializer_range": initializer_range,
         },

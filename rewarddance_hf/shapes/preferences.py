@@ -95,8 +95,8 @@ class ShapesCaptions(ShapesRows):
 def make_preference(rng: random.Random, split: str, size: int = 32) -> dict[str, Any]:
     """Make one row of [`ShapesPreferences`], with images of `size` x `size` pixels."""
     nuisance = OUT_OF_DOMAIN if split == "ood" else IN_DOMAIN
-    compositions = ALL_COMPOSITIONS if split == "ood" else TRAINING_COMPOSITIONS
-    scene = _sample_prompt_scene(rng, draw_key(rng, KIND_SHARES), split)
+    compositions = split_compositions(split)
+    scene = sample_split_scene(rng, draw_key(rng, KIND_SHARES), split)
     question = draw_key(rng, QUESTION_SHARES)
     prompt = rng.choice(caption_paraphrases(scene, split))
     if question == "quality":
@@ -127,7 +127,13 @@ def _quality_row(scene: Scene, prompt: str, rng: random.Random, nuisance: Nuisan
     return preference_row(prompt, images, [f"{caption}, {SHARP}", f"{caption}, {defect}"], QUALITY_CRITERIA, "quality")
 
 
-def _sample_prompt_scene(rng: random.Random, kind: str, split: str) -> Scene:
+def split_compositions(split: str) -> tuple[tuple[str, str], ...]:
+    """The pairs of color and shape that images of a split may show."""
+    return ALL_COMPOSITIONS if split == "ood" else TRAINING_COMPOSITIONS
+
+
+def sample_split_scene(rng: random.Random, kind: str, split: str) -> Scene:
+    """Draw a scene of a kind for a split; one for `"ood"` holds a pair of color and shape that no training scene has."""
     if split != "ood":
         return sample_scene(rng, kind, TRAINING_COMPOSITIONS)
     while True:
@@ -139,16 +145,18 @@ def _sample_prompt_scene(rng: random.Random, kind: str, split: str) -> Scene:
 # ---- edits that break facts ----
 
 
-def break_scene(scene: Scene, rng: random.Random, own_edit_share: float = OWN_EDIT_SHARE) -> Scene:
+def break_scene(
+    scene: Scene, rng: random.Random, own_edit_share: float = OWN_EDIT_SHARE, split: str = "train"
+) -> Scene:
     """
-    Change one thing of a training scene, or two, within the training compositions; `own_edit_share` is how often that is in
-    what the scene's kind alone says (number, binding, relation, size).
+    Change one thing of a scene, or two, within the compositions of a split; `own_edit_share` is how often that is in what the
+    scene's kind alone says (number, binding, relation, size).
     """
     while True:
         broken = _apply_edit(scene, _draw_edit(scene, rng, own_edit_share), rng)
         if rng.random() < 0.3:
             broken = _apply_edit(broken, _draw_edit(broken, rng), rng)
-        if broken != scene and broken.compositions <= set(TRAINING_COMPOSITIONS):
+        if broken != scene and broken.compositions <= set(split_compositions(split)):
             return broken
 
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from rewarddance_hf.shapes.clip_base import CLIP_TEXTS, ClipQuestions, QuestionCollator, train_clip_base
+from rewarddance_hf.shapes.clip_base import CLIP_TEXTS, ClipQuestions, train_clip_base
 from rewarddance_hf.shapes.clip_oracle import check_clip_facts
 from rewarddance_hf.shapes.clip_scenes import parse_clip_caption
 from rewarddance_hf.shapes.clips import NUM_FRAMES
 from rewarddance_hf.shapes.models import BASE_VLM, judge_processor
 from rewarddance_hf.shapes.oracle import detect_objects
+from rewarddance_hf.shapes.questions import QuestionCollator
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_answers_are_true(rows):
 
 def test_questions_are_those_of_a_judge(rows, processor):
     """The tokens of a clip and one question are those that a pointwise judge of clips gets."""
-    collator = QuestionCollator(processor)
+    collator = QuestionCollator(processor.vlm_processor)
     for row in (next(row for row in rows if len(row["images"]) == count) for count in (4, 5)):
         question, answer = row["questions"][0]
         batch = collator([{**row, "questions": [(question, answer)]}])
@@ -62,7 +63,7 @@ def test_questions_are_those_of_a_judge(rows, processor):
 def test_questions_do_not_see_each_other(rows, processor):
     """Logits at a question are those of a forward pass with no other question."""
     model = AutoModelForImageTextToText.from_pretrained(BASE_VLM).eval()
-    collator = QuestionCollator(processor)
+    collator = QuestionCollator(processor.vlm_processor)
     together = collator([rows[0], rows[1]])
     alone = collator([{**rows[0], "questions": rows[0]["questions"][4:5]}])
     with torch.no_grad():

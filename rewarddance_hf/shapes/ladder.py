@@ -1,0 +1,155 @@
+"""
+A ladder of tiny base models, all trained by one recipe: what a judge gains from a larger base can be measured where truth is known.
+
+They answer questions about the facts of images, and say of single images whether they are right for a prompt, as a pointwise judge of
+the layout `"images_first"` is asked. They never see a preference. `make shapes-ladder SIZE=1.5m` trains one into
+`outputs/shapes_base_1.5m`; the same seed gives the same weights on the same machine. The model that ships is older than the
+ladder and comes from `base.py`.
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from .base import BATCH_SIZE, ChatTrainer
+from .edit_instructions import instruction_words
+from .lessons import ShapesLessons, ShapesMatching, lesson_words
+from .models import VlmSize, build_tokenizer, build_vlm, build_vlm_processor
+from .questions import QuestionCollator
+
+
+# By parameters. Attention heads have a width of 32, which serving engines take.
+SIZES = {
+    "0.1m": VlmSize(32, 3, 1, 32, 2, 1),
+    "0.5m": VlmSize(96, 3, 3, 64, 2, 2),
+    "1.5m": VlmSize(160, 4, 5, 96, 3, 3),
+    "5m": VlmSize(256, 6, 8, 128, 4, 4),
+    "10m": VlmSize(320, 8, 10, 192, 4, 6),
+}
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 0.02
+# Who has which color, what is where and which is larger: learned late.
+HARD_KIND_SHARES = {"binding": 0.34, "relation": 0.33, "size": 0.33}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    Part of the training: `steps` updates, each on a batch of one of `rows` in turn. Each of these makes a dataset from a number of
+    rows and a seed.
+    """
+
+    steps: int
+    rows: tuple[Callable[[int, int], Dataset], ...]
+
+
+def lessons(num_rows: int, seed: int) -> Dataset:
+    """Questions about facts."""
+    return ShapesLessons(num_rows, seed=seed)
+
+
+def matching(num_rows: int, seed: int) -> Dataset:
+    """Prompts for single images."""
+    return ShapesMatching(num_rows, seed=seed)
+
+
+def hard_matching(num_rows: int, seed: int) -> Dataset:
+    """The same, only of what is learned late."""
+    return ShapesMatching(num_rows, seed=seed, kind_shares=HARD_KIND_SHARES)
+
+
+STAGES = (
+    Stage(400, (lessons,)),
+    Stage(1000, (lessons, matching)),
+    Stage(1000, (lessons, matching, hard_matching)),
+)
+
+
+class Curriculum(Dataset):
+    """Rows of stages, one batch after the other; they are to be read in order."""
+
+    def __init__(self, stages: Sequence[Stage], seed: int) -> None:
+        self.batches: list[tuple[Dataset, int]] = []
+        for number, stage in enumerate(stages):
+            each = -(-stage.steps // len(stage.rows))
+            parts = [rows(each * BATCH_SIZE, 100 * seed + 10 * number + k) for k, rows in enumerate(stage.rows)]
+            self.batches += [(parts[step % len(parts)], step // len(parts)) for step in range(stage.steps)]
+
+    def __len__(self) -> int:
+        return len(self.batches) * BATCH_SIZE
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part, batch = self.batches[index // BATCH_SIZE]
+        return part[batch * BATCH_SIZE + index % BATCH_SIZE]
+
+
+class MatrixOptimizer(torch.optim.Optimizer):
+    """
+    Muon for the matrices of a model, AdamW for its embeddings, head and vectors. At these sizes it needs a tenth of AdamW's
+    updates. It keeps no state dict: trainings with it are not resumed.
+    """
+
+    def __init__(self, model: torch.nn.Module, lr: float, weight_decay: float) -> None:
+        named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        matrices = [
+            name for name, weight in named.items() if weight.ndim == 2 and not re.search("embed|lm_head", name)
+        ]
+        others = [weight for name, weight in named.items() if name not in set(matrices)]
+        self.parts = (
+            torch.optim.Muon([named[name] for name in matrices], lr=10 * lr, weight_decay=weight_decay),
+            torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98)),
+        )
+        super().__init__(named.values(), {"lr": lr})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update all weights."""
+        for part in self.parts:
+            part.step()
+
+
+def train_rung(output_dir: str | Path, size: str = "0.5m", seed: int = 0, stages: Sequence[Stage] = STAGES) -> None:
+    """Train a base model of one of the `SIZES` from scratch and save it as a plain checkpoint."""
+    torch.set_num_threads(1)
+    tokenizer = build_tokenizer([*lesson_words(), *instruction_words()])
+    model, processor = build_vlm(tokenizer, seed, SIZES[size]), build_vlm_processor(tokenizer)
+    steps = sum(stage.steps for stage in stages)
+    trainer = ChatTrainer(
+        model,
+        tokenizer,
+        QuestionCollator(processor),
+        Curriculum(stages, seed),
+        steps,
+        optimizer=(lambda: MatrixOptimizer, {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY}),
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": steps // 2, "min_lr_ratio": 0.03},
+        logging_steps=100,
+        dataloader_num_workers=1,
+        seed=seed,
+    )
+    trainer.train()
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="0.5m")
+    parser.add_argument("--output_dir", type=Path, help="outputs/shapes_base_SIZE by default")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    train_rung(options.output_dir or f"outputs/shapes_base_{options.size}", options.size, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The ladder of base models: its sizes, its optimizer, and that its training runs and repeats."""
+
+import pytest
+import torch
+
+from rewarddance_hf import RewardDanceForYesScoring
+from rewarddance_hf.shapes.edit_instructions import instruction_words
+from rewarddance_hf.shapes.ladder import SIZES, Curriculum, MatrixOptimizer, Stage, lessons, matching, train_rung
+from rewarddance_hf.shapes.lessons import lesson_words
+from rewarddance_hf.shapes.models import build_tokenizer, build_vlm
+
+
+def test_training_runs_and_repeats(tmp_path):
+    """Every kind of row trains, at any size, and the same seed gives the same weights."""
+    stages = (Stage(1, (lessons,)), Stage(2, (lessons, matching)))
+    for name in ("first", "second"):
+        train_rung(tmp_path / name, "0.1m", seed=3, stages=stages)
+    first, second = (
+        RewardDanceForYesScoring.from_pretrained(tmp_path / name).state_dict() for name in ("first", "second")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_stages_take_turns():
+    """A batch is of one kind, kinds take turns, and no row comes twice."""
+    curriculum = Curriculum((Stage(2, (lessons,)), Stage(4, (lessons, matching))), seed=0)
+    kinds = ["Prompt" in curriculum[index]["questions"][0][0] for index in range(0, len(curriculum), 16)]
+    assert kinds == [False] * 9 + [True] * 3 + [False] * 3 + [True] * 3
+    asked = [str(curriculum[index]["questions"]) for index in range(0, 3 * 48, 7)]
+    assert len(set(asked)) == len(asked)
+
+
+def test_matrices_are_updated_by_muon():
+    """One update is that of torch's Muon for matrices, ten times as fast, and of AdamW for all else."""
+    tokenizer = build_tokenizer()
+    models = [build_vlm(tokenizer, 0, SIZES["0.1m"]) for _ in range(2)]
+    torch.manual_seed(0)
+    for weights in zip(*(model.parameters() for model in models), strict=True):
+        gradient = torch.randn_like(weights[0])
+        for weight in weights:
+            weight.grad = gradient.clone()
+    ours = MatrixOptimizer(models[0], lr=1e-3, weight_decay=0.02)
+    torch.optim.lr_scheduler.LambdaLR(ours, lambda step: 0.5)
+    ours.step()
+    named = dict(models[1].named_parameters())
+    matrices = {
+        name for name, weight in named.items() if weight.ndim == 2 and "embed" not in name and "lm_head" not in name
+    }
+    assert any("q_proj" in name for name in matrices)
+    torch.optim.Muon([named[name] for name in matrices], lr=5e-3, weight_decay=0.02).step()
+    others = [weight for name, weight in named.items() if name not in matrices]
+    torch.optim.AdamW(others, lr=5e-4, weight_decay=0.02, betas=(0.9, 0.98)).step()
+    for first, second in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(first, second)
+    ours.zero_grad()
+    assert all(weight.grad is None for weight in models[0].parameters())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(size):
+    """Each has about as many parameters as its name says, and attention heads of 32 dimensions."""
+    model = build_vlm(build_tokenizer([*lesson_words(), *instruction_words()]), size=SIZES[size])
+    assert model.num_parameters() / 1e6 == pytest.approx(float(size.removesuffix("m")), rel=0.05)
+    text = model.config.text_config
+    assert text.hidden_size // text.num_attention_heads == 32
