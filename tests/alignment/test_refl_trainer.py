@@ -346,7 +346,7 @@ def test_each_row_is_sampled_from_its_own_condition(tmp_path):
         generator = torch.Generator().manual_seed(seed_of(42, "eval", index))
         alone = pipeline(row["prompt"], image=row["condition"], generator=generator, **settings)[0][0]
         torch.testing.assert_close(seen[row["prompt"]][0], alone)
-        assert seen[row["prompt"]][1] is row["condition"]
+        assert seen[row["prompt"]][1] == row["condition"]
     assert (seen[PROMPTS[0]][0] - seen[PROMPTS[1]][0]).abs().max() > 1e-3
 
     with pytest.raises(ValueError, match="`StableDiffusion3Pipeline` takes no `image` to give it to"):
