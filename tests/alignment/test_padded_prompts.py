@@ -1,4 +1,7 @@
-"""CogView 4 pads prompts to the longest of a batch without a mask, so that a prompt's sample would depend on those beside it."""
+"""
+CogView 4 pads prompts to the longest of a batch without a mask, and Kandinsky 3 takes the mean over what it has padded, so that a
+prompt's sample would depend on those beside it.
+"""
 
 import diffusers
 import pytest
@@ -44,10 +47,38 @@ def cogview4() -> diffusers.CogView4Pipeline:
     return ready(pipeline)
 
 
+def kandinsky3() -> diffusers.Kandinsky3Pipeline:
+    torch.manual_seed(0)
+    unet = diffusers.Kandinsky3UNet(
+        in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=3,
+        block_out_channels=(32, 64), cross_attention_dim=4, encoder_hid_dim=16,
+    )  # fmt: skip
+    movq = diffusers.VQModel(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), latent_channels=4,
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), norm_num_groups=8, norm_type="spatial",
+        num_vq_embeddings=12, vq_embed_dim=4,
+    )  # fmt: skip
+    encoder = transformers.T5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    pipeline = diffusers.Kandinsky3Pipeline(
+        tokenizer=tokenizer(),
+        text_encoder=transformers.T5EncoderModel(encoder),
+        unet=unet,
+        scheduler=diffusers.DDPMScheduler(),
+        movq=movq,
+    )
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+    return ready(pipeline)
+
+
 def plain(pipeline, prompt, seed):
     seed = torch.Generator().manual_seed(seed)
     settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "pt", **SIZE}
-    return pipeline(prompt, generator=seed, **settings).images[0]
+    image = pipeline(prompt, generator=seed, **settings).images[0]
+    in_minus_one_to_one = isinstance(pipeline, diffusers.Kandinsky3Pipeline)  # its tensors
+    return (image / 2 + 0.5).clamp(0, 1) if in_minus_one_to_one else image
 
 
 def gap(ours, theirs):
@@ -100,8 +131,9 @@ def test_updates_do_not_depend_on_the_prompts_beside(tmp_path):
         torch.testing.assert_close(ours[name], weight, rtol=1e-4, atol=1e-6)
 
 
-def test_candidates_of_a_search_over_two_prompts():
-    pipeline = cogview4()
+@pytest.mark.parametrize("make", [cogview4, kandinsky3])
+def test_candidates_of_a_search_over_two_prompts(make):
+    pipeline = make()
     settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "pt", **SIZE}
     for prompt, result in zip(
         (SHORT, LONG),

@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_pipelines import BUILDERS, flux2, noise, ready, relative_difference, reward, stable_diffusion
+from tiny_pipelines import BUILDERS, flux2, image_vae, noise, ready, relative_difference, reward, stable_diffusion
+from tiny_refl import WORDS, tokenizer
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
 from rewarddance_hf.alignment.pipelines.models import clone_inputs, save_copies
@@ -214,6 +215,43 @@ def test_gradient_of_keys_that_the_first_step_keeps(checkpointing):
     theirs = torch.autograd.grad(reward(images).mean(), parameters, allow_unused=True)
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if b is not None]
     assert relative_difference(*map(list, zip(*pairs, strict=True))) < 1e-5
+
+
+def chroma():
+    torch.manual_seed(0)
+    encoder = transformers.T5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformer = diffusers.ChromaTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(4, 4, 8), approximator_num_channels=16, approximator_hidden_dim=16,
+        approximator_layers=1,
+    )  # fmt: skip
+    pipeline = diffusers.ChromaPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=image_vae(),
+        text_encoder=transformers.T5EncoderModel(encoder),
+        tokenizer=tokenizer(),
+        transformer=transformer,
+    )
+    inputs = {"prompt": "a red circle", "negative_prompt": "a blue square", "max_sequence_length": 16}
+    return pipeline, {**inputs, "height": 16, "width": 16}
+
+
+def test_checkpointing_passes_the_mask_of_chroma():
+    """Checkpointing of diffusers leaves it out of some blocks, so that images and gradients were others."""
+    pipeline, inputs = chroma()
+    ready(pipeline).transformer.requires_grad_(True)
+    settings = {**inputs, "num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
+    plain = pipeline(**settings, generator=torch.Generator().manual_seed(0)).images
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            pipeline.transformer.enable_gradient_checkpointing()
+        with RewardGradientCallback(method="draft").attach(pipeline):
+            images = pipeline(**settings, generator=torch.Generator().manual_seed(0)).images
+        torch.testing.assert_close(images.detach(), plain, rtol=0, atol=1e-5)
+        found = torch.autograd.grad(reward(images).mean(), list(pipeline.transformer.parameters()), allow_unused=True)
+        gradients.append([gradient for gradient in found if gradient is not None])
+    assert relative_difference(*gradients) < 1e-5
 
 
 def test_checkpointing_computes_again_with_the_processors_of_the_call():

@@ -13,6 +13,8 @@ from .hooks import Hooks
 
 # What pipelines, hooks and trainers change of a denoiser for a while, by name of the attribute
 CALL_STATE = ("training", "processor", "_force_inference_output")
+# What gradient checkpointing of diffusers leaves out of its calls, by class of the block. Chroma's images were others with it.
+LEFT_OUT = {"ChromaSingleTransformerBlock": "attention_mask"}
 
 
 def models_of(pipeline: Any) -> dict[str, torch.nn.Module]:
@@ -106,8 +108,14 @@ def checkpoint_as_called(model: torch.nn.Module, hooks: Hooks) -> None:
     Let gradient checkpointing compute blocks again as they were in the call. Their backward pass comes when pipelines have given
     them other attention processors again (perturbed attention guidance), and hooks and trainers their mode.
     """
+    given: dict[str, Any] = {}
+
+    def remember(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.update({name: kwargs.get(name) for name in LEFT_OUT.values()})
 
     def checkpoint_alike(checkpoint: Callable[..., Any], block: Any, *args: Any, **kwargs: Any) -> Any:
+        name = LEFT_OUT.get(type(block).__name__)
+        left_out = {name: given[name]} if name else {}
         states = {
             module: {name: value for name, value in vars(module).items() if name in CALL_STATE}
             for module in (block.modules() if isinstance(block, torch.nn.Module) else ())
@@ -118,10 +126,11 @@ def checkpoint_as_called(model: torch.nn.Module, hooks: Hooks) -> None:
                 for module, state in states.items():
                     stack.callback(vars(module).update, {name: vars(module)[name] for name in state})
                     vars(module).update(state)
-                return block(*args, **kwargs)
+                return block(*args, **kwargs, **left_out)
 
         return checkpoint(call, *args, **kwargs)
 
+    hooks.callback(model.register_forward_pre_hook(remember, with_kwargs=True).remove)
     for module in model.modules():
         if "_gradient_checkpointing_func" in vars(module):
             name = "_gradient_checkpointing_func"

@@ -47,10 +47,12 @@ def call(pipeline: Any, generators: Sequence[torch.Generator], **arguments: Any)
 def differs_in_batches(pipeline: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -> bool:
     """
     Whether a sample of a batch is not that of its seed and prompt alone: a language model goes on with all prompts by one seed,
-    padding is cut from a single prompt only (Latte), or a prompt is padded to the longest without a mask (CogView 4).
+    padding is cut from a single prompt only (Latte), or a prompt is padded to the longest without a mask (CogView 4; Kandinsky 3,
+    whose denoiser takes the mean over all tokens).
     """
     cuts_padding = hasattr(pipeline, "mask_text_embeddings")
-    has_no_mask = hasattr(pipeline, "_get_glm_embeds") and arguments.get("prompt_embeds") is None
+    pads = any(hasattr(pipeline, name) for name in ("_get_glm_embeds", "process_embeds", "_process_embeds"))
+    has_no_mask = pads and arguments.get("prompt_embeds") is None
     return _writes(pipeline, arguments) or cuts_padding or (has_no_mask and len({*prompts}) > 1)
 
 
