@@ -65,7 +65,7 @@ def test_each_row_edits_its_own_source(name, tmp_path):
     assert any((value - before[key]).abs().max() > 0 for key, value in trained_weights(trainer).items())
     assert {task for *_, task in judge.seen} == {"image-editing"}
     own = {row["prompt"]: row["condition"] for row in rows}
-    assert all(own[prompt] is source for _, prompt, source, _ in judge.seen)
+    assert all(own[prompt] == source for _, prompt, source, _ in judge.seen)
     judge.seen.clear()
     trainer.evaluate()
     assert len(judge.seen) == len(rows)
