@@ -27,6 +27,7 @@ from ..loading import is_sharded
 from .checkpointing import layers_computed_again
 from .media_desk import ImageDesk, PreparedImage, needs_graph
 from .memory import BatchLimit
+from .products import products_by_onednn
 from .proof import difference_from_plain_path
 from .session import EngineSession
 from .states import PrefixesNotShareableError, expand_states, take_states
@@ -77,6 +78,7 @@ class ScoringEngine:
             text_model.compile(**arguments)
         self._limit = BatchLimit(batch_size)
         self._kept_layers = layers_computed_again if gradient_checkpointing else nullcontext
+        self._products = nullcontext if self.is_compiled else products_by_onednn
         self.vision = VisionEncoder(model, self._limit, self._kept_layers)
         text_config = model.config.get_text_config()
         # A sliding window would count padding between prefix and rest as if it were text.
@@ -130,11 +132,12 @@ class ScoringEngine:
 
         questions, of_window, futures = begin()
         while questions:
-            images = self.vision.encode(futures, of_window)
-            self.vision.forget(of_window, images)
-            following = begin()  # its images are prepared while the language model works
-            tokenized = [of_window.writer.write(*pair) for pair in zip(questions, images, strict=True)]
-            answers = self._answer(tokenized, of_window, on_progress)
+            with self._products(self.model):
+                images = self.vision.encode(futures, of_window)
+                self.vision.forget(of_window, images)
+                following = begin()  # its images are prepared while the language model works
+                tokenized = [of_window.writer.write(*pair) for pair in zip(questions, images, strict=True)]
+                answers = self._answer(tokenized, of_window, on_progress)
             of_window.statistics.num_questions += len(questions)
             of_window.statistics.num_images = of_window.desk.num_preprocessed
             yield answers
