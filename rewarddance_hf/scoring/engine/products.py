@@ -40,8 +40,8 @@ def is_slow_otherwise() -> bool:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is a linear one in float32 on the CPU, whose call nobody has replaced."""
-    if type(layer) is not nn.Linear or "forward" in vars(layer):
+    """Whether a layer is a linear one in float32 on the CPU, whose call nobody has replaced, and whose weights are not quantized."""
+    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or "forward" in vars(layer):
         return False
     weight = layer.weight
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous()
