@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def is_slow_otherwise() -> bool:
     return "AuthenticAMD" in (described.read_text() if described.exists() else platform.processor())
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer is a linear one in float32 on the CPU, whose call nobody has replaced, and whose weights are not quantized."""
     if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or "forward" in vars(layer):
         return False
