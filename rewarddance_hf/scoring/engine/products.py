@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ def products_by_onednn(model: nn.Module) -> Iterator[None]:
     Let linear layers in float32 on the CPU call oneDNN where no gradient is wanted. torch takes MKL for these, which runs at less
     than half the speed on processors of AMD. Results differ by rounding. Elsewhere nothing changes.
     """
-    layers = [layer for layer in model.modules() if _is_plain(layer)] if is_slow_otherwise() else []
+    layers: list[Any] = [layer for layer in model.modules() if _is_plain(layer)] if is_slow_otherwise() else []
     for layer in layers:
         layer.forward = partial(_linear, layer)
     try:
@@ -40,7 +40,7 @@ def is_slow_otherwise() -> bool:
     return "AuthenticAMD" in (described.read_text() if described.exists() else platform.processor())
 
 
-def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is a linear one in float32 on the CPU, whose call nobody has replaced, and whose weights are not quantized."""
     if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or "forward" in vars(layer):
         return False
