@@ -91,8 +91,8 @@ class Curriculum(Dataset):
 
 class MatrixOptimizer(torch.optim.Optimizer):
     """
-    Muon for the matrices of a model, AdamW for its embeddings, head and vectors. At these sizes it needs a tenth of AdamW's
-    updates. It keeps no state dict: trainings with it are not resumed.
+    Muon for the matrices of a model, AdamW for its embeddings, head and vectors. It keeps no state dict: trainings with it are not
+    resumed.
     """
 
     def __init__(self, model: torch.nn.Module, lr: float, weight_decay: float) -> None:
