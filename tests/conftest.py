@@ -95,6 +95,23 @@ def vlm_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def judge(vlm_folder):
+    """Folder of a plain checkpoint that judges pairs zero-shot, as commands take it. Read only."""
+    return str(vlm_folder("internvl"))
+
+
+@pytest.fixture(scope="session")
+def pointwise_judge(judge, tmp_path_factory):
+    """Folder of a saved judge of single images. Read only."""
+    from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor
+
+    folder = tmp_path_factory.mktemp("pointwise")
+    RewardDanceForYesScoring.from_pretrained(judge, paradigm="pointwise").save_pretrained(folder)
+    RewardDanceProcessor.from_pretrained(judge).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(params=sorted(FAMILIES))
 def family(request):
     return request.param

@@ -12,27 +12,12 @@ from tiny_vlms import random_image
 
 from rewarddance_hf import (
     RewardDanceEvaluator,
-    RewardDanceForYesScoring,
-    RewardDanceProcessor,
     RewardDanceScorer,
     __version__,
 )
 from rewarddance_hf.cli import main
 from rewarddance_hf.shapes.generator import BASE_GENERATOR
 from rewarddance_hf.shapes.preferences import ShapesPreferences
-
-
-@pytest.fixture(scope="module")
-def judge(vlm_folder):
-    return str(vlm_folder("internvl"))
-
-
-@pytest.fixture(scope="module")
-def pointwise_judge(vlm_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pointwise")
-    RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"), paradigm="pointwise").save_pretrained(folder)
-    RewardDanceProcessor.from_pretrained(vlm_folder("internvl")).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,6 @@ from tiny_vlms import random_image
 
 from rewarddance_hf import (
     RewardDanceEvaluator,
-    RewardDanceForYesScoring,
-    RewardDanceProcessor,
     RewardDanceScorer,
 )
 from rewarddance_hf.cli import main
@@ -21,19 +19,6 @@ from rewarddance_hf.shapes.generator import load_generator
 
 SMALL = "--max-steps 1 --per-device-train-batch-size 1 --gradient-accumulation-steps 1 --use-cpu --bf16 false".split()
 SMALL += ["--save-strategy", "no", "--disable-tqdm", "true", "--report-to", "none"]
-
-
-@pytest.fixture(scope="module")
-def judge(vlm_folder):
-    return str(vlm_folder("internvl"))
-
-
-@pytest.fixture(scope="module")
-def pointwise_judge(vlm_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pointwise")
-    RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"), paradigm="pointwise").save_pretrained(folder)
-    RewardDanceProcessor.from_pretrained(vlm_folder("internvl")).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from tiny_pipelines import TinyPipeline, ready
 from tiny_refl import PROMPTS, make_trainer, pixel_reward, trained_weights
 from tiny_vlms import random_image
 
-from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
 from rewarddance_hf.alignment.monitor.callback import RewardDynamicsCallback
 from rewarddance_hf.alignment.refl.references import best_of_n_references
@@ -223,18 +222,6 @@ def test_precomputed_prompts_of_edits(tmp_path):
     trainer = trainer_of("qwen_image_edit", tmp_path, precompute_prompts=True)
     with pytest.raises(ValueError, match="encodes prompts together with `image` .* Set `precompute_prompts=False`"):
         trainer.train()
-
-
-@pytest.fixture(scope="module")
-def scorers(vlm_folder):
-    """Real tiny judges by paradigm."""
-    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
-    return {
-        paradigm: RewardDanceScorer(
-            RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"), paradigm=paradigm), processor
-        )
-        for paradigm in ("pairwise", "pointwise")
-    }
 
 
 def search_settings(name):

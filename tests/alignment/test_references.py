@@ -15,7 +15,6 @@ from PIL import Image
 from tiny_refl import tiny_sd, tiny_wan
 from tiny_vlms import random_image
 
-from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer
 from rewarddance_hf.alignment.refl.references import best_of_n_references
 
 
@@ -31,16 +30,6 @@ def pipeline():
 def quiet(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@pytest.fixture(scope="module")
-def scorers(vlm_folder):
-    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
-    models = {
-        paradigm: RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"), paradigm=paradigm)
-        for paradigm in ("pairwise", "pointwise")
-    }
-    return {paradigm: RewardDanceScorer(model, processor) for paradigm, model in models.items()}
 
 
 def references_of(pipeline, scorer, prompts=PROMPTS, **arguments):

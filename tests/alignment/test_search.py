@@ -15,7 +15,7 @@ from new_process import run_together
 from PIL import Image
 from tiny_pipelines import TinyPipeline, reward
 
-from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor, RewardDanceScorer, import_utils
+from rewarddance_hf import RewardDanceScorer, import_utils
 from rewarddance_hf.alignment.search import output, paths
 from rewarddance_hf.alignment.search.drawing import draw_tree
 from rewarddance_hf.alignment.search.replay import replay
@@ -50,18 +50,6 @@ def plain(name: str, prompts: list[int], seeds: list[int], **changes) -> torch.T
 
 def judge(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return reward(images)
-
-
-@pytest.fixture(scope="module")
-def scorers(vlm_folder):
-    """Real tiny judges by paradigm."""
-    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
-    return {
-        paradigm: RewardDanceScorer(
-            RewardDanceForYesScoring.from_pretrained(vlm_folder("internvl"), paradigm=paradigm), processor
-        )
-        for paradigm in ("pairwise", "pointwise")
-    }
 
 
 class TestPaths:

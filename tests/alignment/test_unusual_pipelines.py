@@ -236,22 +236,32 @@ def chroma():
     return pipeline, {**inputs, "height": 16, "width": 16}
 
 
-def test_checkpointing_passes_the_mask_of_chroma():
-    """Checkpointing of diffusers leaves it out of some blocks, so that images and gradients were others."""
-    pipeline, inputs = chroma()
-    ready(pipeline).transformer.requires_grad_(True)
-    settings = {**inputs, "num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
-    plain = pipeline(**settings, generator=torch.Generator().manual_seed(0)).images
+def check_checkpointing(pipeline, model, settings):
+    """Images are those of the pipeline alone with and without gradient checkpointing, and gradients agree."""
+
+    def draw():
+        return pipeline(**settings, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+
+    model.requires_grad_(True)
+    with torch.no_grad():
+        plain = draw()
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            pipeline.transformer.enable_gradient_checkpointing()
+            model.enable_gradient_checkpointing()
         with RewardGradientCallback(method="draft").attach(pipeline):
-            images = pipeline(**settings, generator=torch.Generator().manual_seed(0)).images
+            images = draw()
         torch.testing.assert_close(images.detach(), plain, rtol=0, atol=1e-5)
-        found = torch.autograd.grad(reward(images).mean(), list(pipeline.transformer.parameters()), allow_unused=True)
+        found = torch.autograd.grad(reward(images).mean(), list(model.parameters()), allow_unused=True)
         gradients.append([gradient for gradient in found if gradient is not None])
     assert relative_difference(*gradients) < 1e-5
+
+
+def test_checkpointing_passes_the_mask_of_chroma():
+    """Checkpointing of diffusers leaves it out of some blocks, so that images and gradients were others."""
+    pipeline, inputs = chroma()
+    ready(pipeline)
+    check_checkpointing(pipeline, pipeline.transformer, {**inputs, "num_inference_steps": 2, "guidance_scale": 3.0})
 
 
 def test_checkpointing_computes_again_with_the_processors_of_the_call():
@@ -259,18 +269,8 @@ def test_checkpointing_computes_again_with_the_processors_of_the_call():
     parts, inputs = stable_diffusion()
     components = {**parts.components, "requires_safety_checker": False}
     pipeline = ready(diffusers.StableDiffusionPAGPipeline(**components, pag_applied_layers=["mid", "down"]))
-    pipeline.unet.requires_grad_(True)
-    parameters = list(pipeline.unet.parameters())
-    settings = {**inputs, "num_inference_steps": 2, "guidance_scale": 2.0, "pag_scale": 3.0, "output_type": "pt"}
-    gradients = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
-        with RewardGradientCallback(method="draft").attach(pipeline):
-            images = pipeline(**settings, generator=torch.Generator().manual_seed(0)).images
-        found = torch.autograd.grad(reward(images).mean(), parameters, allow_unused=True)
-        gradients.append([gradient for gradient in found if gradient is not None])
-    assert relative_difference(*gradients) < 1e-5
+    settings = {**inputs, "num_inference_steps": 2, "guidance_scale": 2.0, "pag_scale": 3.0}
+    check_checkpointing(pipeline, pipeline.unet, settings)
 
 
 def test_a_callback_comes_too_late_for_keys_of_the_first_step():
