@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-recipes test-all test-space test-serving test-deepspeed test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full bench-gpu shapes-base shapes-ladder shapes-generator release-artifacts style quality build clean
+.PHONY: help demo test test-recipes test-all test-space test-serving test-deepspeed test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full bench-gpu shapes-base shapes-ladder shapes-generator paper release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -147,6 +147,13 @@ shapes-base: $(VENV)/.installed  ## train the tiny vision-language model that th
 shapes-ladder: $(VENV)/.installed  ## train a tiny vision-language model of another size, SIZE=0.1m to 10m (writes outputs/shapes_base_SIZE/)
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.ladder $(if $(SIZE),--size $(SIZE))
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.knowledge --model outputs/shapes_base_$(or $(SIZE),0.5m)
+
+outputs/shapes_base_%/model.safetensors: | $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.ladder --size $*
+
+# The base models are trained once, which takes another hour.
+paper: $(patsubst %,outputs/shapes_base_%/model.safetensors,0.1m 0.5m 1.5m)  ## run the paper's experiments on shapes (writes outputs/paper/; PAPER="--quick" takes 15 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/paper/study.py $(PAPER)
 
 shapes-generator: $(VENV)/.installed  ## train the tiny generator that alignment and search start from
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.generator_base

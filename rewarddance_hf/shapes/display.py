@@ -1,6 +1,7 @@
 """How far the stages of a run are: a live display in a terminal, else plain lines."""
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -10,12 +11,14 @@ class Display:
     Show what is running and what has ended, with times.
 
     In a terminal each running stage has a bar, and each that has ended a line. Elsewhere (pipes, CI) there is one line for the
-    start and the end of each stage, and no control character.
+    start and the end of each stage, and no control character. `costs` says by name how long stages take, compared with each
+    other; once a tenth of all is done, the line of a stage that has ended says about how long the others will take.
     """
 
-    def __init__(self, stream: TextIO, num_stages: int) -> None:
+    def __init__(self, stream: TextIO, costs: Mapping[str, float]) -> None:
         self.stream = stream
-        self.num_stages = num_stages
+        self.costs = costs
+        self.cost_done = 0.0
         self.num_finished = 0
         self.start_time = time.monotonic()
         self._titles: dict[str, str] = {}
@@ -38,7 +41,7 @@ class Display:
     def __enter__(self) -> "Display":
         if self._progress is not None:
             self._progress.start()
-            self._bars[""] = self._progress.add_task("all stages", total=self.num_stages)
+            self._bars[""] = self._progress.add_task("all stages", total=len(self.costs))
         return self
 
     def __exit__(
@@ -63,7 +66,11 @@ class Display:
     def finish(self, name: str, seconds: float) -> None:
         """A stage has ended."""
         self.num_finished += 1
+        self.cost_done += self.costs[name]
+        share = self.cost_done / sum(self.costs.values())
         text = f"{self._titles[name]} ({minutes(seconds)})"
+        if 0.1 <= share < 1:
+            text += f", {minutes((time.monotonic() - self.start_time) * (1 - share) / share)} left"
         if self._progress is None:
             self._write(f"finished  {text}")
         else:

@@ -42,6 +42,8 @@ class Stage:
             Names of the stages that must have ended before.
         can_wait (`bool`, *optional*, defaults to `False`):
             Whether it leaves processor time, and its turn, to stages that cannot wait.
+        cost (`float`, *optional*, defaults to 1):
+            How long it takes, compared with others. What is left is told by it.
     """
 
     title: str
@@ -49,6 +51,7 @@ class Stage:
     arguments: tuple[Any, ...] = ()
     after: tuple[str, ...] = ()
     can_wait: bool = False
+    cost: float = 1.0
 
 
 def run_stages(
@@ -70,7 +73,7 @@ def run_stages(
         context.set_forkserver_preload(list(preload))
         with _output_in(log_dir / "start.txt"):  # libraries write when they are imported
             forkserver.ensure_running()
-    with Display(stream or sys.stdout, len(stages)) as display:
+    with Display(stream or sys.stdout, {name: stage.cost for name, stage in stages.items()}) as display:
         running: dict[str, tuple[Any, Connection, float]] = {}
         done: set[str] = set()
         try:

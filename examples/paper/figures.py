@@ -1,0 +1,132 @@
+"""Figures of the report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from intervals import estimate
+
+
+COLORS = {"regressive": "#d1812b", "pointwise": "#1f6f8b", "pairwise": "#8b1f5f"}
+SIZE_COLORS = ("#9ecae1", "#4292c6", "#08519c", "#08306b", "#041c3d")
+DPI = 130
+
+Results = Mapping[tuple[Any, ...], dict[str, Any]]
+
+
+def draw_paradigms(results: Results, names: Mapping[str, str], counts: Sequence[int], file: Path) -> None:
+    """Accuracy over the number of preference pairs, in and out of domain."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    places = {count: place for place, count in enumerate(counts)}
+    for axes, split, title in zip(panels, ("id", "ood"), ("in domain", "out of domain"), strict=True):
+        for name, label in names.items():
+            at = {
+                count: estimate([metrics[split]["credits"] for metrics in found])
+                for count in counts
+                if (found := [metrics for key, metrics in results.items() if key[:2] == (name, count)])
+            }
+            x = [places[count] for count in at]
+            axes.plot(x, [100 * value.value for value in at.values()], marker="o", color=COLORS[name], label=label)
+            axes.fill_between(
+                x,
+                [100 * value.low for value in at.values()],
+                [100 * value.high for value in at.values()],
+                color=COLORS[name],
+                alpha=0.15,
+                linewidth=0,
+            )
+        axes.set_xticks(list(places.values()), [f"{count:,}" for count in counts])
+        axes.set(title=title, xlabel="preference pairs")
+        axes.axhline(50, color="#bbbbbb", linewidth=1)
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("accuracy, %")
+    panels[1].legend(fontsize=8, loc="lower right")
+    _save(figure, file)
+
+
+def draw_sizes(
+    results: Results, sizes: Sequence[str], points: Sequence[tuple[str, float, float, float]], file: Path
+) -> None:
+    """Accuracy by size, and what a generator gains over each accuracy of the judge that tunes it."""
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    places = list(range(len(sizes)))
+    for paradigm in ("pointwise", "pairwise"):
+        for split, style in (("id", "-"), ("ood", "--")):
+            at = {
+                place: estimate([metrics[split]["credits"] for metrics in found])
+                for place, size in zip(places, sizes, strict=True)
+                if (found := [m for key, m in results.items() if key[:3] == (size, "judge", paradigm)])
+            }
+            title = f"{paradigm}, {'in' if split == 'id' else 'out of'} domain"
+            values = list(at.values())
+            errors = [[100 * (v.value - v.low) for v in values], [100 * (v.high - v.value) for v in values]]
+            panels[0].errorbar(
+                list(at),
+                [100 * v.value for v in values],
+                errors,
+                fmt=style,
+                marker="o",
+                capsize=3,
+                color=COLORS[paradigm],
+                label=title,
+            )
+    panels[0].set_xticks(places, [f"{size[:-1]}M" for size in sizes])
+    panels[0].set(xlabel="parameters of the judge", ylabel="accuracy, %", title="accuracy")
+    panels[0].legend(fontsize=8)
+    for axes, number, title in ((panels[1], 1, "in domain"), (panels[2], 2, "out of domain")):
+        for size, color in zip(sizes, SIZE_COLORS, strict=False):
+            of_size = [point for point in points if point[0] == size]
+            axes.scatter(
+                [100 * point[number] for point in of_size],
+                [100 * point[3] for point in of_size],
+                color=color,
+                label=f"{size[:-1]}M",
+            )
+        axes.set(xlabel=f"accuracy of the pairwise judge {title}, %", ylabel="gain of the generator, points")
+        axes.set_title(f"gain by tuning, over accuracy {title}", fontsize=10)
+        axes.axhline(0, color="#bbbbbb", linewidth=1)
+    panels[2].legend(fontsize=8, title="judge", title_fontsize=8)
+    for axes in panels:
+        axes.grid(alpha=0.25)
+    _save(figure, file)
+
+
+def draw_dynamics(results: Results, names: Mapping[str, str], file: Path) -> None:
+    """Tuned reward, its standard deviation in the window, and the oracle's reward, over updates."""
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    columns = (
+        ("reward_mean", "mean reward in the window"),
+        ("reward_std", "its standard deviation"),
+        ("held_out", "held-out prompts drawn right, by the oracle"),
+    )
+    for axes, (column, title) in zip(panels, columns, strict=True):
+        for name, label in names.items():
+            for key, metrics in results.items():
+                if key[0] != name:
+                    continue
+                points = [(record["step"], record[column]) for record in metrics["history"] if column in record]
+                if not points:  # fewer updates than a window
+                    continue
+                if name == "regressive" and column != "held_out":
+                    start = abs(points[0][1]) or 1.0  # a scalar head has no scale of its own
+                    points = [(step, value / start) for step, value in points]
+                own = label + (" (over its first value)" if name == "regressive" and column != "held_out" else "")
+                axes.plot(
+                    *zip(*points, strict=True), color=COLORS[name], alpha=0.8, label=own if key[1] == 0 else None
+                )
+        axes.set(title=title, xlabel="update")
+        axes.grid(alpha=0.25)
+    panels[0].legend(fontsize=7)
+    _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=DPI)
+    plt.close(figure)

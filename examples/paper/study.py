@@ -1,0 +1,65 @@
+# /// script
+# dependencies = [
+#     "rewarddance_hf[diffusers,demo]",
+# ]
+# ///
+"""
+The paper's experiments where the truth is known: judges and generators of shapes, measured by an exact oracle.
+
+    make paper                                    # trains the base models that are missing, then takes 90 minutes of two cores
+    make paper PAPER=--quick                      # 15 minutes, with too little of everything to conclude from
+
+Results are kept in the output folder: a call after a stop goes on, and does again only what other settings ask for. The
+report is made of what there is.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments import FOLDER, NAMES, WEIGHTS, Study
+from jobs import stages_of, with_needs
+from report import write_report
+
+from rewarddance_hf.shapes.stages import run_stages
+
+
+PRELOAD = ("torch", "transformers", "diffusers", "peft", "datasets", "judges", "generators", "attacks")
+
+
+def find_bases(folder: Path) -> dict[str, Path]:
+    """Base models by size that `make shapes-ladder` has written to a folder."""
+    return {
+        file.parent.name.rpartition("_")[2]: file.parent for file in sorted(folder.glob(f"shapes_base_*/{WEIGHTS}"))
+    }
+
+
+def main(args: argparse.Namespace) -> None:
+    folder = Path(args.output_dir or ("outputs/paper_quick" if args.quick else "outputs/paper"))
+    study = Study(find_bases(Path(args.bases)), args.quick, Path(args.experiments))
+    for size in study.missing_sizes():
+        print(
+            f"There is no base model of {size} in {args.bases}: its jobs are left out. `make shapes-ladder SIZE={size}` trains it."
+        )
+    jobs = with_needs(study.jobs(tuple(args.only)))
+    stages = stages_of(jobs, folder)
+    print(f"{len(jobs) - len(stages)} of {len(jobs)} jobs are done already.")
+    if not args.report:
+        run_stages(stages, folder / "logs", PRELOAD)
+    print(write_report(study, folder))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small settings, to see how it goes")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of the experiments")
+    parser.add_argument("--report", action="store_true", help="make the report of what is done, and do nothing more")
+    parser.add_argument("--experiments", default=str(FOLDER), help="folder of YAML files, for settings of your own")
+    parser.add_argument("--bases", default="outputs", help="folder of base models of other sizes")
+    parser.add_argument("--output_dir", help="folder for results and report (default: outputs/paper)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
+    main(make_parser().parse_args())

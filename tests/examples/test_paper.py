@@ -1,0 +1,136 @@
+"""The study of the paper's experiments runs as a user would run it, goes on where it stopped, and its statistics are right."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from new_process import run_python
+
+from rewarddance_hf.shapes.ladder import Stage, lessons, train_rung
+
+
+FOLDER = Path(__file__).parents[2] / "examples" / "paper"
+TUNING = {"updates": 2, "num_prompts": 4, "references": {"method": "top", "num_candidates": 2, "top_k": 1}}
+TINY = {
+    "common": {"held_out_rows": 20, "measured_prompts": 6, "pairs": {"train": 12, "id": 8}},
+    "paradigms": {"size": "0.1m", "rows": {50: 1, 96: 2}, "seeds": [0]},
+    "sizes": {
+        "sizes": ["0.1m", "10m"],
+        "num_rows": 48,
+        "updates": 1,
+        "sample_updates": 1,
+        "seeds": [0],
+        "tuning": TUNING,
+        "search": {"num_prompts": 2, "budgets": [16]},
+    },
+    "references": {"size": "0.1m", "seeds": [0], "references": {"top": TUNING["references"]}},
+    "reasons": {"size": "0.1m", "seeds": [0]},
+    "dynamics": {"size": "0.1m", "seeds": [0], "paradigms": ["pointwise", "pairwise"]},
+    "attacks": {"sizes": ["0.1m"], "num_rows": 6, "radii": [0.02], "steps": 2},
+}
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"paper_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[f"paper_{name}"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_experiments(folder, **changes):
+    """The experiments that ship, with settings that take seconds."""
+    folder.mkdir(exist_ok=True)
+    for file in (FOLDER / "experiments").glob("*.yaml"):
+        settings = {**yaml.safe_load(file.read_text()), **TINY[file.stem], **changes.get(file.stem, {})}
+        (folder / file.name).write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def run_study(tmp_path, *more):
+    arguments = ["--experiments", str(tmp_path / "experiments"), "--output_dir", str(tmp_path / "study")]
+    done = run_python(str(FOLDER / "study.py"), *arguments, "--bases", str(tmp_path), *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_study(tmp_path):
+    """All tables are made of the sizes that there are; a second call does nothing, and a changed setting only what hangs on it."""
+    write_experiments(tmp_path / "experiments")
+    train_rung(tmp_path / "shapes_base_0.1m", "0.1m", stages=(Stage(2, (lessons,)),))
+    assert "There is no base model of 10m" in run_study(tmp_path)
+    report = (tmp_path / "study" / "report.md").read_text()
+    for title in ("Table 7", "Table 2", "Table 8", "Table 9", "Figures 2, 5 and 6", "Not in the paper"):
+        assert f"## {title}" in report
+    for image in ("paradigms.png", "sizes.png", "dynamics.png"):
+        assert (tmp_path / "study" / image).stat().st_size > 10_000
+    results = {
+        str(file.parent.relative_to(tmp_path / "study")): json.loads(file.read_text())
+        for file in (tmp_path / "study").rglob("result.json")
+    }
+    # A figure of the report, counted from the credits of rows
+    judged = [results[f"judges/0.1m_pairwise_96_{seed}"]["metrics"]["ood"] for seed in (0,)]
+    assert f"{100 * np.mean([of_seed['credits'] for of_seed in judged]):.1f} (" in report
+    assert judged[0]["accuracy"] == pytest.approx(np.mean(judged[0]["credits"]))
+
+    said = run_study(tmp_path)
+    assert f"{len(results)} of {len(results)} jobs are done already." in said
+    assert "started" not in said
+
+    shutil.rmtree(tmp_path / "study" / "generators")
+    write_experiments(tmp_path / "experiments", sizes={"updates": 2})
+    said = run_study(tmp_path, "--only", "sizes")
+    again = {line.split("started   ")[1] for line in said.splitlines() if "started   " in line}
+    judges = {f"judges/0.1m_{paradigm}_all_0" for paradigm in ("pairwise", "pointwise")}
+    assert again == {*judges, "searches/0.1m_0", "generators/base", "generators/0.1m_pairwise_top_1_of_2_0"}
+
+
+def test_settings_that_cannot_be(tmp_path):
+    """Two jobs of one name and different settings are refused."""
+    jobs = load("jobs")
+    first, second = (jobs.Job("judges/a", "judges:measure", {"seed": seed}) for seed in (0, 1))
+    with pytest.raises(ValueError, match="Two jobs are named 'judges/a'"):
+        jobs.with_needs([first, second])
+
+
+def test_intervals_cover_what_they_should():
+    """Of 95 % intervals over seeds and rows, about that many hold the true mean; paired differences are narrower."""
+    intervals = load("intervals")
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(60):
+        of_seed, of_row = rng.normal(0, 0.05, (8, 1)), rng.normal(0, 0.3, (1, 100))
+        found = intervals.estimate(0.7 + of_seed + of_row + rng.normal(0, 0.1, (8, 100)))
+        covered += found.low <= 0.7 <= found.high
+    assert 50 <= covered <= 60
+    rows = rng.normal(0, 1, (1, 200))
+    alone = intervals.estimate(rows + 0.1)
+    difference = intervals.estimate(rows + 0.1, rows)
+    assert difference.value == pytest.approx(0.1)
+    assert difference.high - difference.low < 0.01 < alone.high - alone.low
+    assert intervals.verdict(difference) == "holds"
+    assert intervals.verdict(intervals.estimate(rows, rows + 0.1)) == "does not hold"
+    assert intervals.verdict(intervals.estimate(rows, rows)) == "undecided"
+
+
+def test_good_same_bad():
+    """Three of eight are better, one is worse: (3 - 1) / 8."""
+    intervals = load("intervals")
+    found = intervals.good_same_bad([[1, 0.5, 0, 1], [1, 1, 0, 0]], [0.5, 0.5, 0, 1])
+    assert found.value == pytest.approx((3 - 1) / 8)
+
+
+def test_rank_correlation():
+    """Spearman's correlation, by its formula for ranks without ties, and with shared ranks."""
+    intervals = load("intervals")
+    first, second = [0.1, 0.4, 0.2, 0.9, 0.7], [10, 30, 20, 40, 50]
+    differences = np.array([0, 0, 0, 1, -1])
+    found = intervals.rank_correlation(first, second)
+    assert found.value == pytest.approx(1 - 6 * (differences**2).sum() / (5 * 24))
+    assert found.low <= found.value <= found.high <= 1
+    # Ranks 0.5, 0.5, 2, 3 and 0, 1, 2, 3: covariance 4.5, sums of squares 4.5 and 5
+    assert intervals.rank_correlation([1, 1, 2, 3], [1, 2, 3, 4]).value == pytest.approx(4.5 / np.sqrt(4.5 * 5))
