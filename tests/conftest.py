@@ -54,6 +54,7 @@ LONG_FILES = [
     "hub/test_hub_server.py",
     "alignment/test_search.py",
     "alignment/test_second_device.py",
+    "examples/test_paper.py",
     "examples/test_search_example.py",
     "data/test_sources.py",
     "scoring/test_reasoning.py",
