@@ -18,12 +18,12 @@ class Study:
     All jobs of the study.
 
     Args:
+        bases (`Mapping[str, Path]`):
+            Folders of base models by size.
         quick (`bool`, *optional*, defaults to `False`):
             Whether to take the small settings that each YAML file has under `quick`.
         folder (`Path`, *optional*):
             Folder of the YAML files.
-        bases (`Mapping[str, Path]`):
-            Folders of base models by size.
     """
 
     def __init__(self, bases: Mapping[str, Path], quick: bool = False, folder: Path = FOLDER) -> None:

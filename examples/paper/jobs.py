@@ -33,6 +33,8 @@ class Job:
             Jobs that must be done before.
         cost (`float`, *optional*, defaults to 60):
             About how many seconds of a core it takes.
+        inputs (`tuple[str, ...]`, *optional*):
+            Files whose contents its result depends on.
     """
 
     name: str

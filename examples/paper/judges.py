@@ -1,9 +1,7 @@
 """Judges of the study: trained by `RewardDanceTrainer`, measured by `RewardDanceEvaluator`."""
 
-from pathlib import Path
 from typing import Any
 
-import datasets
 from torch.utils.data import Dataset, Subset
 from transformers import TrainerCallback
 
@@ -15,9 +13,10 @@ from rewarddance_hf import (
     RewardDanceTrainingArguments,
 )
 from rewarddance_hf.evaluation.statistics import verdict_credits
+from rewarddance_hf.shapes.judges_demo import read_pairs, sample
 from rewarddance_hf.shapes.models import judge_processor
 from rewarddance_hf.shapes.preferences import ShapesPreferences
-from rewarddance_hf.shapes.sampled_pairs import PAIRS_FILE, mixed_rows, sample_pairs
+from rewarddance_hf.shapes.sampled_pairs import mixed_rows
 
 
 BATCH_SIZE = 48
@@ -38,7 +37,8 @@ class ReportSteps(TrainerCallback):
 
 def draw_pairs(folder: str, *, report: Any, split: str, num_prompts: int) -> dict[str, Any]:
     """Pairs of the generator's own samples, labelled by the oracle."""
-    return {"num_rows": len(sample_pairs(split, folder, num_prompts, lambda count: None))}
+    sample(split, folder, num_prompts, report=report)
+    return {"num_rows": len(read_pairs(folder))}
 
 
 def train_and_measure(
@@ -63,7 +63,7 @@ def train_and_measure(
     total = updates + sample_updates
     _train(base, folder, rows, paradigm, rationale, updates, LEARNING_RATE, seed, ReportSteps(report, 0, total))
     if sample_updates:
-        mixed = mixed_rows(sample_updates * BATCH_SIZE, _read(pairs[0]))
+        mixed = mixed_rows(sample_updates * BATCH_SIZE, read_pairs(pairs[0]))
         callback = ReportSteps(report, updates, total)
         _train(folder, folder, mixed, paradigm, rationale, sample_updates, SAMPLES_LEARNING_RATE, seed, callback)
     return measure(folder, *pairs[1:], report=report, model=folder, paradigm=paradigm, held_out_rows=held_out_rows)
@@ -78,7 +78,7 @@ def measure(folder: str, *pairs: str, report: Any, model: str, paradigm: str, he
     scorer = RewardDanceScorer(judge, judge_processor(model, prompt_layout=LAYOUT), batch_size=100)
     splits: dict[str, Any] = {split: ShapesPreferences(held_out_rows, split) for split in ("id", "ood")}
     if pairs:
-        splits["generated"] = _read(pairs[0])
+        splits["generated"] = read_pairs(pairs[0])
     measured = {}
     for split, rows in splits.items():
         evaluator = RewardDanceEvaluator(rows)
@@ -134,7 +134,3 @@ def _train(
     )
     trainer.train()
     trainer.save_model()
-
-
-def _read(folder: str) -> datasets.Dataset:
-    return datasets.Dataset.from_file(str(Path(folder) / PAIRS_FILE))

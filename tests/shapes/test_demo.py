@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from rewarddance_hf.shapes.demo import REPORT, run_demo
+from rewarddance_hf.shapes.display import Display
 from rewarddance_hf.shapes.stages import Stage, run_stages
 
 
@@ -97,6 +98,22 @@ def test_output_in_a_terminal(tmp_path):
     assert "all stages" in written
     assert "count something (0:0" in written
     assert "noise" not in written
+
+
+def test_time_that_is_left():
+    """It is told by costs, once there is something to tell it by: a quarter took 10 seconds, so 30 are left."""
+    stream = io.StringIO()
+    with Display(stream, {"short": 1, "long": 3, "none": 0}) as display:
+        display.start_time -= 10
+        for name in ("none", "short", "long"):
+            display.start(name, name)
+            display.finish(name, 10)
+    finished = [line for line in stream.getvalue().splitlines() if "finished" in line]
+    assert [line.partition("finished  ")[2] for line in finished] == [
+        "none (0:10)",
+        "short (0:10), 0:30 left",
+        "long (0:10)",
+    ]
 
 
 def test_stages_that_can_wait(tmp_path):
