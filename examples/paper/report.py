@@ -123,8 +123,10 @@ def _paradigms(results: Results, folder: Path) -> list[str]:
     rows = []
     for name in names:
         at = _of(results, name, largest)
+        if not at:
+            continue
         means = [
-            sum(metrics[split][key] for metrics in at) / max(len(at), 1)
+            sum(metrics[split][key] for metrics in at) / len(at)
             for key in ("ece", "order_consistency")
             for split in ("id", "ood")
         ]
