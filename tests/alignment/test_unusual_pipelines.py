@@ -167,6 +167,18 @@ def test_tensors_of_kandinsky_are_scaled():
     )
     assert images.min() < 0
     torch.testing.assert_close(scaled(pipeline, images), torch.from_numpy(arrays).movedim(-1, -3))
+    unet.requires_grad_(True)
+    with (
+        pytest.raises(ValueError, match='made arrays of its images, but only tensors .*`output_type="pt"`'),
+        RewardGradientCallback(method="draft").attach(pipeline),
+    ):
+        pipeline(**inputs, output_type="pil")
+    with (
+        pytest.raises(RuntimeError, match="numpy") as error,  # of somebody else, which is none of our business
+        RewardGradientCallback(method="draft").attach(pipeline),
+    ):
+        pipeline(**inputs, output_type="pt").images.numpy()
+    assert type(error.value) is RuntimeError
     with pytest.raises(ValueError, match="`KandinskyV22Pipeline` made 1 samples of 2 prompts"):
         check_count(pipeline, images, 2)
 
