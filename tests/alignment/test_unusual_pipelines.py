@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_pipelines import BUILDERS, flux2, image_vae, noise, ready, relative_difference, reward, stable_diffusion
+from tiny_pipelines import BUILDERS, flux2, image_vae, noise, ready, relative_difference, reward, stable_diffusion, wan
 from tiny_refl import WORDS, tokenizer
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
@@ -366,6 +366,37 @@ def test_pipelines_that_take_one_prompt():
     assert len(references) == 2
     with pytest.raises(ValueError, match="was given 2 prompts and says: .* set the batch size to 1"):
         best_of_n(pipeline, "a", reward, num_candidates=2, **settings)
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "AnyFlowFARPipeline"), reason="needs a diffusers version with AnyFlow")
+def test_budget_of_a_pipeline_without_progress_bar():
+    """AnyFlow makes a clip chunk by chunk. To learn its number of steps took an evaluation, and found those of one chunk."""
+    parts, inputs = wan()
+    transformer = diffusers.AnyFlowFARTransformer3DModel(
+        patch_size=(1, 2, 2), compressed_patch_size=(1, 4, 4), full_chunk_limit=3, num_attention_heads=2,
+        attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=32, ffn_dim=16, num_layers=1,
+        cross_attn_norm=True, rope_max_seq_len=32, gate_value=0.25, deltatime_type="r", chunk_partition=(1, 1, 1),
+    )  # fmt: skip
+    scheduler = diffusers.FlowMapEulerDiscreteScheduler(shift=5.0)
+    pipeline = ready(diffusers.AnyFlowFARPipeline(None, None, transformer, parts.vae, scheduler))
+    inputs = {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    inputs |= {"num_frames": 9, "num_inference_steps": 2}
+    calls = []
+
+    def count(_, args, kwargs):
+        calls.append(len(kwargs["hidden_states"]))
+
+    hook = transformer.register_forward_pre_hook(count, with_kwargs=True)
+    pipeline(**inputs, output_type="pt", generator=torch.Generator().manual_seed(0))
+    alone, steps = sum(calls), 2 * 3
+    calls.clear()
+    with pytest.raises(ValueError, match=f"`max_denoiser_evaluations` is {steps - 1}, but one image takes {steps}"):
+        best_of_n(pipeline, "a", reward, max_denoiser_evaluations=steps - 1, **inputs)
+    assert not calls
+    result = best_of_n(pipeline, "a", reward, max_denoiser_evaluations=2 * steps + 1, batch_size=1, **inputs)
+    hook.remove()
+    assert result.denoiser_evaluations == 2 * steps
+    assert result.forward_passes == sum(calls) == 2 * alone
 
 
 def latte():

@@ -11,6 +11,8 @@ from ...resumable import describe_weights, digest_of
 from .hooks import Hooks
 
 
+# Parts of a pipeline that may be its denoiser
+DENOISERS = ("transformer", "transformer_2", "unet")
 # What pipelines, hooks and trainers change of a denoiser for a while, by name of the attribute
 CALL_STATE = ("training", "processor", "_force_inference_output")
 # What gradient checkpointing of diffusers leaves out of its calls, by class of the block. Chroma's images were others with it.

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from .hooks import Hooks, argument_of
+from .models import DENOISERS
 from .noise_levels import place_of, step_to_clean
 from .output import check_count
 
 
-DENOISERS = ("transformer", "transformer_2", "unet")
 # What draws the noise that `scheduler.step` takes away; the second one by pipelines that make sound beside the clip
 PREPARE = ("prepare_latents", "prepare_audio_latents")
 
