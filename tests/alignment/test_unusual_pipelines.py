@@ -11,7 +11,8 @@ from tiny_pipelines import BUILDERS, flux2, image_vae, noise, ready, relative_di
 from tiny_refl import WORDS, tokenizer
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
-from rewarddance_hf.alignment.pipelines.models import clone_inputs, save_copies
+from rewarddance_hf.alignment.pipelines.hooks import Hooks
+from rewarddance_hf.alignment.pipelines.models import checkpoint_as_called, clone_inputs, save_copies
 from rewarddance_hf.alignment.pipelines.output import check_count, scaled
 from rewarddance_hf.alignment.refl.references import best_of_n_references
 from rewarddance_hf.alignment.search.search import best_of_n, search_over_paths
@@ -274,6 +275,31 @@ def test_checkpointing_passes_the_mask_of_chroma():
     pipeline, inputs = chroma()
     ready(pipeline)
     check_checkpointing(pipeline, pipeline.transformer, {**inputs, "num_inference_steps": 2, "guidance_scale": 3.0})
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "HunyuanImageTransformer2DModel"), reason="needs HunyuanImage")
+def test_checkpointing_of_blocks_that_are_given_arguments_by_name():
+    """HunyuanImage passes its mask by name, which the checkpointing of diffusers does not take: it could not be tuned by default."""
+    torch.manual_seed(0)
+    model = diffusers.HunyuanImageTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=8, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=(1, 1), text_embed_dim=32, rope_axes_dim=(4, 4),
+    ).eval()  # fmt: skip
+    mask = torch.tensor([[1, 1, 1, 0, 0]])
+    inputs = {"encoder_hidden_states": noise(1, 1, 5, 32), "encoder_attention_mask": mask, "timestep": torch.ones(1)}
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        with Hooks(model) as hooks:
+            checkpoint_as_called(model, hooks)
+            output = model(noise(2, 1, 4, 4, 4), **inputs).sample
+        gradients.append(torch.autograd.grad(output.pow(2).sum(), list(model.parameters()), allow_unused=True))
+    assert any(gradient is not None and gradient.any() for gradient in gradients[0])
+    for first, second in zip(*gradients, strict=True):
+        assert (first is None) == (second is None)
+        if first is not None:
+            torch.testing.assert_close(first, second)
 
 
 def test_checkpointing_computes_again_with_the_processors_of_the_call():
