@@ -141,6 +141,21 @@ class AdaptedReward:
         parts = zip(self.names, self.functions, self.weights, strict=True)
         return {name: {"weight": weight, **_describe(function)} for name, function, weight in parts}
 
+    def check_columns(self, *columns: str) -> None:
+        """
+        Raise a `TypeError` if a function cannot be called with images, prompts, and columns of these names, or those that are
+        always known (`references`, `task`): before anything is computed.
+        """
+        for name, function in zip(self.names, self.functions, strict=True):
+            given = _context(function, dict.fromkeys((*columns, "references", "task")))
+            try:
+                inspect.signature(function).bind([], [], **given)
+            except TypeError as error:
+                raise TypeError(
+                    f"Reward {name!r} cannot be called as `reward(images, prompts, **context)` with {sorted(columns)} as context "
+                    f"({error}). Pass what it requires as `context`, or wrap it in a function that knows it."
+                ) from error
+
     @contextmanager
     def reuse(self) -> Iterator[None]:
         """Let judges keep what they computed of references from call to call, see [`RewardDanceScorer.reuse`]."""

@@ -10,6 +10,7 @@ the last K steps. The paper uses ReFL; DRaFT-K is an addition.
 
 import functools
 import inspect
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -213,7 +214,11 @@ class RewardGradientCallback(PipelineCallback):
             hooks.callback(torch.set_grad_enabled, torch.is_grad_enabled())
             hooks.set(self, "_attached", True)
             self._hook(pipeline, hooks, self._end, progress_bar=begin)
-            yield self
+            try:
+                yield self
+            except RuntimeError as error:
+                _explain_arrays(pipeline, error)
+                raise
 
     def _hook(self, pipeline: Any, hooks: Hooks, end: Callable[[], None], **more: Callable[..., Any]) -> None:
         """
@@ -408,6 +413,16 @@ def _without_arrays(pipeline: Any, decode_latents: Callable[..., Any], /, *args:
         raise NotImplementedError(
             f"`{type(pipeline).__name__}` makes arrays of its images whatever its `output_type`, which cuts the gradient. Use "
             "another pipeline."
+        ) from error
+
+
+def _explain_arrays(pipeline: Any, error: RuntimeError) -> None:
+    """Say what to do where a pipeline without image processor has made arrays of its images (Kandinsky, DeepFloyd IF)."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if "numpy()" in str(error) and frame.f_code.co_filename == inspect.getfile(type(pipeline)):
+        raise ValueError(
+            f"`{type(pipeline).__name__}` made arrays of its images, but only tensors carry gradient. Call it with "
+            '`output_type="pt"`, or use another pipeline if it does so all the same.'
         ) from error
 
 

@@ -307,6 +307,9 @@ class RewardDanceScorer(Judge, DatasetScoring):
                 f"`explain` is True, but the judge is {self.model.config.paradigm} and gives no verdict about two samples. "
                 "Pass `explain=False`, or load a pairwise judge."
             )
+        for name, image in (("image_a", image_a), ("image_b", image_b)):
+            if image is None:
+                raise TypeError(f"`{name}` is of type `NoneType`, but must be an image or a clip. Pass one.")
         shown = self.processor.read_examples(examples, task, self.is_pairwise)
         question = Question(image_a, prompt, None, condition, task, criteria, shown)
         alone_a = self.processor.load(question, names=("image_a", "reference", "condition"))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -164,6 +164,18 @@ class CommonTrainer(Trainer):
         load_optimizer(self.optimizer, self.model, Path(checkpoint), self.is_fsdp_enabled)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # One of an earlier run in the same folder is complete no longer, until its last file is written again.
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the state that tells a complete checkpoint follows the files of all processes
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
         Save the model, so that `from_pretrained` loads it. See [`~transformers.Trainer.save_model`].
@@ -224,7 +236,7 @@ class SetEpochCallback(TrainerCallback):
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint is complete: the state of the trainer is written last."""
     try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     except (OSError, json.JSONDecodeError, TypeError):
         return False
     return True

@@ -226,6 +226,18 @@ def test_resuming_passes_over_an_unfinished_checkpoint(tmp_path):
         make_trainer(tmp_path / "empty").train(resume_from_checkpoint=True)
 
 
+def test_a_checkpoint_of_an_earlier_run_is_not_whole_while_it_is_written_again(tmp_path):
+    settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(tmp_path, **settings).train()
+    optimizer = tmp_path / "checkpoint-1" / "optimizer.pt"
+    optimizer.unlink()
+    optimizer.mkdir()  # where writing breaks off
+    with pytest.raises((RuntimeError, OSError)):
+        make_trainer(tmp_path, **settings).train()
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
+        make_trainer(tmp_path, **settings).train(resume_from_checkpoint=True)
+
+
 @pytest.mark.parametrize("make_pipeline", [tiny_sd3, tiny_sd, tiny_wan])
 def test_a_saved_adapter_draws_the_same_images(make_pipeline, tmp_path):
     """`load_lora_weights` on a fresh pipeline gives the trainer's samples, alpha and all."""

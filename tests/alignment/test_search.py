@@ -256,6 +256,25 @@ class TestZeroOrder:
         assert result.denoiser_evaluations == 5 * STEPS
         assert result.rewards == [max(node.reward for node in result.nodes[1:])]
 
+    def test_a_lost_root_beside_others(self):
+        """Its fresh noises and the neighbors of another prompt's root are in one batch. They used to be mixed with each other."""
+        name = "StableDiffusion3"
+        arguments = arguments_of(name, [0, 1])
+        settings = {"num_neighbors": 1, "num_rounds": 2, "num_images": 3, **arguments}
+        for lost in (0, 1):
+            results = zero_order_search(tiny(name).pipeline, ["a", "b"], failing("nan", {lost}), **settings)
+            for index, result in enumerate(results):
+                assert [node.lost for node in result.nodes] == [index == lost, False, False]
+                assert [node.noise for node in result.nodes] == [
+                    "fresh",
+                    "fresh" if index == lost else "mixed",
+                    "mixed",
+                ]
+                own = arguments_of(name, [index])
+                for place, image in enumerate(result.images):
+                    again = replay(tiny(name).pipeline, "ab"[index], result.lineage(place), **own)
+                    torch.testing.assert_close(again, image, atol=2e-5, rtol=0)
+
 
 class TestBudget:
     def test_never_exceeded(self):
@@ -377,7 +396,7 @@ class TestFailures:
         """A reward function with a mistake in it is an error, which names what it raised."""
         pipeline, arguments = tiny("StableDiffusion3").pipeline, arguments_of("StableDiffusion3", [0])
         with pytest.raises(RuntimeError, match="failed for every path, last with TypeError.*finite number for each"):
-            best_of_n(pipeline, "a", lambda images: reward(images), 2, **arguments)
+            best_of_n(pipeline, "a", lambda images, prompts: reward(images) + "a", 2, **arguments)
         with pytest.raises(ValueError, match="for 2 images, but must return one number for each"):
             best_of_n(pipeline, "a", lambda images, prompts: [1.0], 2, **arguments)
 
@@ -591,6 +610,11 @@ class TestErrors:
                         best_of_n(pipeline, "a", counting, 2, preview_step=2, **arguments)
             with pytest.raises(ValueError, match="The reward is pairwise"):
                 branching(scorers["pairwise"], **arguments)
+            for unfit in (lambda images: images.mean(), lambda images, prompts, weight: reward(images)):
+                with pytest.raises(
+                    TypeError, match=r"cannot be called as `reward\(images, .* with \['task'\] as context"
+                ):
+                    branching(unfit, context={"task": "text-to-image"}, **arguments)
             with pytest.raises(ValueError, match="`max_denoiser_evaluations` is 3, but one image takes 4"):
                 branching(counting, max_denoiser_evaluations=3, **arguments)
             with pytest.raises(ValueError, match="`prompt_embeds` has 1 entries for 2 prompts"):

@@ -7,11 +7,12 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_pipelines import BUILDERS, flux2, image_vae, noise, ready, relative_difference, reward, stable_diffusion
+from tiny_pipelines import BUILDERS, flux2, image_vae, noise, ready, relative_difference, reward, stable_diffusion, wan
 from tiny_refl import WORDS, tokenizer
 
 from rewarddance_hf.alignment.gradient import RewardGradientCallback
-from rewarddance_hf.alignment.pipelines.models import clone_inputs, save_copies
+from rewarddance_hf.alignment.pipelines.hooks import Hooks
+from rewarddance_hf.alignment.pipelines.models import checkpoint_as_called, clone_inputs, save_copies
 from rewarddance_hf.alignment.pipelines.output import check_count, scaled
 from rewarddance_hf.alignment.refl.references import best_of_n_references
 from rewarddance_hf.alignment.search.search import best_of_n, search_over_paths
@@ -167,6 +168,18 @@ def test_tensors_of_kandinsky_are_scaled():
     )
     assert images.min() < 0
     torch.testing.assert_close(scaled(pipeline, images), torch.from_numpy(arrays).movedim(-1, -3))
+    unet.requires_grad_(True)
+    with (
+        pytest.raises(ValueError, match='made arrays of its images, but only tensors .*`output_type="pt"`'),
+        RewardGradientCallback(method="draft").attach(pipeline),
+    ):
+        pipeline(**inputs, output_type="pil")
+    with (
+        pytest.raises(RuntimeError, match="numpy") as error,  # of somebody else, which is none of our business
+        RewardGradientCallback(method="draft").attach(pipeline),
+    ):
+        pipeline(**inputs, output_type="pt").images.numpy()
+    assert type(error.value) is RuntimeError
     with pytest.raises(ValueError, match="`KandinskyV22Pipeline` made 1 samples of 2 prompts"):
         check_count(pipeline, images, 2)
 
@@ -264,6 +277,31 @@ def test_checkpointing_passes_the_mask_of_chroma():
     check_checkpointing(pipeline, pipeline.transformer, {**inputs, "num_inference_steps": 2, "guidance_scale": 3.0})
 
 
+@pytest.mark.skipif(not hasattr(diffusers, "HunyuanImageTransformer2DModel"), reason="needs HunyuanImage")
+def test_checkpointing_of_blocks_that_are_given_arguments_by_name():
+    """HunyuanImage passes its mask by name, which the checkpointing of diffusers does not take: it could not be tuned by default."""
+    torch.manual_seed(0)
+    model = diffusers.HunyuanImageTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=8, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=(1, 1), text_embed_dim=32, rope_axes_dim=(4, 4),
+    ).eval()  # fmt: skip
+    mask = torch.tensor([[1, 1, 1, 0, 0]])
+    inputs = {"encoder_hidden_states": noise(1, 1, 5, 32), "encoder_attention_mask": mask, "timestep": torch.ones(1)}
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        with Hooks(model) as hooks:
+            checkpoint_as_called(model, hooks)
+            output = model(noise(2, 1, 4, 4, 4), **inputs).sample
+        gradients.append(torch.autograd.grad(output.pow(2).sum(), list(model.parameters()), allow_unused=True))
+    assert any(gradient is not None and gradient.any() for gradient in gradients[0])
+    for first, second in zip(*gradients, strict=True):
+        assert (first is None) == (second is None)
+        if first is not None:
+            torch.testing.assert_close(first, second)
+
+
 def test_checkpointing_computes_again_with_the_processors_of_the_call():
     """Perturbed attention guidance gives the denoiser other attention processors for its call, and takes them back before the end."""
     parts, inputs = stable_diffusion()
@@ -354,6 +392,37 @@ def test_pipelines_that_take_one_prompt():
     assert len(references) == 2
     with pytest.raises(ValueError, match="was given 2 prompts and says: .* set the batch size to 1"):
         best_of_n(pipeline, "a", reward, num_candidates=2, **settings)
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "AnyFlowFARPipeline"), reason="needs a diffusers version with AnyFlow")
+def test_budget_of_a_pipeline_without_progress_bar():
+    """AnyFlow makes a clip chunk by chunk. To learn its number of steps took an evaluation, and found those of one chunk."""
+    parts, inputs = wan()
+    transformer = diffusers.AnyFlowFARTransformer3DModel(
+        patch_size=(1, 2, 2), compressed_patch_size=(1, 4, 4), full_chunk_limit=3, num_attention_heads=2,
+        attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=32, ffn_dim=16, num_layers=1,
+        cross_attn_norm=True, rope_max_seq_len=32, gate_value=0.25, deltatime_type="r", chunk_partition=(1, 1, 1),
+    )  # fmt: skip
+    scheduler = diffusers.FlowMapEulerDiscreteScheduler(shift=5.0)
+    pipeline = ready(diffusers.AnyFlowFARPipeline(None, None, transformer, parts.vae, scheduler))
+    inputs = {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    inputs |= {"num_frames": 9, "num_inference_steps": 2}
+    calls = []
+
+    def count(_, args, kwargs):
+        calls.append(len(kwargs["hidden_states"]))
+
+    hook = transformer.register_forward_pre_hook(count, with_kwargs=True)
+    pipeline(**inputs, output_type="pt", generator=torch.Generator().manual_seed(0))
+    alone, steps = sum(calls), 2 * 3
+    calls.clear()
+    with pytest.raises(ValueError, match=f"`max_denoiser_evaluations` is {steps - 1}, but one image takes {steps}"):
+        best_of_n(pipeline, "a", reward, max_denoiser_evaluations=steps - 1, **inputs)
+    assert not calls
+    result = best_of_n(pipeline, "a", reward, max_denoiser_evaluations=2 * steps + 1, batch_size=1, **inputs)
+    hook.remove()
+    assert result.denoiser_evaluations == 2 * steps
+    assert result.forward_passes == sum(calls) == 2 * alone
 
 
 def latte():

@@ -6,6 +6,7 @@ import transformers as hf
 from tiny_architectures import architectures, tiny_config
 from tiny_vlms import CHATML, random_image, tiny_tokenizer
 
+from rewarddance_hf import RewardDanceScorer
 from rewarddance_hf.models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceProcessor
 
 
@@ -88,13 +89,42 @@ def test_processors_that_read_their_video_part(tmp_path):
     assert (batch["input_ids"] == processor.tokenizer.image_token_id).any(1).all()
 
 
-def test_all_inputs_per_token_are_extended(tmp_path):
-    """Mllama has a mask by token, image and tile: targets see the images that the end of the question sees."""
+@pytest.fixture(scope="module")
+def mllama(tmp_path_factory):
+    """Processor of a tiny Mllama, and the folder that its weights are in too."""
+    folder = tmp_path_factory.mktemp("mllama")
     specials = ["<|pad|>", "<|begin|>", "<|im_start|>", "<|im_end|>", "<|image|>", "<|python_tag|>"]
     tokenizer = tiny_tokenizer(specials, pad="<|pad|>", eos="<|im_end|>", bos="<|begin|>", image_token="<|image|>")
     tokenizer.chat_template = "{{ bos_token }}" + CHATML.replace("PLACEHOLDER", "<|image|>")
     image_processor = hf.MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=2)
-    processor = save_processor("MllamaProcessor", image_processor, tokenizer, tmp_path)
+    processor = save_processor("MllamaProcessor", image_processor, tokenizer, folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    text = {"vocab_size": len(tokenizer), "num_key_value_heads": 2, "cross_attention_layers": [1, 3], **sizes}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "pad_token_id": 0}
+    vision = {
+        "image_size": 28,
+        "patch_size": 7,
+        "max_num_tiles": 2,
+        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+    }
+    vision |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_global_layers": 1}
+    vision |= {"attention_heads": 4, "intermediate_layers_indices": [0, 1], "vision_output_dim": 96}
+    torch.manual_seed(0)
+    model = hf.MllamaForConditionalGeneration(
+        hf.MllamaConfig(
+            vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<|image|>")
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    model.save_pretrained(folder)
+    return processor, folder
+
+
+def test_all_inputs_per_token_are_extended(mllama):
+    """Mllama has a mask by token, image and tile: targets see the images that the end of the question sees."""
+    processor, _ = mllama
     images = [random_image(i) for i in range(4)]
     question = processor(images[:2], ["a", "b c d e f g"], images[2:])
     length, before = question["input_ids"].shape[1], question["cross_attention_mask"].clone()
@@ -104,6 +134,48 @@ def test_all_inputs_per_token_are_extended(tmp_path):
     torch.testing.assert_close(batch["cross_attention_mask"][:, :length], before, **EXACT)
     for position in range(length, batch["input_ids"].shape[1]):
         torch.testing.assert_close(batch["cross_attention_mask"][:, position], before[:, -1], **EXACT)
+
+
+def test_rationales_of_mllama(mllama):
+    """Losses and explanations are those of the plain model, shown each row alone, and every image to all that follows it."""
+    processor, folder = mllama
+    plain = hf.MllamaForConditionalGeneration.from_pretrained(folder)
+    judge = RewardDanceForYesScoring.from_pretrained(folder)
+    images = [random_image(0), random_image(1, 60, 30), random_image(2, 28, 56)]
+
+    @torch.no_grad()
+    def logits_of(ids, batch, row):
+        first, second = (ids == plain.config.image_token_index).nonzero()[:, 0].tolist()
+        seen = torch.zeros(1, len(ids), 2, 2, dtype=torch.long)
+        tiles = batch["aspect_ratio_mask"][row].sum(-1)
+        seen[:, first:second, 0, : tiles[0]] = seen[:, second:, 1, : tiles[1]] = 1
+        shown = {
+            name: batch[name][row : row + 1] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+        }
+        return plain(input_ids=ids[None], cross_attention_mask=seen, **shown).logits[0]
+
+    batch = processor(images[:2], ["a", "b c d e f g"], images[1:])
+    batch = processor.append_answers(batch, [True, False], ["because it is red", "no"])
+    with torch.no_grad():
+        losses = judge(**batch).rationale_loss
+    for row, loss in enumerate(losses):
+        is_text = batch["attention_mask"][row].bool()
+        ids, labels = batch["input_ids"][row][is_text], batch["rationale_labels"][row][is_text]
+        wanted = torch.nn.functional.cross_entropy(logits_of(ids, batch, row)[:-1], labels[1:])
+        torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+
+    got = RewardDanceScorer(judge, processor).compare(images[1], images[0], "a", explain=True, max_new_tokens=6)
+    question = processor(images[:1], ["a"], images[1:2])
+    ids = torch.cat(
+        [
+            question["input_ids"][0],
+            torch.tensor([processor.yes_token_id if got.winner == "b" else processor.no_token_id]),
+        ]
+    )
+    start = len(ids)
+    while len(ids) < start + 6 and ids[-1] != processor.tokenizer.eos_token_id:
+        ids = torch.cat([ids, logits_of(ids, question, 0)[-1:].argmax(-1)])
+    assert got.rationale == processor.tokenizer.decode(ids[start:], skip_special_tokens=True).strip() != ""
 
 
 @pytest.mark.parametrize(

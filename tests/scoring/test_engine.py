@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_vlms import FAMILIES, TEXT, random_image
 from transformers import AutoConfig
 
@@ -244,6 +245,15 @@ def test_errors_of_threads_are_raised(make_scorer, tmp_path):
     samples = [*IMAGES[:4], tmp_path / "broken.png"]
     with pytest.raises(ValueError, match=r"`images\[4\]` cannot be read"):
         list(make_scorer().stream([Question(s, PROMPT, IMAGES[0]) for s in samples], lambda _: None, window=2))
+
+
+@pytest.mark.parametrize("family_with_limit", ["qwen2_5_vl", "glm4v"])
+def test_images_that_a_model_refuses_are_named(make_scorer, family_with_limit):
+    """Some image processors refuse very long images, without saying which."""
+    scorer = make_scorer(family_with_limit)
+    for line in (Image.new("RGB", (3000, 10)), torch.zeros(3, 10, 3000, requires_grad=True)):
+        with pytest.raises(ValueError, match=r"`images\[1\]` cannot be prepared .*aspect ratio.* drop the row"):
+            scorer.score([IMAGES[0], line, IMAGES[1]], [PROMPT] * 3, IMAGES[:1] * 3)
 
 
 def internvl_with(folder, **text_config):

@@ -283,6 +283,9 @@ def test_rationale_follows_the_verdict(vlm_folder, family):
 
 def test_explanations_need_a_pairwise_judge(scorers):
     """A judge that gives no verdict about two samples has nothing to explain."""
+    for pair, name in (((None, SAMPLES[1]), "image_a"), ((SAMPLES[0], None), "image_b")):
+        with pytest.raises(TypeError, match=f"`{name}` is of type `NoneType`, but must be an image or a clip"):
+            scorers["pairwise"].compare(*pair, PROMPTS[0])
     with pytest.raises(ValueError, match="`explain` is True, but the judge is pointwise"):
         scorers["pointwise"].compare(*SAMPLES[:2], "a red circle", explain=True)
 

@@ -53,10 +53,10 @@ def table(results: list[dict]) -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
     for name, outcomes in sorted(by_class.items()):
         rows.setdefault(tuple(cell(outcomes, checks) for checks in COLUMNS.values()), []).append(name)
-    versions = sorted({result["diffusers"] for result in results})
+    versions, commits = (sorted({result[name] for result in results}) for name in ("diffusers", "commit"))
     num_builds = sum(map(len, by_class.values()))
     lines = [
-        f"With diffusers {', '.join(versions)}: {num_builds} builds of {len(by_class)} pipelines.",
+        f"With diffusers {', '.join(versions)}: {num_builds} builds of {len(by_class)} pipelines, at {', '.join(commits)}.",
         "",
         f"| pipelines | {' | '.join(COLUMNS)} |",
         "|---" * (len(COLUMNS) + 1) + "|",

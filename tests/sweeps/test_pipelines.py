@@ -25,6 +25,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from benchmarks.machine import commit  # noqa: E402
 from diffusers_tests import tiny_pipelines  # noqa: E402
 from pipeline_checks import CHECKS, NotApplicableError, Tiny  # noqa: E402
 from tiny_checkpoints import save_checkpoints  # noqa: E402
@@ -35,6 +36,7 @@ from rewarddance_hf.resumable import write_atomically  # noqa: E402
 
 
 PACKAGE = str(Path(rewarddance_hf.__file__).parent)
+COMMIT = commit()  # of what was imported
 RESULTS = Path(os.environ.get("REWARDDANCE_PIPELINES", "outputs/pipelines")).resolve()
 # The folder `tests` of a checkout of diffusers, whose source distribution lacks it
 TESTS = os.environ.get("DIFFUSERS_TESTS")
@@ -115,7 +117,8 @@ def outcome_of(check, tiny) -> str:
 def outcomes_of(name, build) -> dict:
     """Outcomes of all checks of a pipeline, which go to a file too."""
     started = time.process_time()
-    results = {"name": name, "diffusers": diffusers.__version__, "outcomes": {}, "seconds of checks": {}}
+    versions = {"diffusers": diffusers.__version__, "commit": COMMIT}
+    results = {"name": name, **versions, "outcomes": {}, "seconds of checks": {}}
     try:
         if isinstance(build, str):
             raise RuntimeError(build)

@@ -125,6 +125,19 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(family, vlm_folder, da
     assert_equal_weights(whole.model, resumed.model)
 
 
+def test_a_checkpoint_of_an_earlier_run_is_not_whole_while_it_is_written_again(vlm_folder, dataset, tmp_path):
+    """Its last file used to stay, so that weights of one run went on with the optimizer of another."""
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(vlm_folder("internvl"), tmp_path, dataset, **settings).train()
+    optimizer = tmp_path / "checkpoint-1" / "optimizer.pt"
+    optimizer.unlink()
+    optimizer.mkdir()  # where writing breaks off
+    with pytest.raises((RuntimeError, OSError)):
+        make_trainer(vlm_folder("internvl"), tmp_path, dataset, **settings).train()
+    with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
+        make_trainer(vlm_folder("internvl"), tmp_path, dataset, **settings).train(resume_from_checkpoint=True)
+
+
 def test_processor_is_of_the_revision_of_the_model(vlm_folder, dataset, tmp_path):
     """Of a repository with several revisions, model and processor are those of the one that was asked for."""
     cache, processor = tmp_path / "cache", RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))

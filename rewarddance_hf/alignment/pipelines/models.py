@@ -11,6 +11,8 @@ from ...resumable import describe_weights, digest_of
 from .hooks import Hooks
 
 
+# Parts of a pipeline that may be its denoiser
+DENOISERS = ("transformer", "transformer_2", "unet")
 # What pipelines, hooks and trainers change of a denoiser for a while, by name of the attribute
 CALL_STATE = ("training", "processor", "_force_inference_output")
 # What gradient checkpointing of diffusers leaves out of its calls, by class of the block. Chroma's images were others with it.
@@ -121,14 +123,14 @@ def checkpoint_as_called(model: torch.nn.Module, hooks: Hooks) -> None:
             for module in (block.modules() if isinstance(block, torch.nn.Module) else ())
         }
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any) -> Any:
             with ExitStack() as stack:
                 for module, state in states.items():
                     stack.callback(vars(module).update, {name: vars(module)[name] for name in state})
                     vars(module).update(state)
                 return block(*args, **kwargs, **left_out)
 
-        return checkpoint(call, *args, **kwargs)
+        return checkpoint(call, *args)  # that of diffusers takes no others, though HunyuanImage passes some
 
     hooks.callback(model.register_forward_pre_hook(remember, with_kwargs=True).remove)
     for module in model.modules():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .hooks import Hooks, argument_of
+from .models import DENOISERS
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,22 @@ def probe(pipeline: Any, call: Callable[[], Any]) -> Schedule:
         if not found:  # a bar around it all
             return method(*args, **kwargs)
         in_bar = owner is pipeline
-        num_steps = steps_announced(pipeline, found[0], method, args, kwargs) if in_bar else len(found[0].timesteps)
-        raise _ProbedError(Schedule(copy.copy(found[0]), num_steps))
+        known = (
+            steps_announced(pipeline, found[0], method, args, kwargs) if in_bar else steps_known(pipeline, found[0])
+        )
+        raise _ProbedError(Schedule(copy.copy(found[0]), known))
+
+    def denoise(*_: Any) -> None:
+        if found:  # a pipeline that has no bar (AnyFlow), or does more before it (GLM-Image)
+            raise _ProbedError(Schedule(copy.copy(found[0]), steps_known(pipeline, found[0])))
 
     try:
         with Hooks(pipeline) as hooks:
             hooks.wrap(pipeline.scheduler, set_timesteps=keep, step=stop)
             hooks.wrap(pipeline, progress_bar=stop)
+            for name in DENOISERS:
+                if isinstance(getattr(pipeline, name, None), torch.nn.Module):
+                    hooks.callback(getattr(pipeline, name).register_forward_pre_hook(denoise, prepend=True).remove)
             call()
     except _ProbedError as probed:
         pipeline.maybe_free_model_hooks()

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from .hooks import Hooks, argument_of
+from .models import DENOISERS
 from .noise_levels import place_of, step_to_clean
 from .output import check_count
 
 
-DENOISERS = ("transformer", "transformer_2", "unet")
 # What draws the noise that `scheduler.step` takes away; the second one by pipelines that make sound beside the clip
 PREPARE = ("prepare_latents", "prepare_audio_latents")
 
@@ -58,6 +58,7 @@ class Stage:
         self.length = stop - start
         self.is_last = stop == num_steps
         self.is_part = self.length < num_steps
+        self.mixes = any(trajectory.pivot is not None for trajectory in trajectories)
         self.num_passes = 0
         self.hooks = hooks
         self.prepared: list[torch.Tensor] = []
@@ -127,11 +128,10 @@ class Stage:
         if self.trajectories[0].latents is not None:
             check_count(pipeline, latents, len(self.trajectories))
             latents = torch.cat([t.latents[place] for t in self.trajectories if t.latents is not None])
-        elif self.trajectories[0].pivot is not None:
+        elif self.mixes:
             check_count(pipeline, latents, len(self.trajectories))
-            pivots = torch.cat([t.pivot[place] for t in self.trajectories if t.pivot is not None])
-            strength = self.trajectories[0].strength
-            latents = math.sqrt(1 - strength**2) * pivots + strength * latents
+            pairs = zip(self.trajectories, latents.split(1), strict=True)
+            latents = torch.cat([_mixed(trajectory, place, fresh) for trajectory, fresh in pairs])
         self.prepared.append(latents)
         return (latents, *output[1:]) if isinstance(output, tuple) else latents
 
@@ -192,7 +192,7 @@ class Stage:
             self._refuse_repeated()
             return step(*args, **kwargs)
         stream.place = place
-        if stream.num_steps == 0 and (self.is_part or self.trajectories[0].pivot is not None):
+        if stream.num_steps == 0 and (self.is_part or self.mixes):
             self._check_first(
                 list(self.streams).index(id(stream.scheduler)), argument_of(step, args, kwargs, "sample")
             )
@@ -248,6 +248,13 @@ class Stage:
                 f"{tuple(latents.shape)} in `scheduler.step`, but a search that stops in between requires that they are the "
                 "same. Use `best_of_n` without `preview_step`."
             )
+
+
+def _mixed(trajectory: Trajectory, place: int, fresh: torch.Tensor) -> torch.Tensor:
+    """Noise that a path begins with: the fresh one, or near its pivot."""
+    if trajectory.pivot is None:  # beside others, where all of its prompt were lost so far
+        return fresh
+    return math.sqrt(1 - trajectory.strength**2) * trajectory.pivot[place] + trajectory.strength * fresh
 
 
 def _state(stream: _Stream, index: int, count: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from ...trainer.sharding import plain_class  # noqa: E402
+from ..pipelines.models import DENOISERS  # noqa: E402
 from .sharding import fill  # noqa: E402
 
 
@@ -30,7 +31,6 @@ ADAPTER_NAME = "default"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 CONFIG_NAME = "config.json"
-DENOISERS = ("transformer", "transformer_2", "unet")
 SECOND = "transformer_2"
 
 

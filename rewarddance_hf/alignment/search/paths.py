@@ -82,6 +82,7 @@ class Search:
         self.output_type = output_type
         self.num_steps = staged.num_steps
         count = len(staged.prompts)
+        self.reward.check_columns(*self.context)
         self.conditions = self.context.pop("conditions", None)
         self.nodes: list[list[PathNode]] = [[] for _ in range(count)]
         self.num_seeds = [0] * count

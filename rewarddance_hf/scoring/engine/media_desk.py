@@ -104,7 +104,7 @@ class ImageDesk:
         """Start to prepare an image, or all frames of a file: they are decoded together, and not kept."""
         if requires_grad(image):  # grad mode belongs to a thread
             self.processor.load_image(image, name, keep_gradient=True)
-            return [self._once(("gradient", id(image), alone), lambda: self._prepare(image, alone), image)]
+            return [self._once(("gradient", id(image), alone), lambda: self._prepare(image, name, alone), image)]
         is_clip = isinstance(image, ClipReader)
         names = [f"{image.name}[{index}]" for index in image.indices] if is_clip else [name]
         futures: list[Future[PreparedImage]] = [Future() for _ in names]
@@ -129,7 +129,7 @@ class ImageDesk:
     def _load(self, image: Any, name: str, alone: bool) -> PreparedImage:
         image = self.processor.load_image(image, name)
         pixels = hashlib.blake2b(np.asarray(image).data, digest_size=16).digest()
-        return self._once((pixels, image.size, alone), lambda: self._prepare(image, alone)).result()
+        return self._once((pixels, image.size, alone), lambda: self._prepare(image, name, alone)).result()
 
     def _once(self, key: Any, prepare: Callable[[], PreparedImage], owner: Any = None) -> "Future[PreparedImage]":
         with self._lock:
@@ -140,7 +140,15 @@ class ImageDesk:
             _fulfil(future, lambda: replace(prepare(), key=key))
         return future
 
-    def _prepare(self, image: Any, alone: bool) -> PreparedImage:
+    def _prepare(self, image: Any, name: str, alone: bool) -> PreparedImage:
+        try:
+            return self._process(image, alone)
+        except ValueError as error:  # as of a line of pixels
+            raise ValueError(
+                f"`{name}` cannot be prepared by `{self.processor.vlm_processor_class}` ({error}). Resize it, or drop the row."
+            ) from error
+
+    def _process(self, image: Any, alone: bool) -> PreparedImage:
         """Run the wrapped processor on one image; or, where it is known for this size how, its image processor."""
         has_company = self._knows_company and not alone
 
