@@ -167,7 +167,7 @@ def input_side(results: Results) -> list[str]:
         "of",
         "ms of one core each",
         "share of decoding",
-        *(f"a second, {n} workers" for n in numbers),
+        *(f"a second, {n} worker{'s' * (n > 1)}" for n in numbers),
     ]
     return table(header, rows)
 
