@@ -294,6 +294,7 @@ def gpu(results: Results) -> list[str]:
         "rank/share_of_peak": "share of the matmul peak",
         "rank/peak_gib": "GiB",
         "rank/largest_difference": "largest difference of log-odds",
+        **{f"attention/{way}_bfloat16_time": f"attention, `{way}`" for way in ("grouped", "apart", "packed")},
         "train/images_per_second": "LoRA training: images/s",
         "train/tokens_per_second": "tokens/s",
         "train/share_of_peak": "share of the matmul peak",
