@@ -35,7 +35,7 @@ def test_scoring(bench, references, monkeypatch):
         results[f"speedup_vs_{name}"] > 0 for name in ("batched", "batched_forward", "one_by_one", "generation")
     )
     if references is None:
-        assert results["theoretical_speedup"] > 1
+        assert 1 < results["theoretical_speedup"] < 10
 
 
 def test_distinct_pairs(bench):
