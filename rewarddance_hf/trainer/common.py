@@ -15,6 +15,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..scoring.engine.memory import keep_freed_memory
 from .sharding import (
     SHARDED_WEIGHTS,
     RowsPerUpdate,
@@ -95,6 +96,7 @@ class CommonTrainer(Trainer):
         else:
             eval_dataset = self._prepare_rows(eval_dataset, "eval_dataset")
         super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
+        keep_freed_memory()
         # `compute_loss` gives means over rows, which have to be divided by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False

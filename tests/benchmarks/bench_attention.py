@@ -1,11 +1,12 @@
 """
 Ways to attend to a prefix that candidates share, beside that of the engine: is there anything to gain?
 
-The engine copies the states of a prefix to each candidate and asks `sdpa` with a mask. First, what attention and these copies take
+`copied` is what transformers does with a cache: the states of a prefix are copied to each candidate, heads that share keys are
+given a copy of them each, and `sdpa` is asked with a mask. On a CPU the engine takes `grouped` where no gradient is wanted. First, what attention and these copies take
 of the time in which candidates are scored against one reference when their images have been seen: no way can gain more. Then the
-ways are compared at the shapes of the largest batch there: `grouped` makes the copies, but does not repeat heads that share keys;
-`apart` attends to the prefix once for all candidates, and to the rest apart, and merges both by their log-sum-exp; `packed` is
-FlexAttention over one sequence of the prefix and all candidates.
+ways are compared at the shapes of the largest batch there: `grouped` makes the copies for candidates, but not for heads; `apart`
+attends to the prefix once for all candidates, and to the rest apart, and merges both by their log-sum-exp; `packed` is FlexAttention
+over one sequence of the prefix and all candidates. On a GPU (`bench_gpu.py`) they are compared too.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rewarddance_hf.scoring.engine.attention import GROUPED
+
 
 BATCH_SIZE = 8
 REPEATS = 5
@@ -36,27 +39,34 @@ TWO_LAYERS["text_config"]["vocab_size"] = 1000
 class Shape:
     """Random states of a prefix and of what follows in some rows, and the ways to attend to both."""
 
-    def __init__(self, rows: int, prefix: int, rest: int, heads: int, kv_heads: int, width: int, dtype: Any) -> None:
+    def __init__(
+        self, rows: int, prefix: int, rest: int, heads: int, kv_heads: int, width: int, dtype: Any, device: str = "cpu"
+    ) -> None:
         torch.manual_seed(0)
+        self.device = device
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape).to(device, dtype)
+
         self.rows, self.prefix, self.rest, self.heads, self.kv_heads = rows, prefix, rest, heads, kv_heads
         self.repeats = heads // kv_heads
-        self.queries = torch.randn(rows, heads, rest, width).to(dtype)
-        self.shared = [torch.randn(1, kv_heads, prefix, width).to(dtype) for _ in range(2)]  # keys and values
-        self.own = [torch.randn(rows, kv_heads, rest, width).to(dtype) for _ in range(2)]
-        self.mask = torch.ones(rows, 1, rest, prefix + rest, dtype=torch.bool).tril(prefix)
+        self.queries = random(rows, heads, rest, width)
+        self.shared = [random(1, kv_heads, prefix, width) for _ in range(2)]  # keys and values
+        self.own = [random(rows, kv_heads, rest, width) for _ in range(2)]
+        self.mask = torch.ones(rows, 1, rest, prefix + rest, dtype=torch.bool, device=device).tril(prefix)
 
         def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
             own = key - prefix
             return (own < 0) | ((own // rest == query // rest) & (own <= query))
 
-        self.blocks = create_block_mask(sees, None, None, rows * rest, prefix + rows * rest, device="cpu")
+        self.blocks = create_block_mask(sees, None, None, rows * rest, prefix + rows * rest, device=device)
 
     def _copied(self) -> list[torch.Tensor]:
         pairs = zip(self.shared, self.own, strict=True)
         return [torch.cat([shared.expand(self.rows, -1, -1, -1), own], dim=2) for shared, own in pairs]
 
     def copied(self) -> torch.Tensor:
-        """As the engine and transformers do it: `(rows, heads, rest, width)`, as of all ways."""
+        """As transformers does it: `(rows, heads, rest, width)`, as of all ways."""
         states = (repeat_kv(states, self.repeats) for states in self._copied())
         return scaled_dot_product_attention(self.queries, *states, self.mask)
 
@@ -64,7 +74,13 @@ class Shape:
         return scaled_dot_product_attention(self.queries, *self._copied(), self.mask, enable_gqa=True)
 
     def apart(self) -> torch.Tensor:
-        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        ops = torch.ops.aten
+        is_cpu = self.device == "cpu"
+        flash = ops._scaled_dot_product_flash_attention_for_cpu if is_cpu else ops._scaled_dot_product_flash_attention
+
+        def attend(*states: torch.Tensor, is_causal: bool = False) -> Any:
+            return flash(*states, is_causal=is_causal)[:2]  # and the log-sum-exp
+
         own, own_sum = attend(self.queries, *(repeat_kv(states, self.repeats) for states in self.own), is_causal=True)
         grouped = (self.kv_heads, self.rows, self.repeats * self.rest)
         queries = self.queries.view(self.rows, self.kv_heads, self.repeats * self.rest, -1).transpose(0, 1)
@@ -90,11 +106,11 @@ def compiled_flex() -> Any:
 
 
 @torch.no_grad()
-def compare(*shape: int) -> dict[str, float]:
-    """Time and memory of all ways over those of `copied`, and how their results differ."""
+def compare(*shape: int, device: str = "cpu", types: tuple[torch.dtype, ...] = TYPES) -> dict[str, float]:
+    """Time of all ways over that of `copied`, and how their results differ."""
     found: dict[str, float] = {}
-    for dtype in TYPES:
-        states = Shape(*shape, dtype)
+    for dtype in types:
+        states = Shape(*shape, dtype, device)
         ways = {way: getattr(states, way) for way in WAYS}
         for way in ways.values():
             way()  # compiled, buffers made
@@ -124,7 +140,7 @@ def memory(*shape: int) -> dict[str, float]:
 def watched() -> Iterator[tuple[dict[str, float], list[tuple[int, ...]]]]:
     """Seconds in attention and in copies of states inside, and shapes of attention to a prefix."""
     seconds, shapes = {"attention": 0.0, "copies": 0.0}, []
-    attend, update = ALL_ATTENTION_FUNCTIONS["sdpa"], DynamicLayer.update
+    attend, update = ALL_ATTENTION_FUNCTIONS[GROUPED], DynamicLayer.update
 
     def timed_attend(module: Any, queries: Any, keys: Any, *args: Any, **kwargs: Any) -> Any:
         found, taken = timed(lambda: attend(module, queries, keys, *args, **kwargs))
@@ -140,12 +156,12 @@ def watched() -> Iterator[tuple[dict[str, float], list[tuple[int, ...]]]]:
         seconds["copies"] += taken
         return found
 
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = timed_attend  # beside the one that all models share
+    ALL_ATTENTION_FUNCTIONS[GROUPED] = timed_attend  # beside the one that all models share
     try:
         with mock.patch.object(DynamicLayer, "update", timed_update):
             yield seconds, shapes
     finally:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+        del ALL_ATTENTION_FUNCTIONS[GROUPED]
 
 
 @torch.no_grad()

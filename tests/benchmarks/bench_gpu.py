@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bench_attention import compare
 from bench_reward_step import WAYS, Step
-from bench_scoring import RoundRobin, distinct_pairs, round_robin
+from bench_scoring import BATCH_SIZE, RoundRobin, distinct_pairs, round_robin
 from judges import PROMPT, make_judge, make_qwen3_vl
 from released_vlms import INTERNVL, QWEN3_VL
 from timing import interleaved, matrix_product_peak
 from torch.utils.flop_counter import FlopCounterMode
+
+
+WORDS_BEFORE, WORDS_AFTER = 77, 24  # tokens of a question before its reference, and after it beside the sample
 
 
 @dataclass
@@ -166,7 +170,16 @@ def train(size: Size) -> dict[str, float]:
     return results
 
 
-TASKS = {"score": score, "rank": rank, "reward_step": reward_step, "train": train}
+def attention(size: Size) -> dict[str, float]:
+    """Ways to attend to a prefix that candidates share, at the shapes of a round robin."""
+    text = size.configs["text_config"]
+    heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
+    width = text.get("head_dim") or text["hidden_size"] // heads
+    prefix, rest = WORDS_BEFORE + size.num_tokens, size.num_tokens + WORDS_AFTER
+    return compare(BATCH_SIZE, prefix, rest, heads, kv_heads, width, device=size.device, types=(size.dtype,))
+
+
+TASKS = {"attention": attention, "score": score, "rank": rank, "reward_step": reward_step, "train": train}
 
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:

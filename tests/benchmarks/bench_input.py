@@ -6,7 +6,6 @@ which is of use where there are as many cores as workers. What one image costs i
 """
 
 import io
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +39,17 @@ def encoded_images(kind: str, count: int) -> list[bytes]:
     return images
 
 
+def torchvision_decoder() -> Callable[[bytes], torch.Tensor] | None:
+    """Decoder of torchvision, where it is installed and works."""
+    try:
+        from torchvision.io import decode_image
+
+        decode_image(torch.frombuffer(bytearray(encoded_images("png_448", 1)[0]), dtype=torch.uint8))
+    except (ImportError, RuntimeError):  # its library is built for another torch
+        return None
+    return lambda image: decode_image(torch.frombuffer(bytearray(image), dtype=torch.uint8))
+
+
 def desk(
     kind: str, count: int = 32, workers: tuple[int, ...] = (1, 2, 4), num_tokens: int = NUM_TOKENS
 ) -> dict[str, float]:
@@ -61,6 +71,9 @@ def desk(
     _, alone = timed(partial(prepare, None))
     _, decoding = timed(lambda: [Image.open(io.BytesIO(image)).load() for image in images])
     results = {"cpu_ms_per_image": 1000 * alone / count, "share_of_decoding": decoding / alone}
+    if (decode := torchvision_decoder()) is not None:
+        _, seconds = timed(lambda: [decode(image) for image in images])
+        results["torchvision_over_pillow_decoding"] = seconds / decoding
     for number in workers:
         with ThreadPoolExecutor(number) as executor:
             start = time.perf_counter()
@@ -84,7 +97,7 @@ class _Rows(torch.utils.data.Dataset):
 def collator(
     kind: str, count: int = 64, workers: tuple[int, ...] = (1, 2), num_tokens: int = NUM_TOKENS
 ) -> dict[str, float]:
-    """Rows a second of the collator in some processes of a `DataLoader`, from its second batch on."""
+    """Rows a second of the collator in some processes of a `DataLoader`, which are busy already."""
     from rewarddance_hf import DataCollatorForRewardDance
 
     _, processor = make_judge(num_tokens, "text_first", **tiny_config("3m"))
@@ -95,8 +108,14 @@ def collator(
     _, seconds = timed(lambda: [collate(batch) for batch in batches])
     results = {"cpu_ms_per_row": 1000 * seconds / len(rows)}
     for number in workers:
-        loader = iter(torch.utils.data.DataLoader(rows, batch_size, num_workers=number, collate_fn=collate))
-        next(loader)
+        ahead = 2 * number  # batches that workers begin before they are asked for
+        order = [
+            [i % len(rows) for i in range(start, start + batch_size)]
+            for start in range(0, 3 * ahead * batch_size, batch_size)
+        ]
+        loader = iter(torch.utils.data.DataLoader(rows, batch_sampler=order, num_workers=number, collate_fn=collate))
+        for _ in range(ahead):
+            next(loader)
         start = time.perf_counter()
         left = sum(len(batch["labels"]) for batch in loader)
         results[f"rows_per_second_{number}_processes"] = left / (time.perf_counter() - start)
@@ -104,10 +123,9 @@ def collator(
 
 
 def measurements(is_full: bool = False) -> dict[str, Callable[[], dict[str, float]]]:
-    """The desk and the collator, with up to as many workers as this process may use cores, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = min(16, cores)
-    workers = tuple(number for number in (1, 2, 4, 8, 16) if number <= most)
-    return {
-        f"{part.__name__}/{kind}": partial(part, kind, workers=workers) for part in (desk, collator) for kind in IMAGES
+    """The desk and the collator, with 1 to 16 workers, also where this process may use fewer cores."""
+    threads = (1, 2, 4, 8, 16)
+    processes = threads if is_full else threads[:3]
+    return {f"desk/{kind}": partial(desk, kind, workers=threads) for kind in IMAGES} | {
+        f"collator/{kind}": partial(collator, kind, workers=processes) for kind in IMAGES
     }

@@ -7,6 +7,7 @@ first ones, when features of all images are made, and as many again, which stand
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -139,9 +140,15 @@ def score_pairs(scorer: Any, pairs: peers.Pairs) -> torch.Tensor:
     return scorer.score(samples, PROMPT, references)
 
 
+def _linear_flops(given: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(given) * weight[0]
+
+
 def flops(function: Callable[[], Any]) -> int:
-    """Floating-point operations of products and attention."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations of products and attention, those of oneDNN too."""
+    has_onednn = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    more = {torch.ops.mkldnn._linear_pointwise: _linear_flops} if has_onednn else {}
+    with FlopCounterMode(display=False, custom_mapping=more) as counter:
         function()
     return counter.get_total_flops()
 

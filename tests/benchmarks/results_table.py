@@ -167,7 +167,7 @@ def input_side(results: Results) -> list[str]:
         "of",
         "ms of one core each",
         "share of decoding",
-        *(f"a second, {n} workers" for n in numbers),
+        *(f"a second, {n} worker{'s' * (n > 1)}" for n in numbers),
     ]
     return table(header, rows)
 
@@ -294,6 +294,7 @@ def gpu(results: Results) -> list[str]:
         "rank/share_of_peak": "share of the matmul peak",
         "rank/peak_gib": "GiB",
         "rank/largest_difference": "largest difference of log-odds",
+        **{f"attention/{way}_bfloat16_time": f"attention, `{way}`" for way in ("grouped", "apart", "packed")},
         "train/images_per_second": "LoRA training: images/s",
         "train/tokens_per_second": "tokens/s",
         "train/share_of_peak": "share of the matmul peak",

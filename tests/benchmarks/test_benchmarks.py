@@ -35,7 +35,7 @@ def test_scoring(bench, references, monkeypatch):
         results[f"speedup_vs_{name}"] > 0 for name in ("batched", "batched_forward", "one_by_one", "generation")
     )
     if references is None:
-        assert results["theoretical_speedup"] > 1
+        assert 1 < results["theoretical_speedup"] < 10
 
 
 def test_distinct_pairs(bench):
@@ -148,8 +148,9 @@ def test_peak_of_memory(bench):
 
 
 @pytest.mark.parametrize("name", ["internvl3_5_8b", pytest.param("qwen3_vl_8b", marks=pytest.mark.slow)])
-def test_gpu(bench, name):
-    """What is measured on a GPU runs on any device, of the same classes at tiny size."""
+def test_gpu(bench, name, monkeypatch):
+    """What is measured on a GPU runs on any device, of the same classes at tiny size (FlexAttention needs a compiler)."""
+    monkeypatch.setattr(bench("bench_attention"), "WAYS", ("copied", "grouped", "apart"))
     gpu = bench("bench_gpu")
     size = gpu.SIZES[name]
     text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -166,6 +167,7 @@ def test_gpu(bench, name):
     small = {"num_tokens": 4, "pairs": 2, "images": 3, "train_pairs": 1, "updates": 2, "repeats": 1}
     size = dataclasses.replace(size, configs=configs, device="cpu", dtype=torch.float32, bound=1e-4, **small)
     results = {task: measure(size) for task, measure in gpu.TASKS.items()}
+    assert results["attention"]["apart_float32_difference"] < 1e-5
     assert results["score"]["images_per_second"] > 0
     assert results["rank"]["share_of_peak"] > 0
     assert results["reward_step"]["again_time_over_full_graph"] > 0

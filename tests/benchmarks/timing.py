@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from rewarddance_hf.scoring.engine.products import is_slow_otherwise
+
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     """Result and seconds."""
@@ -43,7 +45,10 @@ def matrix_product_peak(device: str = "cpu", dtype: torch.dtype = torch.float32,
     """Floating-point operations per second of the best of some large matrix products."""
     size *= 8 if device == "cuda" else 1
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / min(timed(lambda: a @ b)[1] for _ in range(5))
+    ways = [lambda: a @ b]
+    if device == "cpu" and dtype == torch.float32 and is_slow_otherwise():
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+    return 2 * size**3 / min(timed(way)[1] for way in ways for _ in range(5))
 
 
 def peak_of(function: Callable[..., None], *arguments: Any) -> float:

@@ -9,7 +9,7 @@ states of a token depend only on what goes before it. Models in which this is no
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from itertools import islice
 from typing import Any
@@ -24,9 +24,11 @@ from ...models import RewardDanceForYesScoring, RewardDanceProcessor
 from ...models.modeling_rewarddance import CACHE_NAME
 from ...models.question_rewarddance import Question
 from ..loading import is_sharded
+from .attention import GROUPED, grouped_attention
 from .checkpointing import layers_computed_again
+from .last_position import last_position_only
 from .media_desk import ImageDesk, PreparedImage, needs_graph
-from .memory import BatchLimit
+from .memory import BatchLimit, keep_freed_memory
 from .products import products_by_onednn
 from .proof import difference_from_plain_path
 from .session import EngineSession
@@ -41,7 +43,7 @@ logger = logging.get_logger(__name__)
 EXACT_MODEL_TYPES = tuple("gemma3 glm4v idefics3 internvl llava_onevision qwen2_5_vl qwen3_vl smolvlm".split())
 EXACT_TEXT_TYPES = tuple("gemma3_text glm4v_text llama qwen2 qwen2_5_vl_text qwen3 qwen3_vl_text".split())
 # Attention functions that take a mask over cached and new tokens as it is.
-EXACT_ATTENTION = ("eager", "sdpa")
+EXACT_ATTENTION = ("eager", "sdpa", GROUPED)
 
 WINDOW = 256  # questions that are planned together, while the images of the next ones are prepared
 MIN_SAVING = 64  # tokens that a shared part must save to be computed apart
@@ -73,12 +75,12 @@ class ScoringEngine:
         self.pad_to_multiple_of = 64 if self.is_compiled and pad_to_multiple_of is None else pad_to_multiple_of
         if self.is_compiled:
             arguments = {"dynamic": False, **(compile_model if isinstance(compile_model, dict) else {})}
-            base_model: Any = model.vlm.base_model
-            text_model = getattr(base_model, "language_model", None) or base_model.text_model
-            text_model.compile(**arguments)
+            self._text_model.compile(**arguments)
         self._limit = BatchLimit(batch_size)
         self._kept_layers = layers_computed_again if gradient_checkpointing else nullcontext
         self._products = nullcontext if self.is_compiled else products_by_onednn
+        self._attention = nullcontext if self.is_compiled else grouped_attention
+        keep_freed_memory()
         self.vision = VisionEncoder(model, self._limit, self._kept_layers)
         text_config = model.config.get_text_config()
         # A sliding window would count padding between prefix and rest as if it were text.
@@ -132,7 +134,7 @@ class ScoringEngine:
 
         questions, of_window, futures = begin()
         while questions:
-            with self._products(self.model):
+            with self._products(self.model), self._attention(self.model):
                 images = self.vision.encode(futures, of_window)
                 self.vision.forget(of_window, images)
                 following = begin()  # its images are prepared while the language model works
@@ -235,7 +237,7 @@ class ScoringEngine:
     def _answer_leaves(self, nodes: list[Node], session: EngineSession) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-odds and scores of the questions that end in some parts, each `(len(nodes),)`."""
         inputs = self._inputs(nodes, session)
-        with self._grad_mode(nodes), self._kept_layers(self.model):
+        with self._grad_mode(nodes), self._kept_layers(self.model), self._answers_only():
             head = self._answer_head()
             if head is None:
                 output = self.model(**inputs)
@@ -245,6 +247,18 @@ class ScoringEngine:
             answers = nn.functional.linear(hidden.float(), *head) / self.model.config.score_temperature
             logits = answers[:, 0] - answers[:, 1]
             return logits, logits.sigmoid()
+
+    @property
+    def _text_model(self) -> Any:
+        base_model: Any = self.model.vlm.base_model
+        return getattr(base_model, "language_model", None) or base_model.text_model
+
+    def _answers_only(self) -> AbstractContextManager[None]:
+        """Where the last layer need not compute what nobody reads, as states are those before it: without a graph, in known models."""
+        is_known = self.model.config.get_text_config().model_type in EXACT_TEXT_TYPES
+        if torch.is_grad_enabled() or self.is_compiled or not is_known:
+            return nullcontext()
+        return last_position_only(self._text_model)
 
     def _answer_head(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Weights of the two answers alone, if the scores need no other logits and the head is a plain product."""
@@ -263,7 +277,7 @@ class ScoringEngine:
         inputs = self._inputs(nodes, session)
         inputs.setdefault(CACHE_NAME, DynamicCache())
         inputs["use_cache"] = True
-        with self._grad_mode(nodes):
+        with self._grad_mode(nodes), self._answers_only():
             cache = self.model.vlm.base_model(**inputs)[CACHE_NAME]
         longest = inputs["input_ids"].shape[1]
         past = inputs["attention_mask"].shape[1] - longest

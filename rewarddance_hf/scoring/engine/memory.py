@@ -1,6 +1,7 @@
-"""Batches that are halved when memory runs out."""
+"""Batches that are halved when memory runs out, and freed memory that is used again."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +33,16 @@ class BatchLimit:
             torch.cuda.empty_cache()
         self.run_in_halves(items[:half], run)
         self.run_in_halves(items[half:], run)
+
+
+@cache
+def keep_freed_memory() -> None:
+    """
+    Let glibc keep blocks of up to 31 MiB that are freed, in place of giving them back to the system and asking for them again in
+    each layer, which takes a tenth of the time on a CPU. It does so by itself from the first free of such a block on: one is taken
+    and freed, and never written to. Elsewhere this does nothing.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
