@@ -1,5 +1,6 @@
 """The report of the study: tables in the paper's numbering, what each claim comes to, and figures."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,7 @@ def _dynamics(results: Results, folder: Path) -> list[str]:
     rows = []
     for name in names:
         found = _of(results, name)
+        warnings = [kind for at in found for _, kind in at["warnings"]]
         spreads = [[record["reward_std"] for record in at["history"] if "reward_std" in record] for at in found]
         rows.append(
             [
@@ -283,7 +285,7 @@ def _dynamics(results: Results, folder: Path) -> list[str]:
                 estimate([at["right"] for at in found], [base["right"]]).points(),
                 ", ".join(f"{of_seed[0]:.2g}" for of_seed in spreads if of_seed) or "-",
                 ", ".join(f"{of_seed[-1]:.2g}" for of_seed in spreads if of_seed) or "-",
-                ", ".join(kind for at in found for _, kind in at["warnings"]) or "none",
+                ", ".join(f"{kind} ({count})" for kind, count in Counter(warnings).items()) or "none",
             ]
         )
     header = ["judge", "gain in points", "std of the first rewards, by seed", "of the last", "warnings of the monitor"]
