@@ -53,6 +53,13 @@ ELSEWHERE = {
         f"accelerate_configs/{path.name}": "tests/examples/test_accelerate_configs.py, which reads it: it needs GPUs"
         for path in (EXAMPLES / "accelerate_configs").iterdir()
     },
+    **{
+        path.relative_to(
+            EXAMPLES
+        ).as_posix(): "tests/examples/test_paper.py, on tiny numbers: it takes an hour and more"
+        for ending in ("py", "yaml")
+        for path in (EXAMPLES / "paper").rglob(f"*.{ending}")
+    },
 }
 HERE = {
     *(f"configs/{name}.yaml" for name in (*ON_HUB, *BY_SIZE, *SHAPES)),

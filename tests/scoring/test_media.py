@@ -139,17 +139,17 @@ def test_images_of_a_known_size_are_prepared_alike(family, vlm_folder):
     images = [random_image(seed, 40, 56) for seed in range(4)]
     desk = ImageDesk(processor)
     for alone in (True, False):
-        known = [desk._prepare(image, alone) for image in images]
+        known = [desk._process(image, alone) for image in images]
         call = desk._calls.find(((40, 56), alone), lambda: None)
         assert call is not None
         fresh = [
-            ImageDesk(RewardDanceProcessor.from_pretrained(vlm_folder(family)))._prepare(images[i], alone)
+            ImageDesk(RewardDanceProcessor.from_pretrained(vlm_folder(family)))._process(images[i], alone)
             for i in (2, 3)
         ]
         pixels = torch.from_numpy(np.array(images[3])).permute(2, 0, 1) / 255
         tensors = [pixels.clone().requires_grad_() for _ in range(2)]
         desks = desk, ImageDesk(RewardDanceProcessor.from_pretrained(vlm_folder(family)))
-        graded = [desk._prepare(tensor, alone) for desk, tensor in zip(desks, tensors, strict=True)]
+        graded = [desk._process(tensor, alone) for desk, tensor in zip(desks, tensors, strict=True)]
         for one, other in [*zip(known[2:], fresh, strict=True), graded]:
             assert one.expansion == other.expansion
             assert one.grid == other.grid
@@ -166,7 +166,7 @@ def test_other_settings_are_noticed(vlm_folder):
     """What is known of a size belongs to the settings of the processor."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"))
     image = random_image(0)
-    before = [ImageDesk(processor)._prepare(image, True) for _ in range(3)][-1]
+    before = [ImageDesk(processor)._process(image, True) for _ in range(3)][-1]
     processor.image_processor.image_mean = [0.0, 0.0, 0.0]
-    after = ImageDesk(processor)._prepare(image, True)
+    after = ImageDesk(processor)._process(image, True)
     assert not torch.equal(before.inputs["pixel_values"], after.inputs["pixel_values"])
