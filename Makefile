@@ -151,8 +151,8 @@ shapes-ladder: $(VENV)/.installed  ## train a tiny vision-language model of anot
 outputs/shapes_base_%/model.safetensors: | $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.ladder --size $*
 
-# The base models are trained once, which takes another hour.
-paper: $(patsubst %,outputs/shapes_base_%/model.safetensors,0.1m 0.5m 1.5m)  ## run the paper's experiments on shapes (writes outputs/paper/; PAPER="--quick" takes 15 minutes)
+# The base models are trained once.
+paper: $(patsubst %,outputs/shapes_base_%/model.safetensors,0.1m 0.5m 1.5m)  ## run the paper's experiments on shapes (writes outputs/paper/; PAPER="--quick" for a short run)
 	OMP_NUM_THREADS=1 $(BIN)/python examples/paper/study.py $(PAPER)
 
 shapes-generator: $(VENV)/.installed  ## train the tiny generator that alignment and search start from

@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from judges import LAYOUT
 from peft import LoraConfig
 
 from rewarddance_hf import (
     ReFLTrainer,
-    ReFLTrainingArguments,
     RewardDanceForYesScoring,
     RewardDanceScorer,
     RewardDynamics,
@@ -20,25 +18,28 @@ from rewarddance_hf import (
     best_of_n_references,
     search_over_paths,
 )
-from rewarddance_hf.shapes.alignment_demo import LORA_TARGETS, oracle_reward
-from rewarddance_hf.shapes.generated import ShapesPrompts, alignment_holds, sample_images
-from rewarddance_hf.shapes.generator import MAX_SEQUENCE_LENGTH, NUM_INFERENCE_STEPS, SAMPLING, load_generator
+from rewarddance_hf.shapes.alignment_demo import (
+    BATCH_SIZE,
+    LORA_TARGETS,
+    MONITOR_SEED,
+    oracle_reward,
+    shares_right,
+    tuning_arguments,
+)
+from rewarddance_hf.shapes.generated import ShapesPrompts, alignment_holds
+from rewarddance_hf.shapes.generator import SAMPLING, load_generator
 from rewarddance_hf.shapes.models import judge_processor
 from rewarddance_hf.shapes.preferences import ALIGNMENT_CRITERIA
 
 
-BATCH_SIZE = 32
-LEARNING_RATE = 1e-3
-STEP_INDEX_RANGE = [NUM_INFERENCE_STEPS // 2, NUM_INFERENCE_STEPS]
-SAMPLES_PER_PROMPT = 2
-# Prompts that figures come from, that the monitor sees, that are searched for: none is in two of these.
-MEASURED_SEED, MONITORED_SEED, SEARCHED_SEED = 2, 1, 3
+# Prompts to search for, others than those that tuned generators are measured on
+SEARCHED_SEED = 3
 PATHS = {"num_paths": 2, "start_step": 4, "renoise_steps": 2, "denoise_steps": 4}
 
 
 def measure(folder: str, *, report: Any, num_prompts: int) -> dict[str, Any]:
     """Share of samples of the base generator that show all of their held-out prompt, for each prompt."""
-    return {"right": _measure(load_generator(), num_prompts, report)}
+    return {"right": shares_right(load_generator(), num_prompts, report).tolist()}
 
 
 def tune(
@@ -69,7 +70,7 @@ def tune(
         )
         kept = [(image, row["prompt"]) for row in rows for image in row["references"]]
         metrics["references"] = float(alignment_holds(*zip(*kept, strict=True)).mean())
-    held_out = [row["prompt"] for row in ShapesPrompts(100, "id", MONITORED_SEED)]
+    held_out = [row["prompt"] for row in ShapesPrompts(100, "id", MONITOR_SEED)]
     monitor = RewardDynamicsCallback(
         oracle_reward,
         held_out,
@@ -77,40 +78,18 @@ def tune(
         restore_best=False,
         dynamics=RewardDynamics(window=max(updates // 5, 2)),
     )
-    arguments = ReFLTrainingArguments(
-        folder,
-        num_inference_steps=NUM_INFERENCE_STEPS,
-        guidance_scale=SAMPLING["guidance_scale"],
-        pipeline_kwargs={"max_sequence_length": MAX_SEQUENCE_LENGTH},
-        step_index_range=STEP_INDEX_RANGE,
-        reward_transform="none" if paradigm == "regressive" else "log",
-        per_device_train_batch_size=BATCH_SIZE,
-        per_device_eval_batch_size=64,
-        max_steps=updates,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=min(10, updates // 8),
-        adam_beta2=0.95,
-        gradient_checkpointing=False,
-        vae_checkpointing=False,
-        vae_slicing=False,
-        seed=seed,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
+    transform = "none" if paradigm == "regressive" else "log"
     trainer = ReFLTrainer(
         pipeline=pipeline,
         reward=scorer,
-        args=arguments,
+        args=tuning_arguments(folder, updates, transform, seed),
         train_dataset=rows,
         callbacks=[monitor],
         peft_config=LoraConfig(r=16, lora_alpha=16, target_modules=LORA_TARGETS),
     )
     trainer.train()
     trainer.save_model()
-    metrics["right"] = _measure(pipeline, measured_prompts, report)
+    metrics["right"] = shares_right(pipeline, measured_prompts, report).tolist()
     metrics["history"] = json.loads(json.dumps(monitor.dynamics.history, default=float))
     metrics["warnings"] = [[warning.step, warning.kind] for warning in monitor.dynamics.warnings]
     return metrics
@@ -146,11 +125,3 @@ def load_scorer(judge: str, paradigm: str, batch_size: int) -> RewardDanceScorer
     """A frozen judge of the study."""
     model = RewardDanceForYesScoring.from_pretrained(judge, paradigm=paradigm).requires_grad_(False)
     return RewardDanceScorer(model, judge_processor(Path(judge), prompt_layout=LAYOUT), batch_size=batch_size)
-
-
-def _measure(pipeline: Any, num_prompts: int, report: Any) -> list[float]:
-    rows = ShapesPrompts(num_prompts, "id", MEASURED_SEED)
-    prompts = [row["prompt"] for row in rows for _ in range(SAMPLES_PER_PROMPT)]
-    images = sample_images(pipeline, prompts, MEASURED_SEED, on_progress=lambda count: report(count, len(prompts)))
-    right = alignment_holds(images, prompts).astype(float)
-    return np.asarray(right).reshape(num_prompts, SAMPLES_PER_PROMPT).mean(1).tolist()

@@ -6,8 +6,8 @@
 """
 The paper's experiments where the truth is known: judges and generators of shapes, measured by an exact oracle.
 
-    make paper                                    # trains the base models that are missing, then takes 90 minutes of two cores
-    make paper PAPER=--quick                      # 15 minutes, with too little of everything to conclude from
+    make paper                                    # trains the base models that are missing first
+    make paper PAPER=--quick                      # with too little of everything to conclude from
 
 Results are kept in the output folder: a call after a stop goes on, and does again only what other settings ask for. The
 report is made of what there is.

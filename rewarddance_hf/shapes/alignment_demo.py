@@ -91,21 +91,25 @@ def measure(name: str, output_dir: str, num_prompts: int, *, report: Report) -> 
     """
     folder = Path(output_dir)
     pipeline = load_generator() if name == "base" else load_tuned(folder)
-    dataset = ShapesPrompts(num_prompts, "id", EVALUATION_SEED)
-    rows = [dataset[i] for i in range(num_prompts)]
-    prompts = [row["prompt"] for row in rows for _ in range(SAMPLES_PER_PROMPT)]
-    images = sample_images(pipeline, prompts, EVALUATION_SEED, on_progress=lambda count: report(count, len(prompts)))
-    right = alignment_holds(images, prompts).reshape(num_prompts, SAMPLES_PER_PROMPT).mean(1)
+    right = shares_right(pipeline, num_prompts, report)
     key = f"generator/{name}"
     low, high = bootstrap_interval(right)
     metrics = {f"{key}/alignment": float(right.mean()), f"{key}/alignment_low": low, f"{key}/alignment_high": high}
-    kinds = np.array([row["kind"] for row in rows])
+    kinds = np.array([row["kind"] for row in ShapesPrompts(num_prompts, "id", EVALUATION_SEED)])
     metrics |= {
         f"{key}/kind/{kind}/alignment": float(right[kinds == kind].mean()) for kind in dict.fromkeys(kinds.tolist())
     }
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / SHARES_FILE, right.tolist())
     _write(folder / METRICS_FILE, metrics)
+
+
+def shares_right(pipeline: Any, num_prompts: int, report: Report) -> np.ndarray:
+    """Share of samples that show all of their prompt, for each of the held-out prompts: an array `(num_prompts,)` in [0, 1]."""
+    rows = ShapesPrompts(num_prompts, "id", EVALUATION_SEED)
+    prompts = [row["prompt"] for row in rows for _ in range(SAMPLES_PER_PROMPT)]
+    images = sample_images(pipeline, prompts, EVALUATION_SEED, on_progress=lambda count: report(count, len(prompts)))
+    return alignment_holds(images, prompts).reshape(num_prompts, SAMPLES_PER_PROMPT).mean(1)
 
 
 def gains(folder: Path) -> dict[str, float]:
@@ -156,6 +160,34 @@ def _read_references(folders: Sequence[str]) -> list[dict[str, Any]]:
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
+def tuning_arguments(output_dir: str, steps: int, reward_transform: str, seed: int = 42) -> ReFLTrainingArguments:
+    """Arguments of a short tuning of the tiny generator."""
+    return ReFLTrainingArguments(
+        output_dir,
+        num_inference_steps=NUM_INFERENCE_STEPS,
+        guidance_scale=GUIDANCE_SCALE,
+        pipeline_kwargs={"max_sequence_length": MAX_SEQUENCE_LENGTH},
+        step_index_range=STEP_INDEX_RANGE,
+        reward_transform=reward_transform,
+        per_device_train_batch_size=BATCH_SIZE,
+        per_device_eval_batch_size=64,
+        max_steps=steps,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=min(10, steps // 8),
+        adam_beta2=0.95,
+        gradient_checkpointing=False,
+        # So few pixels need no savings of memory, which would cost half of the time.
+        vae_checkpointing=False,
+        vae_slicing=False,
+        seed=seed,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+
+
 def tune(
     name: str,
     output_dir: str,
@@ -190,30 +222,8 @@ def tune(
         restore_best=name == "tuned",
         dynamics=RewardDynamics(window=max(steps // 10, 2)),
     )
-    arguments = ReFLTrainingArguments(
-        output_dir,
-        num_inference_steps=NUM_INFERENCE_STEPS,
-        guidance_scale=GUIDANCE_SCALE,
-        pipeline_kwargs={"max_sequence_length": MAX_SEQUENCE_LENGTH},
-        step_index_range=STEP_INDEX_RANGE,
-        # Unlike log-odds, it lets go of samples that the judge takes for better already.
-        reward_transform="log" if name == "tuned" else "none",
-        per_device_train_batch_size=BATCH_SIZE,
-        per_device_eval_batch_size=64,
-        max_steps=steps,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=min(10, steps // 8),
-        adam_beta2=0.95,
-        gradient_checkpointing=False,
-        # So few pixels need no savings of memory, which would cost half of the time.
-        vae_checkpointing=False,
-        vae_slicing=False,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
+    # Unlike log-odds, a logarithm lets go of samples that the judge takes for better already.
+    arguments = tuning_arguments(output_dir, steps, "log" if name == "tuned" else "none")
     trainer = ReFLTrainer(
         pipeline=pipeline,
         reward={"judge" if name == "tuned" else "color": reward},

@@ -12,7 +12,8 @@ class Display:
 
     In a terminal each running stage has a bar, and each that has ended a line. Elsewhere (pipes, CI) there is one line for the
     start and the end of each stage, and no control character. `costs` says by name how long stages take, compared with each
-    other; once a tenth of all is done, the line of a stage that has ended says about how long the others will take.
+    other, or is 0 where nobody knows; once a tenth of all is done, the line of a stage that has ended says about how long the
+    others will take.
     """
 
     def __init__(self, stream: TextIO, costs: Mapping[str, float]) -> None:
@@ -67,7 +68,8 @@ class Display:
         """A stage has ended."""
         self.num_finished += 1
         self.cost_done += self.costs[name]
-        share = self.cost_done / sum(self.costs.values())
+        total = sum(self.costs.values())
+        share = self.cost_done / total if total else 0.0
         text = f"{self._titles[name]} ({minutes(seconds)})"
         if 0.1 <= share < 1:
             text += f", {minutes((time.monotonic() - self.start_time) * (1 - share) / share)} left"

@@ -42,8 +42,8 @@ class Stage:
             Names of the stages that must have ended before.
         can_wait (`bool`, *optional*, defaults to `False`):
             Whether it leaves processor time, and its turn, to stages that cannot wait.
-        cost (`float`, *optional*, defaults to 1):
-            How long it takes, compared with others. What is left is told by it.
+        cost (`float`, *optional*, defaults to 0):
+            How long it takes, compared with others. What is left is told by it, if any is given.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Stage:
     arguments: tuple[Any, ...] = ()
     after: tuple[str, ...] = ()
     can_wait: bool = False
-    cost: float = 1.0
+    cost: float = 0.0
 
 
 def run_stages(

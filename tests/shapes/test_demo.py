@@ -116,6 +116,15 @@ def test_time_that_is_left():
     ]
 
 
+def test_time_that_nobody_knows():
+    """Without costs nothing is said of what is left."""
+    stream = io.StringIO()
+    with Display(stream, {"first": 0, "second": 0}) as display:
+        display.start("first", "first")
+        display.finish("first", 10)
+    assert stream.getvalue().endswith("finished  first (0:10)\n")
+
+
 def test_stages_that_can_wait(tmp_path):
     """Two that can wait leave processor time, and a place, to one that cannot."""
     file = tmp_path / "niceness"
