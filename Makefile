@@ -151,12 +151,15 @@ shapes-ladder: $(VENV)/.installed  ## train a tiny vision-language model of anot
 outputs/shapes_base_%/model.safetensors: | $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.ladder --size $*
 
-# The base models are trained once.
-paper: $(patsubst %,outputs/shapes_base_%/model.safetensors,0.1m 0.5m 1.5m)  ## run the paper's experiments on shapes (writes outputs/paper/; PAPER="--quick" for a short run)
+outputs/shapes_generator_%/model_index.json: | $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.generator_base --width $* --output_dir outputs/shapes_generator_$*
+
+# The largest base model and the second generator are trained once.
+paper: outputs/shapes_base_1.5m/model.safetensors outputs/shapes_generator_32/model_index.json  ## run the paper's experiments on shapes (writes outputs/paper/; PAPER="--quick" for a short run)
 	OMP_NUM_THREADS=1 $(BIN)/python examples/paper/study.py $(PAPER)
 
-shapes-generator: $(VENV)/.installed  ## train the tiny generator that alignment and search start from
-	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.generator_base
+shapes-generator: $(VENV)/.installed  ## train the tiny generator that alignment and search start from, or with WIDTH=32 a smaller one (writes outputs/shapes_generator_32/)
+	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.generator_base $(if $(WIDTH),--width $(WIDTH) --output_dir outputs/shapes_generator_$(WIDTH))
 
 release-artifacts: $(VENV)/.installed  ## build what is released of the shapes world (writes outputs/release/)
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.release

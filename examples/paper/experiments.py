@@ -7,10 +7,13 @@ from typing import Any
 import yaml
 from jobs import Job
 
+from rewarddance_hf.shapes.generator import WIDTH
+
 
 FOLDER = Path(__file__).parent / "experiments"
 NAMES = ("paradigms", "sizes", "references", "reasons", "dynamics", "attacks")
 WEIGHTS = "model.safetensors"
+GENERATOR_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 class Study:
@@ -20,14 +23,18 @@ class Study:
     Args:
         bases (`Mapping[str, Path]`):
             Folders of base models by size.
+        generators (`Mapping[int, Path]`):
+            Folders of generators by the width of their denoiser.
         quick (`bool`, *optional*, defaults to `False`):
             Whether to take the small settings that each YAML file has under `quick`.
         folder (`Path`, *optional*):
             Folder of the YAML files.
     """
 
-    def __init__(self, bases: Mapping[str, Path], quick: bool = False, folder: Path = FOLDER) -> None:
-        self.bases = dict(bases)
+    def __init__(
+        self, bases: Mapping[str, Path], generators: Mapping[int, Path], quick: bool = False, folder: Path = FOLDER
+    ) -> None:
+        self.bases, self.generators = dict(bases), dict(generators)
         self.settings = {name: read_settings(folder / f"{name}.yaml", quick) for name in ("common", *NAMES)}
 
     def jobs(self, names: tuple[str, ...] = NAMES) -> list[Job]:
@@ -59,10 +66,18 @@ class Study:
                     jobs[paradigm, num_rows, seed] = self._judge(name, size, paradigm, num_rows, updates, seed)
         return jobs
 
+    def missing_widths(self) -> list[int]:
+        """Widths of generators that experiments ask for and that are not there."""
+        return [width for width in self.settings["sizes"]["generator_widths"] if width not in self.generators]
+
     def sizes(self) -> dict[tuple[Any, ...], Job]:
-        """By size: zero-shot judges, judges, generators tuned by pairwise ones, searches by pointwise ones, by seed."""
+        """
+        Generators as they are, by width; by size of the judge: zero-shot judges, judges, generators that these tune, searches by
+        pointwise ones, by seed.
+        """
         settings = self.settings["sizes"]
-        jobs: dict[tuple[Any, ...], Job] = {("base",): self.base_generator()}
+        widths = [width for width in settings["generator_widths"] if width in self.generators]
+        jobs: dict[tuple[Any, ...], Job] = {("base", width): self.base_generator(width) for width in widths}
         for size in settings["sizes"]:
             if size not in self.bases:
                 continue
@@ -71,7 +86,8 @@ class Study:
             for seed in settings["seeds"]:
                 for paradigm in settings["paradigms"]:
                     jobs[size, "judge", paradigm, seed] = self.full_judge(size, paradigm, seed)
-                jobs[size, "tuned", "pairwise", seed] = self.tuned(size, "pairwise", seed)
+                    for width in widths:
+                        jobs[size, "tuned", paradigm, seed, width] = self.tuned(size, paradigm, seed, width=width)
                 jobs[size, "search", "pointwise", seed] = Job(
                     f"searches/{size}_{seed}",
                     "generators:search",
@@ -82,11 +98,11 @@ class Study:
         return jobs
 
     def references(self) -> dict[tuple[Any, ...], Job]:
-        """Generators by how references are chosen and by seed."""
+        """Generators by how references are chosen and by seed, and the one that is not tuned."""
         settings = self.settings["references"]
         if settings["size"] not in self.bases:
             return {}
-        return {
+        return {("base",): self.base_generator()} | {
             (name, seed): self.tuned(settings["size"], "pairwise", seed, references)
             for name, references in settings["references"].items()
             for seed in settings["seeds"]
@@ -104,14 +120,14 @@ class Study:
         }
 
     def dynamics(self) -> dict[tuple[Any, ...], Job]:
-        """Generators by the paradigm of the judge that tunes them and by seed."""
+        """Generators by size and paradigm of the judge that tunes them and by seed, and the one that is not tuned."""
         settings = self.settings["dynamics"]
-        if settings["size"] not in self.bases:
-            return {}
-        return {
-            (paradigm, seed): self.tuned(settings["size"], paradigm, seed)
+        return {("base",): self.base_generator()} | {
+            (size, paradigm, seed): self.tuned(size, paradigm, seed)
+            for size in settings["sizes"]
             for paradigm in settings["paradigms"]
             for seed in settings["seeds"]
+            if size in self.bases
         }
 
     def attacks(self) -> dict[tuple[Any, ...], Job]:
@@ -134,10 +150,14 @@ class Study:
 
     # ---- jobs that several experiments share ----
 
-    def base_generator(self) -> Job:
-        """Measurement of the generator that is not tuned."""
-        prompts = self.settings["common"]["measured_prompts"]
-        return Job("generators/base", "generators:measure", {"num_prompts": prompts}, cost=30)
+    def base_generator(self, width: int = WIDTH) -> Job:
+        """Measurement of a generator that is not tuned."""
+        settings = {
+            "generator": str(self.generators[width]),
+            "num_prompts": self.settings["common"]["measured_prompts"],
+        }
+        inputs = (f"{self.generators[width]}/{GENERATOR_WEIGHTS}",)
+        return Job(f"generators/{_named('base', width)}", "generators:measure", settings, cost=30, inputs=inputs)
 
     def pairs(self) -> tuple[Job, ...]:
         """Pairs of the generator's samples, for training and held out."""
@@ -161,11 +181,14 @@ class Study:
         more = {"sample_updates": settings["sample_updates"], "rationale": rationale}
         return self._judge(name, size, paradigm, settings["num_rows"], settings["updates"], seed, self.pairs(), more)
 
-    def tuned(self, size: str, paradigm: str, seed: int, references: dict[str, Any] | None = None) -> Job:
+    def tuned(
+        self, size: str, paradigm: str, seed: int, references: dict[str, Any] | None = None, width: int = WIDTH
+    ) -> Job:
         """A generator tuned by a judge of all data."""
         settings = dict(self.settings["sizes"]["tuning"])
         references = references or settings["references"]
         settings |= {
+            "generator": str(self.generators[width]),
             "paradigm": paradigm,
             "seed": seed,
             "measured_prompts": self.settings["common"]["measured_prompts"],
@@ -173,11 +196,12 @@ class Study:
         }
         label = f"{references['method']}_{references['top_k']}_of_{references['num_candidates']}"
         return Job(
-            f"generators/{size}_{paradigm}_{label}_{seed}",
+            f"generators/{_named(f'{size}_{paradigm}_{label}_{seed}', width)}",
             "generators:tune",
             settings,
             (self.full_judge(size, paradigm, seed),),
             cost=1.3 * settings["updates"] + settings["num_prompts"] * references["num_candidates"] / 60,
+            inputs=(f"{self.generators[width]}/{GENERATOR_WEIGHTS}",),
         )
 
     def _judge(
@@ -207,6 +231,11 @@ class Study:
 
 # Seconds of an update, about
 COST_OF_SIZE = {"0.1m": 0.12, "0.5m": 0.2, "1.5m": 0.4, "5m": 1.2, "10m": 2.5}
+
+
+def _named(name: str, width: int) -> str:
+    """Name of a job with a generator."""
+    return name if width == WIDTH else f"{name}_w{width}"
 
 
 def read_settings(file: Path, quick: bool = False) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -14,10 +14,23 @@ from intervals import estimate
 
 
 COLORS = {"regressive": "#d1812b", "pointwise": "#1f6f8b", "pairwise": "#8b1f5f"}
-SIZE_COLORS = ("#9ecae1", "#4292c6", "#08519c", "#08306b", "#041c3d")
 DPI = 130
 
 Results = Mapping[tuple[Any, ...], dict[str, Any]]
+
+
+class JudgeAndGain(NamedTuple):
+    """A judge's accuracies, and what a generator of some width gained that it tuned."""
+
+    size: str
+    paradigm: str
+    width: int
+    accuracy_id: float
+    accuracy_ood: float
+    gain: float
+
+
+MARKERS = ("o", "^", "s", "D")
 
 
 def draw_paradigms(results: Results, names: Mapping[str, str], counts: Sequence[int], file: Path) -> None:
@@ -50,9 +63,7 @@ def draw_paradigms(results: Results, names: Mapping[str, str], counts: Sequence[
     _save(figure, file)
 
 
-def draw_sizes(
-    results: Results, sizes: Sequence[str], points: Sequence[tuple[str, float, float, float]], file: Path
-) -> None:
+def draw_sizes(results: Results, sizes: Sequence[str], points: Sequence[JudgeAndGain], file: Path) -> None:
     """Accuracy by size, and what a generator gains over each accuracy of the judge that tunes it."""
     figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     places = list(range(len(sizes)))
@@ -79,47 +90,56 @@ def draw_sizes(
     panels[0].set_xticks(places, [f"{size[:-1]}M" for size in sizes])
     panels[0].set(xlabel="parameters of the judge", ylabel="accuracy, %", title="accuracy")
     panels[0].legend(fontsize=8)
-    for axes, number, title in ((panels[1], 1, "in domain"), (panels[2], 2, "out of domain")):
-        for size, color in zip(sizes, SIZE_COLORS, strict=False):
-            of_size = [point for point in points if point[0] == size]
-            axes.scatter(
-                [100 * point[number] for point in of_size],
-                [100 * point[3] for point in of_size],
-                color=color,
-                label=f"{size[:-1]}M",
-            )
-        axes.set(xlabel=f"accuracy of the pairwise judge {title}, %", ylabel="gain of the generator, points")
+    widths = list(dict.fromkeys(point.width for point in points))
+    for axes, accuracy, title in (
+        (panels[1], "accuracy_id", "in domain"),
+        (panels[2], "accuracy_ood", "out of domain"),
+    ):
+        for paradigm in ("pointwise", "pairwise"):
+            for width, marker in zip(widths, MARKERS, strict=False):
+                shown = [point for point in points if (point.paradigm, point.width) == (paradigm, width)]
+                axes.scatter(
+                    [100 * getattr(point, accuracy) for point in shown],
+                    [100 * point.gain for point in shown],
+                    [20 + 25 * sizes.index(point.size) for point in shown],
+                    color=COLORS[paradigm],
+                    marker=marker,
+                    alpha=0.7,
+                    label=f"{paradigm}, generator of width {width}",
+                )
+        axes.set(xlabel=f"accuracy of the judge {title}, %", ylabel="gain of the generator, points")
         axes.set_title(f"gain by tuning, over accuracy {title}", fontsize=10)
         axes.axhline(0, color="#bbbbbb", linewidth=1)
-    panels[2].legend(fontsize=8, title="judge", title_fontsize=8)
+    panels[2].legend(fontsize=7, title="larger marks: larger judges", title_fontsize=7)
     for axes in panels:
         axes.grid(alpha=0.25)
     _save(figure, file)
 
 
 def draw_dynamics(results: Results, names: Mapping[str, str], file: Path) -> None:
-    """Tuned reward, its standard deviation in the window, and the oracle's reward, over updates."""
+    """Tuned reward, its standard deviation in the window, and the oracle's reward, over updates; dashed for smaller judges."""
     figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     columns = (
         ("reward_mean", "mean reward in the window"),
         ("reward_std", "its standard deviation"),
         ("held_out", "held-out prompts drawn right, by the oracle"),
     )
+    largest = max((key[0] for key in results), key=lambda size: float(size.rstrip("m")))
     for axes, (column, title) in zip(panels, columns, strict=True):
-        for name, label in names.items():
-            for key, metrics in results.items():
-                if key[0] != name:
-                    continue
-                points = [(record["step"], record[column]) for record in metrics["history"] if column in record]
-                if not points:  # fewer updates than a window
-                    continue
-                if name == "regressive" and column != "held_out":
-                    start = abs(points[0][1]) or 1.0  # a scalar head has no scale of its own
-                    points = [(step, value / start) for step, value in points]
-                own = label + (" (over its first value)" if name == "regressive" and column != "held_out" else "")
-                axes.plot(
-                    *zip(*points, strict=True), color=COLORS[name], alpha=0.8, label=own if key[1] == 0 else None
-                )
+        for (size, paradigm, seed), metrics in results.items():
+            points = [(record["step"], record[column]) for record in metrics["history"] if column in record]
+            if not points:  # fewer updates than a window
+                continue
+            label = f"{size[:-1]}M {names[paradigm]}"
+            if paradigm == "regressive" and column != "held_out":
+                start = abs(points[0][1]) or 1.0  # a scalar head has no scale of its own
+                points = [(step, value / start) for step, value in points]
+                label += " (over its first value)"
+            style = "-" if size == largest else "--"
+            first = seed == min(key[2] for key in results if key[:2] == (size, paradigm))
+            axes.plot(
+                *zip(*points, strict=True), style, color=COLORS[paradigm], alpha=0.8, label=label if first else None
+            )
         axes.set(title=title, xlabel="update")
         axes.grid(alpha=0.25)
     panels[0].legend(fontsize=7)

@@ -37,9 +37,9 @@ SEARCHED_SEED = 3
 PATHS = {"num_paths": 2, "start_step": 4, "renoise_steps": 2, "denoise_steps": 4}
 
 
-def measure(folder: str, *, report: Any, num_prompts: int) -> dict[str, Any]:
-    """Share of samples of the base generator that show all of their held-out prompt, for each prompt."""
-    return {"right": shares_right(load_generator(), num_prompts, report).tolist()}
+def measure(folder: str, *, report: Any, generator: str, num_prompts: int) -> dict[str, Any]:
+    """Share of samples of a generator that show all of their held-out prompt, for each prompt."""
+    return {"right": shares_right(load_generator(generator), num_prompts, report).tolist()}
 
 
 def tune(
@@ -47,6 +47,7 @@ def tune(
     judge: str,
     *,
     report: Any,
+    generator: str,
     paradigm: str,
     updates: int,
     seed: int,
@@ -55,10 +56,10 @@ def tune(
     references: dict[str, Any],
 ) -> dict[str, Any]:
     """
-    Tune the base generator by ReFL (Section 3.3.1), with `references` for a pairwise judge: `method`, `num_candidates`, `top_k`.
+    Tune a generator by ReFL (Section 3.3.1), with `references` for a pairwise judge: `method`, `num_candidates`, `top_k`.
     The weights of the last update are measured.
     """
-    pipeline: Any = load_generator()
+    pipeline: Any = load_generator(generator)
     scorer = load_scorer(judge, paradigm, BATCH_SIZE * references["top_k"])
     prompts = [row["prompt"] for row in ShapesPrompts(num_prompts, seed=seed)]
     rows: Any = [{"prompt": prompt} for prompt in prompts]
@@ -98,23 +99,30 @@ def tune(
 def search(folder: str, judge: str, *, report: Any, seed: int, num_prompts: int, budgets: list[int]) -> dict[str, Any]:
     """
     Search by a pointwise judge (Section 3.3.2): whether the image that is found shows all of its prompt, for each prompt, by method
-    and budget of denoiser evaluations.
+    and budget of denoiser evaluations; and how many tokens the judge has read for a prompt (`tokens`).
     """
     pipeline: Any = load_generator()
     scorer = load_scorer(judge, "pointwise", 128)
     prompts = [row["prompt"] for row in ShapesPrompts(num_prompts, "id", SEARCHED_SEED)]
 
+    num_tokens = 0
+
     def reward(images: Any, prompts: Any) -> torch.Tensor:
-        return scorer.score(images, prompts, criteria=ALIGNMENT_CRITERIA)
+        nonlocal num_tokens
+        scores = scorer.score(images, prompts, criteria=ALIGNMENT_CRITERIA)
+        num_tokens += scorer.statistics.tokens
+        return scores
 
     options: dict[str, Any] = {"output_type": "pt", "batch_size": 128, "seed": seed, **SAMPLING}
     searches: dict[str, Any] = {"best_of_n": (best_of_n, {}), "paths": (search_over_paths, PATHS)}
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"tokens": {}}
     for number, budget in enumerate(budgets):
         for method, (function, settings) in searches.items():
+            num_tokens = 0
             results = function(pipeline, prompts, reward, max_denoiser_evaluations=budget, **settings, **options)
             images = torch.stack([result.images[0] for result in results])
             found[f"{method}/{budget}"] = alignment_holds(images, prompts).astype(float).tolist()
+            found["tokens"][f"{method}/{budget}"] = num_tokens / num_prompts
         report(number + 1, len(budgets))
     plain = best_of_n(pipeline, prompts, reward, num_candidates=1, **options)
     images = torch.stack([result.images[0] for result in plain])

@@ -22,7 +22,7 @@ from rewarddance_hf.shapes.sampled_pairs import mixed_rows
 BATCH_SIZE = 48
 LEARNING_RATE, SAMPLES_LEARNING_RATE = 5e-4, 3e-4
 # In which base models of the ladder are taught
-LAYOUT = "images_first"
+LAYOUT = "text_after_each"
 
 
 class ReportSteps(TrainerCallback):

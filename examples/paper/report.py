@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import Study
-from figures import draw_dynamics, draw_paradigms, draw_sizes
+from figures import JudgeAndGain, draw_dynamics, draw_paradigms, draw_sizes
 from intervals import Estimate, estimate, good_same_bad, rank_correlation, verdict
-from jobs import Job, with_needs
+from jobs import with_needs
 
 
 PARADIGMS = {
@@ -24,6 +24,9 @@ ATTACKED = {
     "augmented": "with noise",
 }
 METHODS = {"best_of_n": "Best-of-N", "paths": "Search over Paths"}
+
+# Late spread of rewards over the early one, below which it has fallen
+FALLEN = 0.8
 
 Results = dict[tuple[Any, ...], dict[str, Any]]
 
@@ -51,19 +54,13 @@ def write_report(study: Study, folder: Path) -> str:
     }
     for name, write in sections.items():
         results = {
-            key: result["metrics"] for key, job in getattr(study, name)().items() if (result := _result(job, folder))
+            key: result["metrics"] for key, job in getattr(study, name)().items() if (result := job.result(folder))
         }
-        if name in ("references", "dynamics") and (base := _result(study.base_generator(), folder)):
-            results["base",] = base["metrics"]
         lines += write(results, folder) if results else []
     path = folder / "report.md"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")
     return f"The report is {path}."
-
-
-def _result(job: Job, folder: Path) -> dict[str, Any] | None:
-    return job.result(folder)
 
 
 def _accuracy(
@@ -146,8 +143,7 @@ def _paradigms(results: Results, folder: Path) -> list[str]:
 
 
 def _sizes(results: Results, folder: Path) -> list[str]:
-    sizes = sorted({key[0] for key in results if key != ("base",)}, key=lambda size: float(size.rstrip("m")))
-    base = results.get(("base",))
+    sizes = sorted({key[0] for key in results if key[0] != "base"}, key=lambda size: float(size.rstrip("m")))
     lines = [
         "## Table 2 and Figure 7: the size of the judge",
         "",
@@ -162,43 +158,22 @@ def _sizes(results: Results, folder: Path) -> list[str]:
                 texts = [estimate(_accuracy(at, split)).percent() if at else "-" for at in cells]
                 rows.append([f"{paradigm}, {title}, {label}", *texts])
     lines += _table(["judge", *sizes], rows)
-    points: list[tuple[str, float, float, float]] = []
-    gains: dict[str, dict[str, Estimate]] = {"tuned": {}, "search": {}}
-    for size in sizes:
-        tuned = _of(results, size, "tuned")
-        if tuned and base:
-            gains["tuned"][size] = estimate([at["right"] for at in tuned], [base["right"]])
-        found = _of(results, size, "search")
-        if found:
-            budget = max((key for key in found[0] if key.startswith("paths/")), key=lambda key: int(key.split("/")[1]))
-            gains["search"][size] = estimate([at[budget] for at in found], [at["plain"] for at in found])
-        for seed in sorted({key[3] for key in results if key[0] == size and key[1:2] == ("tuned",)}):
-            judge, of_seed = results.get((size, "judge", "pairwise", seed)), results[size, "tuned", "pairwise", seed]
-            if judge and base:
-                gain = estimate([of_seed["right"]], [base["right"]]).value
-                points.append((size, judge["id"]["accuracy"], judge["ood"]["accuracy"], gain))
-    if base:
-        plain = estimate([base["right"]]).percent()
-        lines += [
-            f"What the generator gains, in points of held-out prompts that it draws right ({plain} % before):",
-            "",
-        ]
-        rows = [
-            [title, *(gains[kind][size].points() if size in gains[kind] else "-" for size in sizes)]
-            for kind, title in (("tuned", "tuned by the pairwise judge"), ("search", "search by the pointwise judge"))
-        ]
-        tuned = {size: [at["right"] for at in _of(results, size, "tuned")] for size in sizes}
-        texts = [good_same_bad(tuned[size], base["right"]).points() if tuned[size] else "-" for size in sizes]
-        rows.append(["GSB of tuned against base, in points", *texts])
-        lines += _table(["", *sizes], rows)
+    widths = [key[1] for key in results if key[0] == "base"]
+    for width in widths:
+        lines += _gain_lines(results, sizes, width)
     lines += _search_lines(results, sizes)
-    if len(points) >= 4:
-        for number, split in ((1, "in-domain"), (2, "out-of-domain")):
-            found_correlation = rank_correlation([point[number] for point in points], [point[3] for point in points])
-            lines.append(
-                f"- {split.capitalize()} accuracy and gain by tuning over {len(points)} judges: rank correlation "
-                f"{found_correlation.value:.2f} ({found_correlation.low:.2f} to {found_correlation.high:.2f})."
-            )
+    points = _accuracies_and_gains(results, sizes, widths)
+    for width in widths:
+        of_width = [point for point in points if point.width == width]
+        for name, split in (("in-domain", "accuracy_id"), ("out-of-domain", "accuracy_ood")):
+            if len(of_width) >= 4:
+                found = rank_correlation(
+                    [getattr(point, split) for point in of_width], [point.gain for point in of_width]
+                )
+                lines.append(
+                    f"- {name.capitalize()} accuracy and gain by tuning a generator of width {width}, over {len(of_width)} judges: "
+                    f"rank correlation {found.value:.2f} ({found.low:.2f} to {found.high:.2f})."
+                )
     for small, large in zip(sizes, sizes[1:], strict=False):
         for paradigm in ("pointwise", "pairwise"):
             first, second = (_of(results, size, "judge", paradigm) for size in (large, small))
@@ -209,25 +184,68 @@ def _sizes(results: Results, folder: Path) -> list[str]:
     return [*lines, "", "![Size, accuracy and gain](sizes.png)", ""]
 
 
+def _gain_lines(results: Results, sizes: Sequence[str], width: int) -> list[str]:
+    """What a generator gains by tuning, by judge."""
+    base = results["base", width]
+    plain = estimate([base["right"]]).percent()
+    rows = []
+    for paradigm in ("pointwise", "pairwise"):
+        tuned = {size: [at["right"] for at in _tuned(results, size, paradigm, width).values()] for size in sizes}
+        measures = {"gain": lambda right: estimate(right, [base["right"]]), "GSB": _gsb_against(base["right"])}
+        for name, measure in measures.items():
+            cells = [measure(tuned[size]).points() if tuned[size] else "-" for size in sizes]
+            rows.append([f"{paradigm}, {name}", *cells])
+    return [
+        f"What the generator of width {width} gains by tuning, in points of held-out prompts that it draws right ({plain} % before), and "
+        "GSB of tuned against base:",
+        "",
+        *_table(["judge", *sizes], rows),
+    ]
+
+
+def _gsb_against(base: Sequence[float]) -> Callable[[Any], Estimate]:
+    return lambda right: good_same_bad(right, base)
+
+
+def _tuned(results: Results, size: str, paradigm: str, width: int) -> dict[int, dict[str, Any]]:
+    """Generators by seed."""
+    return {key[3]: at for key, at in results.items() if key[:3] == (size, "tuned", paradigm) and key[4] == width}
+
+
+def _accuracies_and_gains(results: Results, sizes: Sequence[str], widths: Sequence[int]) -> list[JudgeAndGain]:
+    """Accuracy of each judge that has tuned a generator, and what that gained."""
+    points = []
+    for width in widths:
+        for size in sizes:
+            for paradigm in ("pointwise", "pairwise"):
+                for seed, at in _tuned(results, size, paradigm, width).items():
+                    judge = results.get((size, "judge", paradigm, seed))
+                    if judge:
+                        gain = estimate([at["right"]], [results["base", width]["right"]]).value
+                        accuracies = (judge["id"]["accuracy"], judge["ood"]["accuracy"])
+                        points.append(JudgeAndGain(size, paradigm, width, *accuracies, gain))
+    return points
+
+
 def _search_lines(results: Results, sizes: Sequence[str]) -> list[str]:
     """What search gains by method and budget."""
     found = {size: _of(results, size, "search") for size in sizes if _of(results, size, "search")}
     if not found:
         return []
-    keys = [key for key in next(iter(found.values()))[0] if key != "plain"]
+    one = next(iter(found.values()))[0]
     rows = [
-        [METHODS[key.split("/")[0]], key.split("/")[1]]
+        [METHODS[key.split("/")[0]], key.split("/")[1], f"{tokens:,.0f}"]
         + [
             estimate([at[key] for at in of_size], [at["plain"] for at in of_size]).points()
             for of_size in found.values()
         ]
-        for key in keys
+        for key, tokens in one["tokens"].items()
     ]
     return [
-        "Search by the pointwise judge, gain in points over plain sampling, by denoiser evaluations for each prompt (a plain image "
-        "takes 8):",
+        "Search by the pointwise judge: gain in points over plain sampling, by denoiser evaluations for each prompt (a plain image "
+        "takes 8) and tokens that the judge reads for it:",
         "",
-        *_table(["method", "evaluations", *found], rows),
+        *_table(["method", "evaluations", "tokens", *found], rows),
     ]
 
 
@@ -270,27 +288,52 @@ def _reasons(results: Results, folder: Path) -> list[str]:
 
 def _dynamics(results: Results, folder: Path) -> list[str]:
     base = results.get(("base",))
-    names = [name for name in PARADIGMS if _of(results, name)]
-    if not base or not names:
+    runs = {key: at for key, at in results.items() if key != ("base",)}
+    if not base or not runs:
         return []
     lines = ["## Figures 2, 5 and 6: rewards while a generator is tuned", ""]
-    rows = []
-    for name in names:
-        found = _of(results, name)
-        warnings = [kind for at in found for _, kind in at["warnings"]]
-        spreads = [[record["reward_std"] for record in at["history"] if "reward_std" in record] for at in found]
+    rows, kept, gains, named = [], [], [], []
+    for size, paradigm in dict.fromkeys(key[:2] for key in runs):
+        found = {key[2]: at for key, at in runs.items() if key[:2] == (size, paradigm)}
+        warnings = [kind for at in found.values() for _, kind in at["warnings"]]
+        shares = {}
+        for seed, at in found.items():
+            spreads = [record["reward_std"] for record in at["history"] if record.get("reward_std")]
+            if spreads:
+                shares[seed] = spreads[-1] / spreads[0]
+                gain = estimate([at["right"]], [base["right"]])
+                kept.append(shares[seed])
+                gains.append(gain.value)
+                name = f"{size} {paradigm}, seed {seed}: {shares[seed]:.2f} of the spread kept, gain {gain.points()}"
+                if (shares[seed] < FALLEN and gain.low > 0) or (shares[seed] >= FALLEN and gain.high < 0):
+                    named.append(name)
         rows.append(
             [
-                PARADIGMS[name],
-                estimate([at["right"] for at in found], [base["right"]]).points(),
-                ", ".join(f"{of_seed[0]:.2g}" for of_seed in spreads if of_seed) or "-",
-                ", ".join(f"{of_seed[-1]:.2g}" for of_seed in spreads if of_seed) or "-",
+                size,
+                PARADIGMS[paradigm],
+                estimate([at["right"] for at in found.values()], [base["right"]]).points(),
+                ", ".join(f"{share:.2f}" for share in shares.values()) or "-",
                 ", ".join(f"{kind} ({count})" for kind, count in Counter(warnings).items()) or "none",
             ]
         )
-    header = ["judge", "gain in points", "std of the first rewards, by seed", "of the last", "warnings of the monitor"]
+    header = [
+        "judge",
+        "paradigm",
+        "gain in points",
+        "late over early std of rewards, by seed",
+        "warnings of the monitor",
+    ]
     lines += _table(header, rows)
-    draw_dynamics(results, {name: PARADIGMS[name] for name in names}, folder / "dynamics.png")
+    if len(kept) >= 4:
+        found_correlation = rank_correlation(kept, gains)
+        lines += [
+            f"- Share of the spread that is kept, and gain, over {len(kept)} runs: rank correlation {found_correlation.value:.2f} "
+            f"({found_correlation.low:.2f} to {found_correlation.high:.2f}).",
+            "- Counter-examples (the spread fell below "
+            f"{FALLEN} and the generator gained, or it was kept and the generator lost): {'; '.join(named) or 'none'}.",
+            "",
+        ]
+    draw_dynamics(runs, PARADIGMS, folder / "dynamics.png")
     return [*lines, "![Rewards and truth](dynamics.png)", ""]
 
 

@@ -17,10 +17,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments import FOLDER, NAMES, WEIGHTS, Study
+from experiments import FOLDER, GENERATOR_WEIGHTS, NAMES, WEIGHTS, Study
 from jobs import stages_of, with_needs
 from report import write_report
 
+from rewarddance_hf.shapes.generator import BASE_GENERATOR, WIDTH
+from rewarddance_hf.shapes.models import LADDER_VLMS
 from rewarddance_hf.shapes.stages import run_stages
 
 
@@ -28,18 +30,30 @@ PRELOAD = ("torch", "transformers", "diffusers", "peft", "datasets", "judges", "
 
 
 def find_bases(folder: Path) -> dict[str, Path]:
-    """Base models by size that `make shapes-ladder` has written to a folder."""
-    return {
-        file.parent.name.rpartition("_")[2]: file.parent for file in sorted(folder.glob(f"shapes_base_*/{WEIGHTS}"))
-    }
+    """Base models by size: those that ship, and those that `make shapes-ladder` has written to a folder."""
+    shipped = {file.parent.name: file.parent for file in sorted(LADDER_VLMS.glob(f"*/{WEIGHTS}"))}
+    found = sorted(folder.glob(f"shapes_base_*/{WEIGHTS}"))
+    return shipped | {file.parent.name.rpartition("_")[2]: file.parent for file in found}
+
+
+def find_generators(folder: Path) -> dict[int, Path]:
+    """Generators by width: the one that ships, and those that `make shapes-generator WIDTH=...` has written to a folder."""
+    found = sorted(folder.glob(f"shapes_generator_*/{GENERATOR_WEIGHTS}"))
+    return {WIDTH: BASE_GENERATOR} | {int(file.parents[1].name.rpartition("_")[2]): file.parents[1] for file in found}
 
 
 def main(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir or ("outputs/paper_quick" if args.quick else "outputs/paper"))
-    study = Study(find_bases(Path(args.bases)), args.quick, Path(args.experiments))
+    bases = Path(args.bases)
+    study = Study(find_bases(bases), find_generators(bases), args.quick, Path(args.experiments))
     for size in study.missing_sizes():
         print(
             f"There is no base model of {size} in {args.bases}: its jobs are left out. `make shapes-ladder SIZE={size}` trains it."
+        )
+    for width in study.missing_widths():
+        print(
+            f"There is no generator of width {width} in {args.bases}: its jobs are left out. "
+            f"`make shapes-generator WIDTH={width}` trains it."
         )
     jobs = with_needs(study.jobs(tuple(args.only)))
     stages = stages_of(jobs, folder)
@@ -55,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of the experiments")
     parser.add_argument("--report", action="store_true", help="make the report of what is done, and do nothing more")
     parser.add_argument("--experiments", default=str(FOLDER), help="folder of YAML files, for settings of your own")
-    parser.add_argument("--bases", default="outputs", help="folder of base models of other sizes")
+    parser.add_argument("--bases", default="outputs", help="folder of base models and generators of other sizes")
     parser.add_argument("--output_dir", help="folder for results and report (default: outputs/paper)")
     return parser
 

@@ -14,30 +14,29 @@ MAX_LENGTH = 2000
 
 def render_alike(render: "Callable[[str], str]", texts: "list[str]", chat_template: Any) -> "list[str]":
     """
-    Chats `render(text)` for each of several texts. Their common beginning and end are taken from renderings of two other texts
-    where these agree, so that the template puts the text somewhere and leaves it as it is; a text that holds any piece of
-    the template's own strings, which it may look for, is rendered all the same.
+    Chats `render(text)` for each of several texts. What stands around the text, which a chat may hold more than once, is taken
+    from renderings of two other texts where these agree, so that the template puts the text somewhere and leaves it as it is; a
+    text that holds any piece of the template's own strings, which it may look for, is rendered all the same.
     """
     distinct = dict.fromkeys(texts)
-    ends = None
+    common = None
     if isinstance(chat_template, str) and len(distinct) >= MIN_ALIKE:
-        ends = _common_ends(render)
-    if ends is None:
+        common = _common_parts(render)
+    if common is None:
         chats = {text: render(text) for text in distinct}
     else:
-        before, after = ends
         is_plain = _looks_for_nothing_in(chat_template)
-        chats = {text: before + text + after if is_plain(text) else render(text) for text in distinct}
+        chats = {text: text.join(common) if is_plain(text) else render(text) for text in distinct}
     return [chats[text] for text in texts]
 
 
-def _common_ends(render: "Callable[[str], str]") -> "tuple[str, str] | None":
-    """What stands before and after a text whatever it is, or None if it depends on the text or the text is changed."""
+def _common_parts(render: "Callable[[str], str]") -> "tuple[str, ...] | None":
+    """What stands around a text whatever it is, or None if it depends on the text or the text is changed."""
     every_character = "".join(map(chr, range(32, 127))) + "äß赤🟥 "
     found = set()
     for probe in ('"?"', '"' + every_character * (MAX_LENGTH // len(every_character)) + '"'):
-        before, same, after = render(probe).partition(probe)
-        found.add((before, after) if same else None)
+        parts = tuple(render(probe).split(probe))
+        found.add(parts if len(parts) > 1 else None)
     return found.pop() if len(found) == 1 else None
 
 

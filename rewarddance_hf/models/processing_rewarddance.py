@@ -50,7 +50,8 @@ class RewardDanceProcessor(LoadingMixin, PromptingMixin, ProcessorMixin):
             an image as 256 tokens without tiles.
         prompt_layout (`str`, *optional*, defaults to `"images_first"`):
             `"images_first"` asks as in Figure 3 of the paper; `"text_first"` puts prompt and criteria before images, so
-            that samples of a prompt share a longer prefix.
+            that samples of a prompt share a longer prefix; `"text_after_each"` is as the first, but a pairwise question has
+            them after the reference as well as after the sample, so that each is read beside its image.
         criteria (`dict[str, str]`, *optional*):
             Criteria by task, in place of or beside the default ones of
             [`~rewarddance_hf.models.tasks_rewarddance.TASKS`] (Section 3.2.1), which are in text files beside this module.

@@ -12,7 +12,7 @@ from .targets_rewarddance import TargetsMixin
 from .tasks_rewarddance import infer_task, task_of
 
 
-PROMPT_LAYOUTS = ("images_first", "text_first")
+PROMPT_LAYOUTS = ("images_first", "text_first", "text_after_each")
 
 # Wording of the question. Saved with a checkpoint: a judge is asked as it was trained, whatever later versions say.
 PROMPT_TEXTS = {
@@ -259,20 +259,19 @@ class PromptingMixin(TargetsMixin):
         asked = texts[f"{paradigm}_{kind}"].format(noun=noun)
 
         label = noun.capitalize()
-        if question.reference is None:
-            heads = self._frame_heads(label, samples)
-        else:
-            references = marks_of(question.reference)
-            heads = [*self._frame_heads(f"{label} 1", references), *self._frame_heads(f"{label} 2", samples)]
-        if question.condition is not None:
-            heads = [texts[task.condition_text], *heads]
+        sample_heads = self._frame_heads(label if question.reference is None else f"{label} 2", samples)
+        heads = [] if question.condition is None else [texts[task.condition_text]]
+        if question.reference is not None:
+            heads += self._frame_heads(f"{label} 1", marks_of(question.reference))
+            if self.prompt_layout == "text_after_each":
+                sample_heads = [f"{statement}\n{sample_heads[0]}", *sample_heads[1:]]
         content: list[dict[str, str]] = []
-        for head in heads:
+        for head in [*heads, *sample_heads]:
             content += [{"type": "text", "text": ("\n" if content else "") + head}, {"type": "image"}]
-        if self.prompt_layout == "images_first":
-            content = [*content, {"type": "text", "text": f"\n{statement}\n{asked}"}]
-        else:
+        if self.prompt_layout == "text_first":
             content = [{"type": "text", "text": f"{statement}\n"}, *content, {"type": "text", "text": f"\n{asked}"}]
+        else:
+            content = [*content, {"type": "text", "text": f"\n{statement}\n{asked}"}]
         return content
 
     def _frame_heads(self, name: str, frames: "tuple[tuple[int, float | None], ...]") -> "list[str]":

@@ -64,13 +64,16 @@ def load_generator(path: str | Path = BASE_GENERATOR) -> StableDiffusion3Pipelin
     return pipeline
 
 
-def build_generator(seed: int = 0) -> StableDiffusion3Pipeline:
-    """The pipeline with random weights: 1.2M parameters, images of 32 x 32 pixels."""
+def build_generator(seed: int = 0, width: int = WIDTH) -> StableDiffusion3Pipeline:
+    """
+    The pipeline with random weights, for images of 32 x 32 pixels: 1.2M parameters with the `width` of the denoiser that ships; other
+    widths are multiples of 16.
+    """
     tokenizer = build_prompt_tokenizer()
     torch.manual_seed(seed)
     text_encoders = [_build_text_encoder(tokenizer) for _ in range(2)]
     pipeline = StableDiffusion3Pipeline(
-        transformer=_build_transformer(),
+        transformer=_build_transformer(width),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_build_vae(),
         text_encoder=text_encoders[0],
@@ -125,7 +128,7 @@ def _build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection
     return CLIPTextModelWithProjection(config).eval()
 
 
-def _build_transformer() -> SD3Transformer2DModel:
+def _build_transformer(width: int) -> SD3Transformer2DModel:
     side = IMAGE_SIZE // 2 ** (len(VAE_CHANNELS) - 1)
     transformer = SD3Transformer2DModel(
         sample_size=side,
@@ -133,10 +136,10 @@ def _build_transformer() -> SD3Transformer2DModel:
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_layers=4,
-        attention_head_dim=WIDTH // 4,
+        attention_head_dim=width // 4,
         num_attention_heads=4,
         joint_attention_dim=2 * TEXT_WIDTH,
-        caption_projection_dim=WIDTH,
+        caption_projection_dim=width,
         pooled_projection_dim=2 * TEXT_WIDTH,
         pos_embed_max_size=side // PATCH_SIZE,
         qk_norm="rms_norm",

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .captions import parse_caption
 from .drawing import Nuisance, render_scene
 from .generated import ShapesPrompts
-from .generator import BASE_GENERATOR, MAX_SEQUENCE_LENGTH, build_generator
+from .generator import BASE_GENERATOR, MAX_SEQUENCE_LENGTH, WIDTH, build_generator
 from .preferences import break_scene
 
 
@@ -76,11 +76,12 @@ def train_generator(
     num_images: int = NUM_IMAGES,
     autoencoder_steps: int = AUTOENCODER_STEPS,
     denoiser_stages: Sequence[Stage] = DENOISER_STAGES,
+    width: int = WIDTH,
 ) -> None:
-    """Train a generator from scratch and save it as a pipeline."""
+    """Train a generator from scratch and save it as a pipeline; `width` is that of its denoiser."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    pipeline = build_generator(seed)
+    pipeline = build_generator(seed, width)
     images = render_prompts(num_images, seed)[1]
     _train_autoencoder(pipeline, images, autoencoder_steps)
     _normalize_latents(pipeline, images)
@@ -203,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=BASE_GENERATOR)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, default=WIDTH, help="width of the denoiser, a multiple of 16")
     train_generator(**vars(parser.parse_args()))
 
 

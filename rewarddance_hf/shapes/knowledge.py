@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from ..evaluation.evaluator import RewardDanceEvaluator
 from ..models import RewardDanceForYesScoring
+from ..models.prompting_rewarddance import PROMPT_LAYOUTS
 from ..scoring.scorer import RewardDanceScorer
 from .lessons import ShapesLessons
 from .models import BASE_VLM, judge_processor
@@ -71,12 +72,12 @@ def zero_shot_accuracy(
     split: str = "id",
     paradigm: str = "pointwise",
     num_rows: int = JUDGED_ROWS,
-    prompt_layout: str = "images_first",
+    prompt_layout: str = "text_after_each",
 ) -> dict[str, float]:
     """
     Metrics of [`RewardDanceEvaluator`] of a base model that judges `num_rows` preference rows without any training for it.
 
-    `paradigm` is `"pointwise"` or `"pairwise"`, `prompt_layout` `"images_first"` or `"text_first"`.
+    `paradigm` is `"pointwise"` or `"pairwise"`, `prompt_layout` that of [`RewardDanceProcessor`].
     """
     scorer = RewardDanceScorer(
         RewardDanceForYesScoring.from_pretrained(model, paradigm=paradigm, dtype=torch.float32),
@@ -90,7 +91,7 @@ def measure_knowledge(
     model: str | Path = BASE_VLM,
     lesson_rows: int = LESSON_ROWS,
     judged_rows: int = JUDGED_ROWS,
-    prompt_layout: str = "images_first",
+    prompt_layout: str = "text_after_each",
 ) -> dict[str, Any]:
     """Answers by topic, and zero-shot judging of either kind by category, in and out of domain."""
     knowledge: dict[str, Any] = {}
@@ -123,7 +124,7 @@ def knowledge_table(knowledge: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=BASE_VLM)
-    parser.add_argument("--prompt_layout", choices=("images_first", "text_first"), default="images_first")
+    parser.add_argument("--prompt_layout", choices=PROMPT_LAYOUTS, default="text_after_each")
     parser.add_argument("--output_file", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,10 +1,9 @@
 """
 A ladder of tiny base models, all trained by one recipe: what a judge gains from a larger base can be measured where truth is known.
 
-They answer questions about the facts of images, and say of single images whether they are right for a prompt, as a pointwise judge of
-the layout `"images_first"` is asked. They never see a preference. `make shapes-ladder SIZE=1.5m` trains one into
-`outputs/shapes_base_1.5m`; the same seed gives the same weights on the same machine. The model that ships is older than the
-ladder and comes from `base.py`.
+They answer questions about the facts of images, and say of single images, then also of two of one prompt, whether each is right, as
+judges of the layout `"text_after_each"` see them. They never see a preference. `make shapes-ladder SIZE=1.5m` trains one into
+`outputs/shapes_base_1.5m`; the same seed gives the same weights on the same machine. The smaller two ship.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 
 from .base import BATCH_SIZE, ChatTrainer
 from .edit_instructions import instruction_words
-from .lessons import ShapesLessons, ShapesMatching, lesson_words
+from .lessons import ShapesLessons, ShapesMatching, ShapesPairMatching, lesson_words
 from .models import VlmSize, build_tokenizer, build_vlm, build_vlm_processor
 from .questions import QuestionCollator
 
@@ -32,7 +31,6 @@ SIZES = {
     "5m": VlmSize(256, 6, 8, 128, 4, 4),
     "10m": VlmSize(320, 8, 10, 192, 4, 6),
 }
-LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.02
 # Who has which color, what is where and which is larger: learned late.
 HARD_KIND_SHARES = {"binding": 0.34, "relation": 0.33, "size": 0.33}
@@ -41,7 +39,7 @@ HARD_KIND_SHARES = {"binding": 0.34, "relation": 0.33, "size": 0.33}
 @dataclass(frozen=True)
 class Stage:
     """
-    Part of the training: `steps` updates, each on a batch of one of `rows` in turn. Each of these makes a dataset from a number of
+    Part of a training: `steps` updates, each on a batch of one of `rows` in turn. Each of these makes a dataset from a number of
     rows and a seed.
     """
 
@@ -64,11 +62,37 @@ def hard_matching(num_rows: int, seed: int) -> Dataset:
     return ShapesMatching(num_rows, seed=seed, kind_shares=HARD_KIND_SHARES)
 
 
-STAGES = (
-    Stage(400, (lessons,)),
-    Stage(1000, (lessons, matching)),
-    Stage(1000, (lessons, matching, hard_matching)),
+def pair_matching(num_rows: int, seed: int) -> Dataset:
+    """Prompts for two images each."""
+    return ShapesPairMatching(num_rows, seed=seed)
+
+
+def hard_pair_matching(num_rows: int, seed: int) -> Dataset:
+    """The same, only of what is learned late."""
+    return ShapesPairMatching(num_rows, seed=seed, kind_shares=HARD_KIND_SHARES)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A training with a learning rate of its own, which goes on from the weights of the one before."""
+
+    learning_rate: float
+    stages: tuple[Stage, ...]
+
+
+PHASES = (
+    Phase(
+        1e-3,
+        (
+            Stage(400, (lessons,)),
+            Stage(1000, (lessons, matching)),
+            Stage(2200, (lessons, matching, hard_matching)),
+        ),
+    ),
+    Phase(7e-4, (Stage(600, (lessons, hard_matching, pair_matching, hard_pair_matching)),)),
 )
+# Phases see other rows.
+SEED_STEP = 7
 
 
 class Curriculum(Dataset):
@@ -115,29 +139,31 @@ class MatrixOptimizer(torch.optim.Optimizer):
             part.step()
 
 
-def train_rung(output_dir: str | Path, size: str = "0.5m", seed: int = 0, stages: Sequence[Stage] = STAGES) -> None:
+def train_rung(output_dir: str | Path, size: str = "0.5m", seed: int = 0, phases: Sequence[Phase] = PHASES) -> None:
     """Train a base model of one of the `SIZES` from scratch and save it as a plain checkpoint."""
     torch.set_num_threads(1)
     tokenizer = build_tokenizer([*lesson_words(), *instruction_words()])
     model, processor = build_vlm(tokenizer, seed, SIZES[size]), build_vlm_processor(tokenizer)
-    steps = sum(stage.steps for stage in stages)
-    trainer = ChatTrainer(
-        model,
-        tokenizer,
-        QuestionCollator(processor),
-        Curriculum(stages, seed),
-        steps,
-        optimizer=(lambda: MatrixOptimizer, {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY}),
-        train_sampling_strategy="sequential",
-        per_device_train_batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": steps // 2, "min_lr_ratio": 0.03},
-        logging_steps=100,
-        dataloader_num_workers=1,
-        seed=seed,
-    )
-    trainer.train()
+    for number, phase in enumerate(phases):
+        own_seed = seed + SEED_STEP * number
+        steps = sum(stage.steps for stage in phase.stages)
+        trainer = ChatTrainer(
+            model,
+            tokenizer,
+            QuestionCollator(processor),
+            Curriculum(phase.stages, own_seed),
+            steps,
+            optimizer=(lambda: MatrixOptimizer, {"lr": phase.learning_rate, "weight_decay": WEIGHT_DECAY}),
+            train_sampling_strategy="sequential",
+            per_device_train_batch_size=BATCH_SIZE,
+            learning_rate=phase.learning_rate,
+            lr_scheduler_type="warmup_stable_decay",
+            lr_scheduler_kwargs={"num_decay_steps": steps // 2, "min_lr_ratio": 0.03},
+            logging_steps=100,
+            dataloader_num_workers=1,
+            seed=own_seed,
+        )
+        trainer.train()
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
 

@@ -43,7 +43,8 @@ QUESTIONS_PER_IMAGE = 7
 CHECKS_PER_IMAGE = 3
 PROMPTS_PER_IMAGE = 6
 QUALITY_SHARE = 0.3
-WORDING = 'Prompt: "{prompt}".\nCriteria: {criteria}.\nIs this image right?'
+STATEMENT = 'Prompt: "{prompt}".\nCriteria: {criteria}.\n'
+WORDING = STATEMENT + "Is this image right?"
 PLACES = ("top left", "top right", "bottom left", "bottom right", "middle")
 MIDDLE = 0.15
 
@@ -135,6 +136,40 @@ class ShapesMatching(ShapesRows):
     @property
     def _nuisance(self) -> Nuisance:
         return _nuisance_of(self.split)
+
+
+class ShapesPairMatching(ShapesMatching):
+    """
+    Two images of one prompt, each with the prompt after it, as a pairwise judge of the layout `"text_after_each"` sees them. It is asked
+    whether each is right, and never which is better; either may be right or not. Arguments are those of [`ShapesMatching`].
+    """
+
+    name = "pair matching"
+
+    def make_row(self, rng: random.Random, index: int) -> dict[str, Any]:
+        scene = sample_split_scene(rng, draw_key(rng, self.kind_shares), self.split)
+        about_quality = rng.random() < QUALITY_SHARE
+        images, right = [], []
+        for _ in range(2):
+            is_right = rng.random() < 0.5
+            nuisance, shown = self._nuisance, scene
+            if about_quality and not is_right:
+                nuisance = replace(nuisance, **DEGRADATIONS[rng.choice(list(DEGRADATIONS))])
+            elif not is_right:
+                shown = break_scene(scene, rng, 0.7, self.split)
+            placed = place_objects(shown, rng, self._nuisance)
+            right.append(is_right if about_quality else all(check_facts(scene, placed).values()))
+            images.append(draw_objects(placed, rng, nuisance, self.size))
+        statement = STATEMENT.format(
+            prompt=rng.choice(caption_paraphrases(scene, self.split)),
+            criteria=QUALITY_CRITERIA if about_quality else ALIGNMENT_CRITERIA,
+        )
+        topic = "pair quality" if about_quality else f"pair {scene.kind}"
+        questions = [
+            Question(topic, f"Is image {number} right?", "yes" if is_right else "no")
+            for number, is_right in enumerate(right, start=1)
+        ]
+        return _row(images, questions, f"Image 1: {{}}\n{statement}Image 2: {{}}\n{statement}")
 
 
 def lesson_words() -> list[str]:

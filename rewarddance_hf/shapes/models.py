@@ -27,6 +27,8 @@ RATIONALE_WORDS = [*DEGRADATIONS, SHARP, QUALITY_CRITERIA, ","]
 
 # Plain checkpoint of the tiny model, trained on captioning by `base.py`.
 BASE_VLM = Path(__file__).parent / "base_vlm"
+# Those of `ladder.py`, in folders named by their size.
+LADDER_VLMS = Path(__file__).parent / "ladder_vlms"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from new_process import run_python
 
-from rewarddance_hf.shapes.ladder import Stage, lessons, train_rung
+from rewarddance_hf.shapes.generator import load_generator
 
 
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
@@ -21,6 +21,7 @@ TINY = {
     "paradigms": {"size": "0.1m", "rows": {50: 1, 96: 2}, "seeds": [0]},
     "sizes": {
         "sizes": ["0.1m", "10m"],
+        "generator_widths": [32, 48],
         "num_rows": 48,
         "updates": 1,
         "sample_updates": 1,
@@ -30,7 +31,7 @@ TINY = {
     },
     "references": {"size": "0.1m", "seeds": [0], "references": {"top": TUNING["references"]}},
     "reasons": {"size": "0.1m", "seeds": [0]},
-    "dynamics": {"size": "0.1m", "seeds": [0], "paradigms": ["pointwise", "pairwise"]},
+    "dynamics": {"sizes": ["0.1m"], "seeds": [0], "paradigms": ["pointwise", "pairwise"]},
     "attacks": {"sizes": ["0.1m"], "num_rows": 6, "radii": [0.02], "steps": 2},
 }
 
@@ -61,8 +62,10 @@ def run_study(tmp_path, *more):
 def test_study(tmp_path):
     """All tables are made of the sizes that there are; a second call does nothing, and a changed setting only what hangs on it."""
     write_experiments(tmp_path / "experiments")
-    train_rung(tmp_path / "shapes_base_0.1m", "0.1m", stages=(Stage(2, (lessons,)),))
-    assert "There is no base model of 10m" in run_study(tmp_path)
+    load_generator().save_pretrained(tmp_path / "shapes_generator_32")  # any width serves
+    said = run_study(tmp_path)
+    assert "There is no base model of 10m" in said
+    assert "There is no generator of width 48" in said
     report = (tmp_path / "study" / "report.md").read_text()
     for title in ("Table 7", "Table 2", "Table 8", "Table 9", "Figures 2, 5 and 6", "Not in the paper"):
         assert f"## {title}" in report
@@ -86,7 +89,8 @@ def test_study(tmp_path):
     said = run_study(tmp_path, "--only", "sizes")
     again = {line.split("started   ")[1] for line in said.splitlines() if "started   " in line}
     judges = {f"judges/0.1m_{paradigm}_all_0" for paradigm in ("pairwise", "pointwise")}
-    assert again == {*judges, "searches/0.1m_0", "generators/base", "generators/0.1m_pairwise_top_1_of_2_0"}
+    tuned = {f"generators/0.1m_{paradigm}_top_1_of_2_0_w32" for paradigm in ("pairwise", "pointwise")}
+    assert again == {*judges, *tuned, "searches/0.1m_0", "generators/base_w32"}
 
 
 def test_settings_that_cannot_be(tmp_path):

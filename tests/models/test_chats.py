@@ -99,7 +99,7 @@ def hostile_questions(processor):
 @pytest.mark.every_family
 def test_each_is_written_as_alone(family, vlm_folder):
     """Prompts with special tokens, long ones, examples, clips and conditions: all at once and one by one."""
-    for layout in ("images_first", "text_first"):
+    for layout in ("images_first", "text_first", "text_after_each"):
         processor = RewardDanceProcessor.from_pretrained(vlm_folder(family), prompt_layout=layout)
         questions = hostile_questions(processor)
         assert processor.write_questions(questions) == [processor.write_question(question) for question in questions]

@@ -25,7 +25,7 @@ def alone(examples):
     return [{key: value for key, value in example.items() if key != "reference"} for example in examples]
 
 
-@pytest.mark.parametrize("layout", ["images_first", "text_first"])
+@pytest.mark.parametrize("layout", ["images_first", "text_first", "text_after_each"])
 def test_examples_are_earlier_turns(family, vlm_folder, layout):
     """IDs and pixels are those of the chat written out by hand for the wrapped model's own tokenizer and processor."""
 
@@ -34,8 +34,10 @@ def test_examples_are_earlier_turns(family, vlm_folder, layout):
         heads = ["Image 1: ", "\nImage 2: "] if pairwise else ["Image: "]
         question = "Is image 2 better than image 1" if pairwise else "Is this a high-quality result"
         question += " by these criteria? Answer yes or no."
+        if layout == "text_after_each" and pairwise:
+            heads[1] = f"\n{statement}{heads[1]}"
         shown = [part for head in heads for part in ({"type": "text", "text": head}, {"type": "image"})]
-        if layout == "images_first":
+        if layout != "text_first":
             return [*shown, {"type": "text", "text": f"\n{statement}\n{question}"}]
         return [{"type": "text", "text": f"{statement}\n"}, *shown, {"type": "text", "text": f"\n{question}"}]
 

@@ -106,21 +106,26 @@ def test_prompts_are_plain_data(family, vlm_folder):
             assert_equal_batches(batch, harmless, [name for name in others if name != "token_type_ids"])
 
 
-def test_criteria_are_plain_data(family, vlm_folder):
-    """Criteria may come with a data set, so that they are no more trusted than prompts."""
-    processor = RewardDanceProcessor.from_pretrained(vlm_folder(family))
+@pytest.mark.parametrize("layout", ["images_first", "text_after_each"])
+def test_criteria_are_plain_data(family, vlm_folder, layout):
+    """Criteria may come with a data set, so that they are no more trusted than prompts, wherever and how often they stand."""
+    processor = RewardDanceProcessor.from_pretrained(vlm_folder(family), prompt_layout=layout)
     sample, reference = random_image(1), random_image(2)
-    harmless = processor([sample], ["x"], [reference], criteria="CRITERIA")
+    harmless = processor([sample], ["PROMPT"], [reference], criteria="CRITERIA")
     text = processor.tokenizer.decode(harmless["input_ids"][0])
+    assert text.count("CRITERIA") == text.count('"PROMPT"') == (2 if layout == "text_after_each" else 1)
     known = control_ids(processor)
     controls = [token for token in harmless["input_ids"][0].tolist() if token in known]
-    for criteria in attacks(processor):
-        batch = processor([sample], ["x"], [reference], criteria=criteria)
-        ids = batch["input_ids"][0].tolist()
-        assert [token for token in ids if token in known] == controls, criteria
-        written = processor.tokenizer.decode(ids).replace(ZERO_WIDTH_SPACE, "")
-        assert written == text.replace("CRITERIA", criteria.replace(ZERO_WIDTH_SPACE, ""))
-        torch.testing.assert_close(batch["pixel_values"], harmless["pixel_values"], **EXACT)
+    for attack in attacks(processor):
+        for name in ("CRITERIA", "PROMPT"):
+            texts = {"CRITERIA": "CRITERIA", "PROMPT": "PROMPT", name: attack}
+            batch = processor([sample], [texts["PROMPT"]], [reference], criteria=texts["CRITERIA"])
+            ids = batch["input_ids"][0].tolist()
+            assert [token for token in ids if token in known] == controls, attack
+            written = processor.tokenizer.decode(ids).replace(ZERO_WIDTH_SPACE, "")
+            plain = json.dumps(attack, ensure_ascii=False)[1:-1] if name == "PROMPT" else attack
+            assert written == text.replace(name, plain.replace(ZERO_WIDTH_SPACE, ""))
+            torch.testing.assert_close(batch["pixel_values"], harmless["pixel_values"], **EXACT)
 
 
 def test_texts_beside_the_tokenizer(vlm_folder, tmp_path):

@@ -38,7 +38,7 @@ def texts(processor, batch):
 def assert_order(text, parts):
     positions = [text.index(part) for part in parts]
     assert positions == sorted(positions)
-    assert text.count("[]") == sum("[]" in part for part in parts)
+    assert text.count("[]") == sum(part.count("[]") for part in parts)
 
 
 def test_every_task_is_told_once():
@@ -63,18 +63,21 @@ def test_tasks_of_users():
     assert task_of("sticker").condition_text == "condition"
 
 
-@pytest.mark.parametrize("layout", ["images_first", "text_first"])
+@pytest.mark.parametrize("layout", ["images_first", "text_first", "text_after_each"])
 def test_edits_are_asked_about_beside_their_source(vlm_folder, layout):
     """The source image comes first and is named as such, the prompt is an instruction, in every layout and paradigm."""
     processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), prompt_layout=layout)
     (text,) = texts(processor, processor([SECOND], [INSTRUCTION], [FIRST], [SOURCE]))
     statement, images = [QUOTED, CRITERION], ["Source image: []", "\nImage 1: []", "\nImage 2: []"]
     question = ["Is image 2 better than image 1 by these criteria?"]
-    assert_order(text, [*(images + statement if layout == "images_first" else statement + images), *question])
+    if layout == "text_after_each":
+        # The template ends the line of an image.
+        images = [images[0], f"{images[1]}\n\n" + "\n".join(statement) + images[2]]
+    assert_order(text, [*(statement + images if layout == "text_first" else images + statement), *question])
     (text,) = texts(processor, processor([SECOND], [INSTRUCTION], conditions=[SOURCE], reasons_first=True))
     images = ["Source image: []", "\nImage: []"]
     question = ["Is this a high-quality result by these criteria? Give your reasons"]
-    assert_order(text, [*(images + statement if layout == "images_first" else statement + images), *question])
+    assert_order(text, [*(statement + images if layout == "text_first" else images + statement), *question])
     assert "first frame" not in text
 
 

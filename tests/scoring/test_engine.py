@@ -25,6 +25,7 @@ from rewarddance_hf.scoring.engine.tree import TokenizedQuestion, build_tree
 
 IMAGES = [random_image(i, *size) for i, size in enumerate([(40, 40), (60, 30), (28, 56), (40, 40), (33, 41)])]
 LAYOUTS = ("images_first", "text_first")
+ALL_LAYOUTS = (*LAYOUTS, "text_after_each")
 PROMPT = "a red circle"
 
 
@@ -110,7 +111,7 @@ def assert_same(scorer, questions):
 
 
 @pytest.mark.every_family
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
 def test_scores_of_all_families(make_scorer, family, layout):
     """Images of mixed sizes in all orders, several prompts, a clip with first frame: any family, any layout."""
     scorer = make_scorer(family, layout=layout)
@@ -531,7 +532,7 @@ def test_batches_keep_to_the_budget(make_scorer):
 
 
 @pytest.mark.every_family
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
 def test_gradient_of_all_families(make_scorer, family, layout):
     """The gradient of samples is that of the full graph; what goes before them is computed without a graph."""
     scorer = make_scorer(family, layout=layout)

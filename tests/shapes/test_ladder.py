@@ -5,20 +5,36 @@ import torch
 
 from rewarddance_hf import RewardDanceForYesScoring
 from rewarddance_hf.shapes.edit_instructions import instruction_words
-from rewarddance_hf.shapes.ladder import SIZES, Curriculum, MatrixOptimizer, Stage, lessons, matching, train_rung
+from rewarddance_hf.shapes.ladder import (
+    SIZES,
+    Curriculum,
+    MatrixOptimizer,
+    Phase,
+    Stage,
+    hard_pair_matching,
+    lessons,
+    matching,
+    train_rung,
+)
 from rewarddance_hf.shapes.lessons import lesson_words
 from rewarddance_hf.shapes.models import build_tokenizer, build_vlm
 
 
 def test_training_runs_and_repeats(tmp_path):
-    """Every kind of row trains, at any size, and the same seed gives the same weights."""
-    stages = (Stage(1, (lessons,)), Stage(2, (lessons, matching)))
-    for name in ("first", "second"):
-        train_rung(tmp_path / name, "0.1m", seed=3, stages=stages)
-    first, second = (
-        RewardDanceForYesScoring.from_pretrained(tmp_path / name).state_dict() for name in ("first", "second")
+    """Every kind of row trains, a phase goes on from the one before, and the same seed gives the same weights."""
+    phases = (
+        Phase(1e-3, (Stage(1, (lessons,)), Stage(2, (lessons, matching)))),
+        Phase(5e-4, (Stage(2, (hard_pair_matching,)),)),
+    )
+    for name, part in {"first": phases, "second": phases, "before": phases[:1]}.items():
+        train_rung(tmp_path / name, "0.1m", seed=3, phases=part)
+    first, second, before = (
+        RewardDanceForYesScoring.from_pretrained(tmp_path / name).state_dict()
+        for name in ("first", "second", "before")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+    # Updates of a warm-up over 50, the first of which stands still, move weights by little.
+    assert 0 < max((first[name] - before[name]).abs().max().item() for name in first) < 0.02
 
 
 def test_stages_take_turns():

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 
 from rewarddance_hf.shapes.captions import parse_caption
 from rewarddance_hf.shapes.knowledge import answer_accuracy, knowledge_table, measure_knowledge
-from rewarddance_hf.shapes.lessons import ShapesLessons, ShapesMatching, lesson_words
+from rewarddance_hf.shapes.lessons import ShapesLessons, ShapesMatching, ShapesPairMatching, lesson_words
 from rewarddance_hf.shapes.models import BASE_VLM, build_tokenizer, judge_processor
 from rewarddance_hf.shapes.oracle import check, detect_objects
 from rewarddance_hf.shapes.questions import QuestionCollator
@@ -162,6 +162,40 @@ def test_matching_is_what_a_judge_is_asked():
     torch.testing.assert_close(batch["input_ids"][:, :length], asked["input_ids"])
     torch.testing.assert_close(batch["pixel_values"], asked["pixel_values"])
     assert processor.tokenizer.decode(batch["labels"][0][length:]) == f"{row['questions'][0][1]}<|end|>"
+
+
+@pytest.mark.parametrize("split", ["train", "ood"])
+def test_pair_matching_is_true(split):
+    """Each of two images of a prompt is said to be right where the oracle finds it right; all four cases come."""
+    agreed, cases = [], set()
+    for row in ShapesPairMatching(60, split):
+        answers = [answer for _, answer in row["questions"]]
+        assert [question for question, _ in row["questions"]] == ["Is image 1 right?", "Is image 2 right?"]
+        cases.add(tuple(answers))
+        if row["topics"][0] != "pair quality":
+            prompt = row["opening"].split('"')[1]
+            agreed += [
+                check(image, prompt).all_hold == (answer == "yes")
+                for image, answer in zip(row["images"], answers, strict=True)
+            ]
+    assert sum(agreed) / len(agreed) > 0.97
+    assert len(cases) == 4
+
+
+def test_pair_matching_is_what_a_judge_is_shown():
+    """Up to the question, tokens and pixels are those that a pairwise judge of shapes gets."""
+    processor = judge_processor(prompt_layout="text_after_each")
+    row = ShapesPairMatching(1)[0]
+    batch = QuestionCollator(processor.vlm_processor)([{**row, "questions": []}])
+    _, prompt, rest, *_ = row["opening"].split('"')
+    criteria = rest.partition("Criteria: ")[2].partition(".\n")[0]
+    first, second = row["images"]
+    asked = processor(images=[second], prompts=[prompt], references=[first], criteria=[criteria])
+    opening = asked["input_ids"][0, : batch["input_ids"].shape[1]]
+    torch.testing.assert_close(batch["input_ids"][0], opening)
+    rest = processor.tokenizer.decode(asked["input_ids"][0, len(opening) :])
+    assert rest == "Is image 2 better than image 1?<|end|><|assistant|>"
+    torch.testing.assert_close(batch["pixel_values"], asked["pixel_values"])
 
 
 def test_splits_are_apart():

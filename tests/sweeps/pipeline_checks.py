@@ -139,7 +139,7 @@ class Tiny:
     def check_same(self, images: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
         """Images that a seed shall make again, if the pipeline alone does."""
         difference = (images - expected).abs().max().item()
-        if difference > tolerance:
+        if difference > tolerance and not (tolerance and are_rounded_apart(images, expected)):
             self.global_seed += 1
             is_chance = not torch.equal(plain(self), self.image)
             self.global_seed -= 1
@@ -218,6 +218,14 @@ class Tiny:
 
     def search_arguments(self) -> dict[str, Any]:
         return {name: clone(value) for name, value in self.settings.items()} | {"output_type": "pt"}
+
+
+def are_rounded_apart(images: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether images of 8 bits, as Cosmos makes them, differ by one of 255 levels in less than one of a thousand values."""
+    levels = [255 * values for values in (images, expected)]
+    apart = (levels[0] - levels[1]).abs()
+    is_8_bit = all((values - values.round()).abs().max() < 1e-3 for values in levels)
+    return is_8_bit and apart.max().item() < 1.5 and (apart > 0.5).float().mean().item() < 1e-3
 
 
 def tensor_of(images: Any) -> torch.Tensor:
