@@ -206,14 +206,30 @@ class RewardGradientCallback(PipelineCallback):
         ```
         """
 
+        is_set_up = False
+
+        def set_up(_: Any, set_timesteps: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            nonlocal is_set_up
+            is_set_up = True
+            return set_timesteps(*args, **kwargs)
+
         def begin(_: Any, progress_bar: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            self._begin(pipeline, steps_announced(pipeline, pipeline.scheduler, progress_bar, args, kwargs), 0)
+            try:
+                self._begin(pipeline, steps_announced(pipeline, pipeline.scheduler, progress_bar, args, kwargs), 0)
+            except ValueError:
+                if is_set_up:  # else the bar is of something before, such as a prior with a scheduler of its own
+                    raise
             return progress_bar(*args, **kwargs)
+
+        def end() -> None:
+            nonlocal is_set_up
+            is_set_up = False
+            self._end()
 
         with Hooks(pipeline) as hooks:
             hooks.callback(torch.set_grad_enabled, torch.is_grad_enabled())
             hooks.set(self, "_attached", True)
-            self._hook(pipeline, hooks, self._end, progress_bar=begin)
+            self._hook(pipeline, hooks, end, progress_bar=begin, set_timesteps=set_up)
             try:
                 yield self
             except RuntimeError as error:

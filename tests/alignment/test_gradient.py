@@ -362,6 +362,25 @@ class TestExplicitLoops:
         expected = independent_refl(model, 0)
         assert relative_difference(model.gradients(images), model.gradients(expected)) < TOLERANCE
 
+    def test_attach_passes_over_the_bar_of_a_prior(self, monkeypatch):
+        """A bar over less steps, before the schedule is set up, is not that of the denoising (StableUnCLIP); each call is checked."""
+        model = tiny("StableDiffusion3")
+        pipeline, check_inputs = model.pipeline, model.pipeline.check_inputs
+
+        def with_prior(*args, **kwargs):
+            list(pipeline.progress_bar(torch.arange(STEPS - 1)))
+            return check_inputs(*args, **kwargs)
+
+        monkeypatch.setattr(pipeline, "check_inputs", with_prior)
+        with RewardGradientCallback(step_index_range=(STEPS - 1, STEPS)).attach(pipeline):
+            images = [model(), model()]
+        for image in images:
+            expected = independent_refl(model, STEPS - 1)
+            assert relative_difference(model.gradients(image), model.gradients(expected)) < TOLERANCE
+        callback = RewardGradientCallback(step_index_range=(STEPS, STEPS + 1))
+        with callback.attach(pipeline), pytest.raises(ValueError, match=f"The pipeline makes {STEPS} steps, but"):
+            model()
+
 
 NOISE_SCHEDULERS = {
     "DDIM": diffusers.DDIMScheduler,
