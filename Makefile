@@ -115,10 +115,10 @@ test-tokenizers: $(VENV)/.installed $(patsubst %,outputs/tokenizers/%/tokenizer.
 	$(PYTEST) -rP tests/sweeps/test_real_tokenizers.py
 
 # The source distribution of diffusers lacks its tests. With DIFFUSERS_TESTS, the folder `tests` of a checkout at the installed
-# version, the sweep covers all pipelines that they build, for hours; without, those of tests/tiny_pipelines.py. PIPELINES is
-# an expression as for `pytest -k`. Pipelines that ended without fault are not run again, except with AGAIN=1.
+# version, the sweep covers all pipelines that they build, for hours (some only where torchvision is installed); without, those of
+# tests/tiny_pipelines.py. PIPELINES is an expression as for `pytest -k`. Pipelines that ended without fault are not run again, except with AGAIN=1.
 test-pipelines: $(VENV)/.installed  ## run the sweep over diffusers' pipelines, PIPELINES="Flux or Wan" for some (writes outputs/pipelines/ and a table)
-	$(BIN)/pip install -q --disable-pip-version-check parameterized requests-mock ftfy
+	$(BIN)/pip install -q --disable-pip-version-check parameterized requests-mock ftfy opencv-python-headless torchsde
 	$(PYTEST) -o addopts= --import-mode=importlib -n 2 -p no:warnings -k "$(PIPELINES)" tests/sweeps/test_pipelines.py; status=$$?; $(MAKE) pipelines-table; exit $$status
 
 pipelines-table: $(VENV)/.installed  ## write the table of pipelines from outputs/pipelines/ into rewarddance_hf/alignment/README.md

@@ -34,7 +34,7 @@ def attack(
     another training of it (`other`), by the mean of both (`ensemble`), and by the judge where it sees copies with noise in place of the
     image (`augmented`). Radius 0 is the image as it is.
     """
-    scorer, second = load_scorer(judge, paradigm, num_rows), load_scorer(other, paradigm, num_rows)
+    scorer, second = load_scorer(judge, num_rows), load_scorer(other, num_rows)
     rows = list(ShapesPreferences(num_rows, "id", seed=5))
     processor = VaeImageProcessor(do_resize=False, do_normalize=False)
     worse, better = (processor.preprocess([row[name] for row in rows]) for name in ("rejected", "chosen"))

@@ -48,6 +48,10 @@ class Study:
         ]
         return [size for size in dict.fromkeys(wanted) if size is not None and size not in self.bases]
 
+    def missing_widths(self) -> list[int]:
+        """Widths of generators that experiments ask for and that are not there."""
+        return [width for width in self.settings["sizes"]["generator_widths"] if width not in self.generators]
+
     def paradigms(self) -> dict[tuple[Any, ...], Job]:
         """Judges by paradigm, number of pairs and seed; 0 pairs is the base model itself."""
         settings = self.settings["paradigms"]
@@ -65,10 +69,6 @@ class Study:
                     name = f"judges/{size}_{paradigm}_{num_rows}_{seed}"
                     jobs[paradigm, num_rows, seed] = self._judge(name, size, paradigm, num_rows, updates, seed)
         return jobs
-
-    def missing_widths(self) -> list[int]:
-        """Widths of generators that experiments ask for and that are not there."""
-        return [width for width in self.settings["sizes"]["generator_widths"] if width not in self.generators]
 
     def sizes(self) -> dict[tuple[Any, ...], Job]:
         """
@@ -169,8 +169,7 @@ class Study:
     def untrained(self, size: str, paradigm: str) -> Job:
         """Zero-shot measurement of a base model, on drawings and held-out samples."""
         base = str(self.bases[size])
-        rows = self.settings["common"]["held_out_rows"]
-        settings = {"model": base, "paradigm": paradigm, "held_out_rows": rows}
+        settings = {"model": base, "paradigm": paradigm, **self._measured()}
         name = f"judges/{size}_{paradigm}_untrained"
         return Job(name, "judges:measure", settings, self.pairs()[1:], cost=30, inputs=(f"{base}/{WEIGHTS}",))
 
@@ -204,6 +203,10 @@ class Study:
             inputs=(f"{self.generators[width]}/{GENERATOR_WEIGHTS}",),
         )
 
+    def _measured(self) -> dict[str, Any]:
+        """How all judges are asked and measured."""
+        return {name: self.settings["common"][name] for name in ("held_out_rows", "prompt_layout")}
+
     def _judge(
         self,
         name: str,
@@ -222,7 +225,7 @@ class Study:
             "num_rows": num_rows,
             "updates": updates,
             "seed": seed,
-            "held_out_rows": self.settings["common"]["held_out_rows"],
+            **self._measured(),
             **(more or {}),
         }
         cost = 15 + COST_OF_SIZE[size] * (updates + (more or {}).get("sample_updates", 0))

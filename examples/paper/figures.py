@@ -14,6 +14,7 @@ from intervals import estimate
 
 
 COLORS = {"regressive": "#d1812b", "pointwise": "#1f6f8b", "pairwise": "#8b1f5f"}
+MARKERS = ("o", "^", "s", "D")  # of generators
 DPI = 130
 
 Results = Mapping[tuple[Any, ...], dict[str, Any]]
@@ -28,9 +29,6 @@ class JudgeAndGain(NamedTuple):
     accuracy_id: float
     accuracy_ood: float
     gain: float
-
-
-MARKERS = ("o", "^", "s", "D")
 
 
 def draw_paradigms(results: Results, names: Mapping[str, str], counts: Sequence[int], file: Path) -> None:

@@ -1,16 +1,13 @@
 """Generators of the study: tuned by ReFL, searched through, and measured by the oracle."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from judges import LAYOUT
 from peft import LoraConfig
 
 from rewarddance_hf import (
     ReFLTrainer,
-    RewardDanceForYesScoring,
     RewardDanceScorer,
     RewardDynamics,
     RewardDynamicsCallback,
@@ -28,7 +25,6 @@ from rewarddance_hf.shapes.alignment_demo import (
 )
 from rewarddance_hf.shapes.generated import ShapesPrompts, alignment_holds
 from rewarddance_hf.shapes.generator import SAMPLING, load_generator
-from rewarddance_hf.shapes.models import judge_processor
 from rewarddance_hf.shapes.preferences import ALIGNMENT_CRITERIA
 
 
@@ -60,7 +56,7 @@ def tune(
     The weights of the last update are measured.
     """
     pipeline: Any = load_generator(generator)
-    scorer = load_scorer(judge, paradigm, BATCH_SIZE * references["top_k"])
+    scorer = load_scorer(judge, BATCH_SIZE * references["top_k"])
     prompts = [row["prompt"] for row in ShapesPrompts(num_prompts, seed=seed)]
     rows: Any = [{"prompt": prompt} for prompt in prompts]
     metrics: dict[str, Any] = {}
@@ -102,7 +98,7 @@ def search(folder: str, judge: str, *, report: Any, seed: int, num_prompts: int,
     and budget of denoiser evaluations; and how many tokens the judge has read for a prompt (`tokens`).
     """
     pipeline: Any = load_generator()
-    scorer = load_scorer(judge, "pointwise", 128)
+    scorer = load_scorer(judge, 128)
     prompts = [row["prompt"] for row in ShapesPrompts(num_prompts, "id", SEARCHED_SEED)]
 
     num_tokens = 0
@@ -129,7 +125,8 @@ def search(folder: str, judge: str, *, report: Any, seed: int, num_prompts: int,
     return {"plain": alignment_holds(images, prompts).astype(float).tolist(), **found}
 
 
-def load_scorer(judge: str, paradigm: str, batch_size: int) -> RewardDanceScorer:
+def load_scorer(judge: str, batch_size: int) -> RewardDanceScorer:
     """A frozen judge of the study."""
-    model = RewardDanceForYesScoring.from_pretrained(judge, paradigm=paradigm).requires_grad_(False)
-    return RewardDanceScorer(model, judge_processor(Path(judge), prompt_layout=LAYOUT), batch_size=batch_size)
+    scorer = RewardDanceScorer.from_pretrained(judge, batch_size=batch_size)
+    scorer.model.requires_grad_(False)
+    return scorer

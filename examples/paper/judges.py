@@ -21,8 +21,6 @@ from rewarddance_hf.shapes.sampled_pairs import mixed_rows
 
 BATCH_SIZE = 48
 LEARNING_RATE, SAMPLES_LEARNING_RATE = 5e-4, 3e-4
-# In which base models of the ladder are taught
-LAYOUT = "text_after_each"
 
 
 class ReportSteps(TrainerCallback):
@@ -51,6 +49,7 @@ def train_and_measure(
     updates: int,
     seed: int,
     held_out_rows: int,
+    prompt_layout: str,
     rationale: str | None = None,
     sample_updates: int = 0,
 ) -> dict[str, Any]:
@@ -61,21 +60,24 @@ def train_and_measure(
     rows: Dataset = ShapesPreferences(num_rows, seed=100 + seed)
     rows = Subset(rows, [index % num_rows for index in range(updates * BATCH_SIZE)])
     total = updates + sample_updates
-    _train(base, folder, rows, paradigm, rationale, updates, LEARNING_RATE, seed, ReportSteps(report, 0, total))
+    asked = {"paradigm": paradigm, "prompt_layout": prompt_layout}
+    _train(base, folder, rows, rationale, updates, LEARNING_RATE, seed, ReportSteps(report, 0, total), **asked)
     if sample_updates:
         mixed = mixed_rows(sample_updates * BATCH_SIZE, read_pairs(pairs[0]))
         callback = ReportSteps(report, updates, total)
-        _train(folder, folder, mixed, paradigm, rationale, sample_updates, SAMPLES_LEARNING_RATE, seed, callback)
-    return measure(folder, *pairs[1:], report=report, model=folder, paradigm=paradigm, held_out_rows=held_out_rows)
+        _train(folder, folder, mixed, rationale, sample_updates, SAMPLES_LEARNING_RATE, seed, callback, **asked)
+    return measure(folder, *pairs[1:], report=report, model=folder, held_out_rows=held_out_rows, **asked)
 
 
-def measure(folder: str, *pairs: str, report: Any, model: str, paradigm: str, held_out_rows: int) -> dict[str, Any]:
+def measure(
+    folder: str, *pairs: str, report: Any, model: str, paradigm: str, prompt_layout: str, held_out_rows: int
+) -> dict[str, Any]:
     """
     Metrics of a judge by split, with the credit of each row (`credits`), that for the mean of both orders (`averaged_credits`) and its
     category (`categories`).
     """
     judge = RewardDanceForYesScoring.from_pretrained(model, paradigm=paradigm)
-    scorer = RewardDanceScorer(judge, judge_processor(model, prompt_layout=LAYOUT), batch_size=100)
+    scorer = RewardDanceScorer(judge, judge_processor(model, prompt_layout=prompt_layout), batch_size=100)
     splits: dict[str, Any] = {split: ShapesPreferences(held_out_rows, split) for split in ("id", "ood")}
     if pairs:
         splits["generated"] = read_pairs(pairs[0])
@@ -98,12 +100,14 @@ def _train(
     model: str,
     folder: str,
     rows: Dataset,
-    paradigm: str,
     rationale: str | None,
     updates: int,
     learning_rate: float,
     seed: int,
     callback: TrainerCallback,
+    *,
+    paradigm: str,
+    prompt_layout: str,
 ) -> None:
     arguments = RewardDanceTrainingArguments(
         folder,
@@ -129,7 +133,7 @@ def _train(
         model=model,
         args=arguments,
         train_dataset=rows,
-        processing_class=judge_processor(model, prompt_layout=LAYOUT),
+        processing_class=judge_processor(model, prompt_layout=prompt_layout),
         callbacks=[callback],
     )
     trainer.train()

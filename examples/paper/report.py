@@ -188,10 +188,13 @@ def _gain_lines(results: Results, sizes: Sequence[str], width: int) -> list[str]
     """What a generator gains by tuning, by judge."""
     base = results["base", width]
     plain = estimate([base["right"]]).percent()
+    measures = {
+        "gain": lambda right: estimate(right, [base["right"]]),
+        "GSB": lambda right: good_same_bad(right, base["right"]),
+    }
     rows = []
     for paradigm in ("pointwise", "pairwise"):
         tuned = {size: [at["right"] for at in _tuned(results, size, paradigm, width).values()] for size in sizes}
-        measures = {"gain": lambda right: estimate(right, [base["right"]]), "GSB": _gsb_against(base["right"])}
         for name, measure in measures.items():
             cells = [measure(tuned[size]).points() if tuned[size] else "-" for size in sizes]
             rows.append([f"{paradigm}, {name}", *cells])
@@ -201,10 +204,6 @@ def _gain_lines(results: Results, sizes: Sequence[str], width: int) -> list[str]
         "",
         *_table(["judge", *sizes], rows),
     ]
-
-
-def _gsb_against(base: Sequence[float]) -> Callable[[Any], Estimate]:
-    return lambda right: good_same_bad(right, base)
 
 
 def _tuned(results: Results, size: str, paradigm: str, width: int) -> dict[int, dict[str, Any]]:
