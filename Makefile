@@ -116,7 +116,8 @@ test-tokenizers: $(VENV)/.installed $(patsubst %,outputs/tokenizers/%/tokenizer.
 
 # The source distribution of diffusers lacks its tests. With DIFFUSERS_TESTS, the folder `tests` of a checkout at the installed
 # version, the sweep covers all pipelines that they build, for hours (some only where torchvision is installed); without, those of
-# tests/tiny_pipelines.py. PIPELINES is an expression as for `pytest -k`. Pipelines that ended without fault are not run again, except with AGAIN=1.
+# tests/tiny_pipelines.py. PIPELINES is an expression as for `pytest -k`. Pipelines that ended without fault are not run again,
+# except with AGAIN=1.
 test-pipelines: $(VENV)/.installed  ## run the sweep over diffusers' pipelines, PIPELINES="Flux or Wan" for some (writes outputs/pipelines/ and a table)
 	$(BIN)/pip install -q --disable-pip-version-check parameterized requests-mock ftfy opencv-python-headless torchsde
 	$(PYTEST) -o addopts= --import-mode=importlib -n 2 -p no:warnings -k "$(PIPELINES)" tests/sweeps/test_pipelines.py; status=$$?; $(MAKE) pipelines-table; exit $$status
@@ -154,8 +155,8 @@ outputs/shapes_base_%/model.safetensors: | $(VENV)/.installed
 outputs/shapes_generator_%/model_index.json: | $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.generator_base --width $* --output_dir outputs/shapes_generator_$*
 
-# The largest base model and the second generator are trained once.
-paper: outputs/shapes_base_1.5m/model.safetensors outputs/shapes_generator_32/model_index.json  ## run the paper's experiments on shapes (writes outputs/paper/; PAPER="--quick" for a short run)
+# The largest base model and the second generator are trained once. Short runs take neither.
+paper: $(if $(filter --quick,$(PAPER)),$(VENV)/.installed,outputs/shapes_base_1.5m/model.safetensors outputs/shapes_generator_32/model_index.json)  ## run the paper's experiments on shapes (writes outputs/paper/; PAPER="--quick" for a short run)
 	OMP_NUM_THREADS=1 $(BIN)/python examples/paper/study.py $(PAPER)
 
 shapes-generator: $(VENV)/.installed  ## train the tiny generator that alignment and search start from, or with WIDTH=32 a smaller one (writes outputs/shapes_generator_32/)

@@ -190,7 +190,7 @@ class Study:
             "generator": str(self.generators[width]),
             "paradigm": paradigm,
             "seed": seed,
-            "measured_prompts": self.settings["common"]["measured_prompts"],
+            **{name: self.settings["common"][name] for name in ("measured_prompts", "monitored_prompts")},
             "references": references,
         }
         label = f"{references['method']}_{references['top_k']}_of_{references['num_candidates']}"

@@ -49,6 +49,7 @@ def tune(
     seed: int,
     num_prompts: int,
     measured_prompts: int,
+    monitored_prompts: int,
     references: dict[str, Any],
 ) -> dict[str, Any]:
     """
@@ -67,7 +68,7 @@ def tune(
         )
         kept = [(image, row["prompt"]) for row in rows for image in row["references"]]
         metrics["references"] = float(alignment_holds(*zip(*kept, strict=True)).mean())
-    held_out = [row["prompt"] for row in ShapesPrompts(100, "id", MONITOR_SEED)]
+    held_out = [row["prompt"] for row in ShapesPrompts(monitored_prompts, "id", MONITOR_SEED)]
     monitor = RewardDynamicsCallback(
         oracle_reward,
         held_out,

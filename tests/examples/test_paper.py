@@ -17,7 +17,7 @@ from rewarddance_hf.shapes.generator import load_generator
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
 TUNING = {"updates": 2, "num_prompts": 4, "references": {"method": "top", "num_candidates": 2, "top_k": 1}}
 TINY = {
-    "common": {"held_out_rows": 20, "measured_prompts": 6, "pairs": {"train": 12, "id": 8}},
+    "common": {"held_out_rows": 20, "measured_prompts": 6, "monitored_prompts": 4, "pairs": {"train": 12, "id": 8}},
     "paradigms": {"size": "0.1m", "rows": {50: 1, 96: 2}, "seeds": [0]},
     "sizes": {
         "sizes": ["0.1m", "10m"],
