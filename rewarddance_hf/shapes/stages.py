@@ -71,7 +71,7 @@ def run_stages(
         from multiprocessing import forkserver
 
         context.set_forkserver_preload(list(preload))
-        with _output_in(log_dir / "start.txt"):  # libraries write when they are imported
+        with _output_in(log_dir / "start.txt"), _own_modules():  # libraries write when they are imported
             forkserver.ensure_running()
     with Display(stream or sys.stdout, {name: stage.cost for name, stage in stages.items()}) as display:
         running: dict[str, tuple[Any, Connection, float]] = {}
@@ -143,6 +143,22 @@ def _failure(title: str, log: Path, code: int) -> RuntimeError:
     return RuntimeError(
         f"'{title}' failed (exit code {code}). What the stages before have written is kept. The end of {log}:\n{end}"
     )
+
+
+@contextlib.contextmanager
+def _own_modules() -> Iterator[None]:
+    """
+    Processes that are started meanwhile find the modules beside a script from the start. Without this, Python 3.11 looks for those to
+    preload before it knows of them, and says nothing.
+    """
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextlib.contextmanager

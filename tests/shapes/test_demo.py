@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from new_process import run_python
 from PIL import Image
 
 from rewarddance_hf.shapes.demo import REPORT, run_demo
@@ -123,6 +124,22 @@ def test_time_that_nobody_knows():
         display.start("first", "first")
         display.finish("first", 10)
     assert stream.getvalue().endswith("finished  first (0:10)\n")
+
+
+def test_modules_beside_a_script_are_imported_once(tmp_path):
+    """What a script asks to be preloaded is found beside it, and stages do not import it again."""
+    (tmp_path / "heavy.py").write_text(
+        "with open(__file__ + '.log', 'a') as file:\n    file.write('imported ')\ndef work(*, report):\n    pass\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "from pathlib import Path\nfrom rewarddance_hf.shapes.stages import Stage, run_stages\n"
+        "if __name__ == '__main__':\n"
+        "    stages = {name: Stage(name, 'heavy:work') for name in ('first', 'second')}\n"
+        "    run_stages(stages, Path(__file__).parent / 'logs', ['heavy'])\n"
+    )
+    done = run_python(str(tmp_path / "script.py"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "heavy.py.log").read_text() == "imported "
 
 
 def test_stages_that_can_wait(tmp_path):
