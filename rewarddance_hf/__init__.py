@@ -24,6 +24,7 @@ _PUBLIC_NAMES = {
     "alignment.search.search": ["best_of_n", "search_over_paths", "zero_order_search"],
     "data.collator": ["DataCollatorForRewardDance"],
     "data.parquet": ["ParquetRows"],
+    "data.resizing": ["resize_images"],
     "data.sources": ["load_preferences"],
     "evaluation.evaluator": ["EvaluationResults", "RewardDanceEvaluator"],
     "models": ["RewardDanceConfig", "RewardDanceForYesScoring", "RewardDanceOutput", "RewardDanceProcessor"],
@@ -58,6 +59,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors
     from .alignment.search.search import best_of_n, search_over_paths, zero_order_search
     from .data.collator import DataCollatorForRewardDance
     from .data.parquet import ParquetRows
+    from .data.resizing import resize_images
     from .data.sources import load_preferences
     from .evaluation.evaluator import EvaluationResults, RewardDanceEvaluator
     from .models import RewardDanceConfig, RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
@@ -116,6 +118,7 @@ __all__ = [
     "load_preferences",
     "merge_shards",
     "replay",
+    "resize_images",
     "save_search",
     "score_shards",
     "search_over_paths",

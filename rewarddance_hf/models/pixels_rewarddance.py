@@ -88,6 +88,24 @@ def preprocess_with_gradient(
     return batch
 
 
+def watch_resizing(vlm_processor: Any, watch: "Callable[[Any], None]") -> Any:
+    """
+    Copy of a processor of transformers that calls `watch` with each image right after resizing, an array or tensor of shape
+    `(..., height, width)`. It is never called where the image processor is not built on a backend of transformers.
+    """
+    backend = _backend(vlm_processor.image_processor)
+
+    def resize(other: Any, image: Any, *args: Any, **kwargs: Any) -> Any:
+        result = backend.resize(other, image, *args, **kwargs)
+        watch(result)
+        return result
+
+    vlm_processor = copy.copy(vlm_processor)
+    if backend is not None:
+        vlm_processor.image_processor = _with_methods(vlm_processor.image_processor, resize=resize)
+    return vlm_processor
+
+
 def _backend(image_processor: Any) -> Any:
     """Class of transformers that an image processor does its work with."""
     names = ("PilBackend", "TorchvisionBackend")
@@ -370,4 +388,4 @@ def resize_linear(colors: torch.Tensor, height: int, width: int, resampling: Ima
     return colors
 
 
-__all__ = ["preprocess_with_gradient", "resize_linear", "resize_matrix"]
+__all__ = ["preprocess_with_gradient", "resize_linear", "resize_matrix", "watch_resizing"]

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -168,4 +169,7 @@ def evaluate(
         report(done, len(held_out))
         evaluator = RewardDanceEvaluator(dataset)
         metrics |= {f"{name}/{split}/{key}": value for key, value in evaluator(scorer).items()}
+        assert evaluator.results is not None
+        counts = Counter(filter(None, evaluator.results.categories))
+        metrics |= {f"{name}/{split}/category/{category}/num_rows": count for category, count in counts.items()}
     Path(output_file).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

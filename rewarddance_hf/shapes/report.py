@@ -29,6 +29,7 @@ from .stages import Report
 
 COLORS = {"untrained": "#8a8a8a", "regressive": "#d1812b", "judge": "#1f6f8b"}
 SHEET_ROWS = 12
+SMALLEST_PART = 0.1  # of a difference, in points, that is told
 RANKING_FILE = "ranking.txt"
 
 
@@ -86,6 +87,8 @@ def write_report(output_dir: str, has_generators: bool, start_time: float, *, re
         lines.append(f"| {category} | {' | '.join(cells)} |")
     lines += [
         "",
+        *_difference_lines(metrics),
+        "",
         "![Held-out accuracy during training](learning_curve.png)",
         "",
         f"Held-out pairs and what the judge says of them. {ranking}",
@@ -98,6 +101,33 @@ def write_report(output_dir: str, has_generators: bool, start_time: float, *, re
     ]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
     (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def _difference_lines(metrics: dict[str, Any]) -> list[str]:
+    """What the judge is ahead of the baseline or behind it, and how much of that each category makes."""
+    lines = [
+        "The baseline gives each image a score by itself, which is what the base model has been taught for. The judge has to compare "
+        "two images of one prompt. What each category adds to the difference of their accuracies, in points:",
+        "",
+    ]
+    for split in ("id", "ood"):
+        judge, baseline = f"judge/{split}", f"regressive/{split}"
+        difference = 100 * (metrics[f"{judge}/accuracy"] - metrics[f"{baseline}/accuracy"])
+        parts = {}
+        for category in CATEGORIES:
+            key = f"category/{category}"
+            if f"{judge}/{key}/accuracy" in metrics:
+                share = metrics[f"{judge}/{key}/num_rows"] / metrics[f"{judge}/num_rows"]
+                parts[category] = (
+                    100 * share * (metrics[f"{judge}/{key}/accuracy"] - metrics[f"{baseline}/{key}/accuracy"])
+                )
+        by_size = sorted(parts.items(), key=lambda item: -abs(item[1]))
+        told = ", ".join(f"{category} {part:+.1f}" for category, part in by_size if abs(part) >= SMALLEST_PART)
+        lines.append(
+            f"- {SPLIT_NAMES[split].capitalize()} the judge is {abs(difference):.1f} points "
+            f"{'ahead' if difference > 0 else 'behind'}: {told or 'no category adds much'}."
+        )
+    return lines
 
 
 def draw_learning_curve(folder: Path, metrics: dict[str, Any]) -> Figure:

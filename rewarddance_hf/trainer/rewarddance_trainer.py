@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ..availability import check_available
 from ..data.collator import DataCollatorForRewardDance
+from ..data.resizing import resize_images
 from ..data.rows import prepare_rows
 from ..import_utils import require_extra
 from ..models import RewardDanceForYesScoring, RewardDanceOutput, RewardDanceProcessor
@@ -160,6 +161,10 @@ class RewardDanceTrainer(CommonTrainer):
         if peft_config is not None:
             model = _add_adapter(model, peft_config, args)
 
+        if args.resize_images:
+            with args.main_process_first(desc="resizing images"):
+                train_dataset = _resize_images(train_dataset, processing_class, args, "train_dataset")
+                eval_dataset = _resize_images(eval_dataset, processing_class, args, "eval_dataset")
         if data_collator is None:
             data_collator = DataCollatorForRewardDance(
                 processing_class,
@@ -421,6 +426,15 @@ def _metrics(summaries: torch.Tensor) -> dict[str, float]:
     if decided > 0:
         metrics.update(accuracy=correct / decided, margin=preference / decided)
     return metrics
+
+
+def _resize_images(
+    dataset: Any, processor: RewardDanceProcessor, args: RewardDanceTrainingArguments, name: str
+) -> Any:
+    """A dataset, a dict of them, or None, with images as [`resize_images`] gives them."""
+    if isinstance(dataset, dict):
+        return {key: _resize_images(rows, processor, args, f"{name}[{key!r}]") for key, rows in dataset.items()}
+    return None if dataset is None else resize_images(dataset, processor, args.dataset_num_proc, name)
 
 
 def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

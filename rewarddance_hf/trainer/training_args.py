@@ -29,6 +29,14 @@ class RewardDanceTrainingArguments(CommonTrainingArguments):
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to disable dropout in the model.
 
+        > Parameters that control the data
+
+        resize_images (`bool`, *optional*, defaults to `False`):
+            Whether to bring images to the size at which the judge sees them once, before training, and not in each epoch. See
+            [`~rewarddance_hf.resize_images`]. Datasets must be of the class `datasets.Dataset`, which keeps the result on disk.
+        dataset_num_proc (`int`, *optional*):
+            Number of processes that do so.
+
         > Parameters that control the training
 
         rationale (`str`, *optional*):
@@ -55,6 +63,8 @@ class RewardDanceTrainingArguments(CommonTrainingArguments):
     paradigm: str = field(default="pairwise", metadata={"choices": list(PARADIGMS)})
     model_init_kwargs: dict[str, Any] | str | None = None
     disable_dropout: bool = True
+    resize_images: bool = False
+    dataset_num_proc: int | None = None
     rationale: str | None = field(default=None, metadata={"choices": list(RATIONALE_FORMATS)})
     rationale_weight: float = 1.0
     answer_weight: float = 0.1

@@ -1,12 +1,9 @@
 """Collator: orders, labels, rationales, and errors that name the row."""
 
-import io
 import pickle
 
-import datasets
 import pytest
 import torch
-from PIL import Image
 from tiny_vlms import random_image
 
 from rewarddance_hf import DataCollatorForRewardDance, RewardDanceProcessor
@@ -237,33 +234,3 @@ def test_rationales_need_the_pairwise_paradigm(processor):
         DataCollatorForRewardDance(processor, "listwise")
     with pytest.raises(ValueError, match="`rationale_format` is 'reasons_last'"):
         DataCollatorForRewardDance(processor, rationale_format="reasons_last")
-
-
-def test_images_resized_beforehand_are_the_same_pixels(vlm_folder):
-    """As the README does it: images that a dataset holds at the judge's size give the inputs of the original ones."""
-    without_tiles = {"crop_to_patches": False}
-    processor = RewardDanceProcessor.from_pretrained(vlm_folder("internvl"), vlm_images_kwargs=without_tiles)
-    size = processor.image_processor.size
-    original = {"prompt": ["a", "b"]}
-    for name, seeds in {"chosen": (0, 1), "rejected": (2, 3)}.items():
-        streams = [io.BytesIO() for _ in seeds]
-        for seed, stream in zip(seeds, streams, strict=True):
-            random_image(seed, 3 * size["width"], 2 * size["height"]).save(stream, "JPEG")
-        original[name] = [{"bytes": stream.getvalue(), "path": None} for stream in streams]
-    features = datasets.Features(
-        {"prompt": datasets.Value("string"), "chosen": datasets.Image(), "rejected": datasets.Image()}
-    )
-    rows = datasets.Dataset.from_dict(original, features=features)
-
-    def at_the_size_of_the_judge(row):
-        images = {name: processor.load_image(row[name], name) for name in ("chosen", "rejected")}
-        wanted = (size["width"], size["height"])
-        return {name: image.resize(wanted, Image.Resampling.BICUBIC) for name, image in images.items()}
-
-    small = rows.map(at_the_size_of_the_judge)
-    assert small[0]["chosen"].size == (size["width"], size["height"]) != rows[0]["chosen"].size
-    inputs = [
-        processor(images=list(r["chosen"]), prompts=list(r["prompt"]), references=list(r["rejected"]))
-        for r in (rows, small)
-    ]
-    assert all(torch.equal(inputs[0][name], inputs[1][name]) for name in inputs[0])

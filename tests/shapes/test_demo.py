@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import re
 import threading
 import time
 from dataclasses import replace
@@ -36,6 +37,12 @@ def test_demo_writes_its_report(tmp_path):
         assert metrics[f"generator/{name}/gain_low"] <= gain + 1e-9 <= metrics[f"generator/{name}/gain_high"] + 2e-9
     assert metrics["seconds"] > 0
     report = (tmp_path / "report.md").read_text()
+    for split, title in (("id", "In domain"), ("ood", "Out of domain")):
+        told = re.search(rf"- {title} the judge is ([\d.]+) points (ahead|behind): (.+)\.", report)
+        difference = metrics[f"judge/{split}/accuracy"] - metrics[f"regressive/{split}/accuracy"]
+        assert float(told[1]) == pytest.approx(100 * abs(difference), abs=0.06)
+        parts = [float(part) for part in re.findall(r"[+-][\d.]+", told[3])]
+        assert sum(parts) == pytest.approx(100 * difference, abs=0.9)  # each is rounded, and the smallest are left out
     for name in ("untrained", "regressive", "judge"):
         assert f"| {name} |" in report
     images = (

@@ -446,6 +446,24 @@ def test_streamed_rows_train_like_stored_ones(vlm_folder, dataset, tmp_path):
     assert losses[0] == pytest.approx(sum(losses[1:4]) / 3, rel=1e-5)
 
 
+def test_images_resized_beforehand_are_trained_on(vlm_folder, dataset, tmp_path):
+    """Training and evaluation read small files, of which the judge sees the same; streams are refused."""
+    arguments = {"resize_images": True, "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    large = {"chosen": random_image(0, 300, 200), "rejected": random_image(1, 200, 300), "prompt": "large"}
+    rows = datasets.Dataset.from_list([large] * 4)
+    trainer = make_trainer(vlm_folder("qwen3_vl"), tmp_path, rows, eval_dataset={"one": dataset}, **arguments)
+    processor = trainer.processing_class
+    row = trainer.train_dataset[0]
+    for name in ("chosen", "rejected"):
+        assert max(processor.load_image(row[name]).size) < 100
+        first, second = (processor([image], ["p"])["pixel_values"] for image in (large[name], row[name]))
+        assert torch.equal(first, second)
+    trainer.train()
+    assert "eval_one_accuracy" in trainer.state.log_history[-2]
+    with pytest.raises(TypeError, match="`train_dataset` is a `IterableDataset`"):
+        make_trainer(vlm_folder("qwen3_vl"), tmp_path, dataset.to_iterable_dataset(), resize_images=True)
+
+
 def test_resuming_with_other_batches_warns(vlm_folder, dataset, tmp_path, caplog):
     """Rows of an update times updates is where a run stopped: with fewer rows it would go on elsewhere without a word."""
     settings = {"save_strategy": "steps", "save_steps": 1}

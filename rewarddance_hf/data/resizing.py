@@ -1,0 +1,195 @@
+"""Images of preference rows at the size at which a judge sees them: read and resized once, not in each epoch."""
+
+import contextlib
+import copy
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from ..models import RewardDanceProcessor
+from ..models.pixels_rewarddance import watch_resizing
+from ..models.question_rewarddance import Question
+from ..resumable import digest_of
+from .preference import check_columns, check_row, row_question
+from .rows import keep_images_encoded
+
+
+MEDIA_COLUMNS = {
+    "chosen": "sample",
+    "rejected": "reference",
+    "condition": "condition",
+}  # and what they are in a question
+
+
+def resize_images(
+    dataset: datasets.Dataset,
+    processor: RewardDanceProcessor,
+    num_proc: int | None = None,
+    name: str = "dataset",
+) -> datasets.Dataset:
+    r"""
+    Bring the images of preference rows to the size at which a judge sees them, so that training reads small files in each epoch.
+    The result is kept by `datasets`, without loss, and found again by what the images and the processor are.
+
+    The judge sees the same pixels: for each size of images, one is prepared before and after, and rows stay as they are if anything
+    differs. So do rows with clips.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Preference rows, see [`~rewarddance_hf.data.preference.check_row`].
+        processor ([`RewardDanceProcessor`]):
+            Processor of the judge.
+        num_proc (`int`, *optional*):
+            Number of processes.
+        name (`str`, *optional*, defaults to `"dataset"`):
+            Name of the dataset in error messages.
+
+    Returns:
+        `datasets.Dataset`: The same rows. Their images are undecoded PNG files.
+
+    Raises:
+        `TypeError`: If `dataset` is not a `datasets.Dataset`.
+        `ValueError`: If a column is missing, an image cannot be read, or images of the first row cannot be brought to one size, as
+            those that are cut into tiles.
+
+    Example:
+
+    ```python
+    from rewarddance_hf import RewardDanceProcessor, resize_images
+
+    processor = RewardDanceProcessor.from_pretrained("OpenGVLab/InternVL3_5-2B-HF")
+    pairs = resize_images(pairs, processor, num_proc=16)
+    ```
+    """
+    if not isinstance(dataset, datasets.Dataset):
+        raise TypeError(
+            f"`{name}` is a `{type(dataset).__name__}`, but images can be resized once in a `datasets.Dataset` only, which keeps them. "
+            "Load it without streaming, or leave its images as they are."
+        )
+    check_columns(dataset.column_names, name)
+    if len(dataset) == 0:
+        return dataset
+    dataset = keep_images_encoded(dataset)
+    for column in MEDIA_COLUMNS:
+        if isinstance(dataset.features.get(column), datasets.Value):  # paths or bytes
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    resizer = _Resizer(processor, name)
+    if "chosen" not in resizer(dataset[0], 0):
+        raise ValueError(
+            f"Images of `{name}[0]` cannot be resized beforehand: they are clips, or `{type(processor.image_processor).__name__}` cuts "
+            "them into tiles, pads them, or resizes them again. Leave `resize_images` out; or, where the processor has tiles, load it with "
+            "`vlm_images_kwargs={'crop_to_patches': False}`."
+        )
+    return dataset.map(
+        resizer,
+        with_indices=True,
+        num_proc=num_proc,
+        # `datasets` would hash the processor as it is pickled, which changes when its tokenizer is used.
+        new_fingerprint=digest_of(dataset._fingerprint, resizer.settings())[:32],
+        desc=f"Resizing images of {name}",
+    )
+
+
+class _Resizer:
+    """Columns of a row that change when its images are brought to the size at which a judge sees them."""
+
+    def __init__(self, processor: RewardDanceProcessor, name: str) -> None:
+        self.processor = processor
+        self.name = name
+        # How an image is prepared depends on its size, and on those beside it: what has been found for these
+        self._keeps_size: dict[tuple[int, int], bool] = {}
+        self._agrees: dict[tuple[tuple[int, int], ...], bool] = {}
+
+    def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        name = f"{self.name}[{index}]"
+        check_row(row, name)
+        question = self.processor.load(
+            row_question(row), names=(f"chosen of {name}", f"rejected of {name}", f"condition of {name}")
+        )
+        if len(question.sample) > 1 or len(question.reference) > 1:  # clips
+            return {}
+        images: dict[str, Any] = {"sample": question.sample[0], "reference": question.reference[0]}
+        if question.condition is not None:
+            images["condition"] = question.condition
+        if not all(map(self._is_resized_once, images.values())):
+            return {}
+        resized: dict[str, Any] = {part: self._resize(image)[0] for part, image in images.items()}
+        sizes = tuple(image.size for image in images.values())
+        if sizes not in self._agrees:
+            self._agrees[sizes] = self._look_alike(replace(question, **images), replace(question, **resized))
+        if not self._agrees[sizes]:
+            return {}
+        return {
+            column: {"bytes": _png(resized[part]), "path": None}
+            for column, part in MEDIA_COLUMNS.items()
+            if part in resized
+        }
+
+    def settings(self) -> list[str]:
+        """All that the size of images depends on."""
+        kind = type(self.processor.image_processor).__name__
+        return [transformers.__version__, kind, self.processor.to_json_string()]
+
+    def _is_resized_once(self, image: Image.Image) -> bool:
+        """Whether images of this size are resized once, to a size that they keep."""
+        if image.size not in self._keeps_size:
+            resized = self._resize(image, stop=False)
+            self._keeps_size[image.size] = len(resized) == 1 and self._look_alike(
+                Question(image, ""), Question(resized[0], "")
+            )
+        return self._keeps_size[image.size]
+
+    def _resize(self, image: Image.Image, stop: bool = True) -> list[Image.Image]:
+        """Images, of 8 bits, that are made by resizing when an image is prepared; with `stop` only the first."""
+        found: list[Any] = []
+
+        def watch(result: Any) -> None:
+            found.append(np.asarray(result))
+            if stop:
+                raise _Resized
+
+        processor = copy.copy(self.processor)
+        vars(processor)["vlm_processor"] = watch_resizing(self.processor.vlm_processor, watch)
+        with contextlib.suppress(_Resized):
+            processor.encode([Question(image, "")])
+        return [image for array in found if (image := _to_image(array)) is not None]
+
+    def _look_alike(self, question: Question, other: Question) -> bool:
+        """Whether a judge is given the same for both."""
+        return _equal(*(self.processor.encode([asked]) for asked in (question, other)))
+
+
+class _Resized(Exception):
+    """An image has been resized, and the rest of its preparation is not wanted."""
+
+
+def _equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, torch.Tensor):
+            return torch.equal(a, b)
+        if isinstance(a, (list, tuple)):
+            return len(a) == len(b) and all(map(same, a, b))
+        return bool(a == b)
+
+    return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+
+
+def _to_image(array: np.ndarray) -> Image.Image | None:
+    """Image of an array of shape `(..., height, width)`, if it is one with 8 bits."""
+    height, width = array.shape[-2:]
+    if array.dtype != np.uint8 or array.size != 3 * height * width:
+        return None
+    return Image.fromarray(np.ascontiguousarray(array.reshape(3, height, width).transpose(1, 2, 0)))
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
