@@ -34,6 +34,7 @@ SIZES = {
 WEIGHT_DECAY = 0.02
 # Who has which color, what is where and which is larger: learned late.
 HARD_KIND_SHARES = {"binding": 0.34, "relation": 0.33, "size": 0.33}
+EXPLAINED_KIND_SHARES = {"binding": 0.1, "relation": 0.6, "size": 0.3}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,16 @@ def hard_pair_matching(num_rows: int, seed: int) -> Dataset:
     return ShapesPairMatching(num_rows, seed=seed, kind_shares=HARD_KIND_SHARES)
 
 
+def explained_matching(num_rows: int, seed: int) -> Dataset:
+    """Prompts for single images, of what is learned late, with what these show."""
+    return ShapesMatching(num_rows, seed=seed, kind_shares=EXPLAINED_KIND_SHARES, explained=True)
+
+
+def explained_pair_matching(num_rows: int, seed: int) -> Dataset:
+    """The same for two images each."""
+    return ShapesPairMatching(num_rows, seed=seed, kind_shares=EXPLAINED_KIND_SHARES, explained=True)
+
+
 @dataclass(frozen=True)
 class Phase:
     """A training with a learning rate of its own, which goes on from the weights of the one before."""
@@ -90,6 +101,8 @@ PHASES = (
         ),
     ),
     Phase(7e-4, (Stage(600, (lessons, hard_matching, pair_matching, hard_pair_matching)),)),
+    # Where one object is from another is known by now, but not used to say whether a prompt holds.
+    Phase(7e-4, (Stage(600, (lessons, explained_matching, pair_matching, explained_pair_matching)),)),
 )
 # Phases see other rows.
 SEED_STEP = 7

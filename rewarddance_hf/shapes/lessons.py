@@ -106,14 +106,20 @@ class ShapesMatching(ShapesRows):
     A prompt, criteria, and images that are each right or not, asked about as a pointwise judge is; arguments are those of
     [`ShapesRows`], and how often scenes are of each kind.
 
+    With `explained`, a question about what is where, which is larger, or how large an object is comes a second time, and the answer is
+    what the image shows. A model that has to say where the circle is has found it out where it has to say yes or no.
+
     A row holds what one of [`ShapesLessons`] does; the places of its images are in its questions.
     """
 
     name = "matching"
 
-    def __init__(self, *args: Any, kind_shares: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, kind_shares: dict[str, float] | None = None, explained: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.kind_shares = kind_shares or KIND_SHARES
+        self.explained = explained
 
     def make_row(self, rng: random.Random, index: int) -> dict[str, Any]:
         scene = sample_split_scene(rng, draw_key(rng, self.kind_shares), self.split)
@@ -131,6 +137,8 @@ class ShapesMatching(ShapesRows):
             )
             topic = "match quality" if about_quality else f"match {scene.kind}"
             questions.append(Question(topic, text, "yes" if right else "no"))
+            if self.explained and not about_quality:
+                questions += _explanations(text, wanted, scene, placed)
         return _row([draw_objects(placed, rng, nuisance, self.size)], questions, "Image: {}\n")
 
     @property
@@ -149,8 +157,8 @@ class ShapesPairMatching(ShapesMatching):
     def make_row(self, rng: random.Random, index: int) -> dict[str, Any]:
         scene = sample_split_scene(rng, draw_key(rng, self.kind_shares), self.split)
         about_quality = rng.random() < QUALITY_SHARE
-        images, right = [], []
-        for _ in range(2):
+        images, right, explanations = [], [], []
+        for number in (1, 2):
             is_right = rng.random() < 0.5
             nuisance, shown = self._nuisance, scene
             if about_quality and not is_right:
@@ -159,6 +167,8 @@ class ShapesPairMatching(ShapesMatching):
                 shown = break_scene(scene, rng, 0.7, self.split)
             placed = place_objects(shown, rng, self._nuisance)
             right.append(is_right if about_quality else all(check_facts(scene, placed).values()))
+            if self.explained and not about_quality:
+                explanations += _explanations(f"Is image {number} right?", scene, shown, placed)
             images.append(draw_objects(placed, rng, nuisance, self.size))
         statement = STATEMENT.format(
             prompt=rng.choice(caption_paraphrases(scene, self.split)),
@@ -168,7 +178,7 @@ class ShapesPairMatching(ShapesMatching):
         questions = [
             Question(topic, f"Is image {number} right?", "yes" if is_right else "no")
             for number, is_right in enumerate(right, start=1)
-        ]
+        ] + explanations
         return _row(images, questions, f"Image 1: {{}}\n{statement}Image 2: {{}}\n{statement}")
 
 
@@ -179,6 +189,18 @@ def lesson_words() -> list[str]:
     ]
     texts += [*PLACES, *POSITIONS, *COMPARISONS, "nothing and medium number place"]
     return sorted({word for text in texts for word in re.findall(r"\w+", text)})
+
+
+def _explanations(text: str, wanted: Scene, shown: Scene, placed: Sequence[PlacedObject]) -> list[Question]:
+    """The question again, with what the image shows of the wanted objects, if only that can be wrong."""
+    alike = [replace(item, size=None) for item in wanted.objects] == [
+        replace(item, size=None) for item in shown.objects
+    ]
+    if not alike or wanted.kind not in ("relation", "size"):
+        return []
+    if wanted.kind == "relation":
+        return [Question("explain relation", text, _relation(*placed))]
+    return [Question("explain size", text, str(shown.relation or shown.objects[0].size))]
 
 
 def _nuisance_of(split: str) -> Nuisance:

@@ -182,6 +182,39 @@ def test_pair_matching_is_true(split):
     assert len(cases) == 4
 
 
+@pytest.mark.parametrize("kind", [ShapesMatching, ShapesPairMatching])
+def test_explanations_are_true(kind):
+    """A question that comes a second time has what the pixels show for an answer, and is right where the prompt says that."""
+    shares = {"relation": 0.5, "size": 0.5}
+    plain, explained = (kind(90, "ood", 4, kind_shares=shares, explained=explained) for explained in (False, True))
+    checked = {"explain relation": [], "explain size": []}
+    for row, more in zip(plain, explained, strict=True):
+        asked = list(zip(more["questions"], more["topics"], strict=True))
+        assert [pair for pair, topic in asked if "explain" not in topic] == row["questions"]
+        verdicts = {question: answer for (question, answer), topic in asked if "explain" not in topic}
+        for (question, said), topic in asked:
+            if "explain" not in topic:
+                continue
+            place = int(question.split()[2]) - 1 if kind is ShapesPairMatching else 0
+            wanted = parse_caption((question if '"' in question else more["opening"]).split('"')[1])
+            told = str(wanted.relation or wanted.objects[0].size)
+            assert verdicts[question] == ("yes" if said == told else "no")
+            objects = detect_objects(more["images"][place])
+            found = [
+                [item for item in objects if (item.color, item.shape) == (w.color, w.shape)] for w in wanted.objects
+            ]
+            if all(len(items) == 1 for items in found) and not set(more["topics"]) & {"match quality"}:
+                first, *second = (items[0] for items in found)
+                checked[topic].append(
+                    is_related(first, said, second[0])
+                    if topic == "explain relation"
+                    else (first.radius > (second[0].radius if second else 0.16)) == said.startswith("large")
+                )
+    for found in checked.values():
+        assert len(found) > 10
+        assert sum(found) / len(found) > 0.95
+
+
 def test_pair_matching_is_what_a_judge_is_shown():
     """Up to the question, tokens and pixels are those that a pairwise judge of shapes gets."""
     processor = judge_processor(prompt_layout="text_after_each")
