@@ -2,9 +2,12 @@
 
 import contextlib
 import copy
+import hashlib
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -21,11 +24,9 @@ from .preference import check_columns, check_row, row_question
 from .rows import keep_images_encoded
 
 
-MEDIA_COLUMNS = {
-    "chosen": "sample",
-    "rejected": "reference",
-    "condition": "condition",
-}  # and what they are in a question
+# What the media of a row are in a question
+MEDIA_COLUMNS = {"chosen": "sample", "rejected": "reference", "condition": "condition"}
+CACHE_FOLDER = "rewarddance_resized"  # in that of `datasets`
 
 
 def resize_images(
@@ -36,7 +37,7 @@ def resize_images(
 ) -> datasets.Dataset:
     r"""
     Bring the images of preference rows to the size at which a judge sees them, so that training reads small files in each epoch.
-    The result is kept by `datasets`, without loss, and found again by what the images and the processor are.
+    The result is kept in the cache of `datasets`, without loss, and found again as long as rows, files and processor are the same.
 
     The judge sees the same pixels: for each size of images, one is prepared before and after, and rows stay as they are if anything
     differs. So do rows with clips.
@@ -87,14 +88,33 @@ def resize_images(
             "them into tiles, pads them, or resizes them again. Leave `resize_images` out; or, where the processor has tiles, load it with "
             "`vlm_images_kwargs={'crop_to_patches': False}`."
         )
+    # `datasets` would hash the processor as it is pickled, which changes when its tokenizer is used, and paths in place of their files.
+    fingerprint = digest_of(dataset._fingerprint, resizer.settings(), _state_of_files(dataset))
+    folder = Path(datasets.config.HF_DATASETS_CACHE, CACHE_FOLDER)
+    folder.mkdir(parents=True, exist_ok=True)
     return dataset.map(
         resizer,
         with_indices=True,
         num_proc=num_proc,
-        # `datasets` would hash the processor as it is pickled, which changes when its tokenizer is used.
-        new_fingerprint=digest_of(dataset._fingerprint, resizer.settings())[:32],
+        # Where nothing else is said, what is made of rows in memory is gone with the process.
+        cache_file_name=None if dataset.cache_files else str(folder / f"{fingerprint}.arrow"),
+        new_fingerprint=fingerprint,
         desc=f"Resizing images of {name}",
     )
+
+
+def _state_of_files(dataset: datasets.Dataset) -> str:
+    """Digest of names, sizes and times of the files that rows name without holding them."""
+    digest = hashlib.blake2b()
+    for column in dataset.column_names:
+        if column in MEDIA_COLUMNS and isinstance(dataset.features[column], datasets.Image):
+            for batch in dataset.select_columns(column).with_format("arrow").iter(1000):
+                media = batch[column].combine_chunks()
+                for path, is_held in zip(media.field("path"), media.field("bytes").is_valid(), strict=True):
+                    if not is_held.as_py() and path.as_py() is not None and os.path.exists(path.as_py()):
+                        state = os.stat(path.as_py())
+                        digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 class _Resizer:
@@ -147,7 +167,7 @@ class _Resizer:
         return self._keeps_size[image.size]
 
     def _resize(self, image: Image.Image, stop: bool = True) -> list[Image.Image]:
-        """Images, of 8 bits, that are made by resizing when an image is prepared; with `stop` only the first."""
+        """Images that are made by resizing when one is prepared, with `stop` only the first; none if they have not 8 bits."""
         found: list[Any] = []
 
         def watch(result: Any) -> None:
@@ -159,7 +179,7 @@ class _Resizer:
         vars(processor)["vlm_processor"] = watch_resizing(self.processor.vlm_processor, watch)
         with contextlib.suppress(_Resized):
             processor.encode([Question(image, "")])
-        return [image for array in found if (image := _to_image(array)) is not None]
+        return [_to_image(array) for array in found] if all(map(_is_image, found)) else []
 
     def _look_alike(self, question: Question, other: Question) -> bool:
         """Whether a judge is given the same for both."""
@@ -181,12 +201,14 @@ def _equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
 
 
-def _to_image(array: np.ndarray) -> Image.Image | None:
-    """Image of an array of shape `(..., height, width)`, if it is one with 8 bits."""
-    height, width = array.shape[-2:]
-    if array.dtype != np.uint8 or array.size != 3 * height * width:
-        return None
-    return Image.fromarray(np.ascontiguousarray(array.reshape(3, height, width).transpose(1, 2, 0)))
+def _is_image(array: np.ndarray) -> bool:
+    """Whether an array of shape `(..., height, width)` is a single image of 8 bits."""
+    return array.dtype == np.uint8 and array.size == 3 * np.prod(array.shape[-2:])
+
+
+def _to_image(array: np.ndarray) -> Image.Image:
+    colors = array.reshape(3, *array.shape[-2:]).transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(colors))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -1,7 +1,6 @@
 """Images resized once: the judge is given the same numbers, bad rows are named, the result is found again."""
 
 import io
-import os
 
 import datasets
 import numpy as np
@@ -17,6 +16,27 @@ from rewarddance_hf.data import resizing
 WITHOUT_TILES = {"vlm_images_kwargs": {"crop_to_patches": False}}
 SIZES = ((300, 200), (64, 64), (40, 40), (57, 91), (1000, 30))
 FAMILIES = {"internvl": WITHOUT_TILES, "qwen2_5_vl": {}, "qwen3_vl": {}, "gemma3": {}, "glm4v": {}}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Folder of what is kept."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Indices of the rows that were resized, with the first, which is looked at beforehand."""
+    found = []
+    original = resizing._Resizer.__call__
+
+    def counting(self, row, index):
+        found.append(index)
+        return original(self, row, index)
+
+    monkeypatch.setattr(resizing._Resizer, "__call__", counting)
+    return found
 
 
 def load_processor(vlm_folder, family="qwen3_vl"):
@@ -95,24 +115,15 @@ def test_files_of_all_kinds(vlm_folder, tmp_path):
     assert len(inputs["labels"]) == 2
 
 
-def test_it_is_done_once(vlm_folder, tmp_path, monkeypatch):
+def test_it_is_done_once(vlm_folder, tmp_path, calls):
     """A second call finds the files of the first, also after the tokenizer was used; other images and settings do not."""
     processor = load_processor(vlm_folder)
     datasets.Dataset.from_list(make_rows(6)).save_to_disk(tmp_path / "rows")
-    calls = []
-    original = resizing._Resizer.__call__
-
-    def counting(self, row, index):
-        calls.append(index)
-        return original(self, row, index)
-
-    monkeypatch.setattr(resizing._Resizer, "__call__", counting)
 
     def resize(processor, rows=slice(None)):
         calls.clear()
         stored = datasets.load_from_disk(str(tmp_path / "rows"))
-        resized = resize_images(stored.select(range(*rows.indices(6))), processor)
-        return resized, len(calls) - 1  # the first row is looked at beforehand
+        return resize_images(stored.select(range(*rows.indices(6))), processor), len(calls) - 1
 
     first, count = resize(processor)
     assert count == 6
@@ -123,7 +134,30 @@ def test_it_is_done_once(vlm_folder, tmp_path, monkeypatch):
     assert resize(RewardDanceProcessor.from_pretrained(vlm_folder("qwen3_vl")))[1] == 0
     assert resize(RewardDanceProcessor.from_pretrained(vlm_folder("qwen3_vl"), background="red"))[1] == 6
     assert resize(processor, slice(1, 4))[1] == 3
-    assert any(os.path.getsize(file["filename"]) for file in first.cache_files)
+
+
+def test_files_of_a_table_are_read_again_when_they_change(vlm_folder, tmp_path, cache, calls):
+    """Rows in memory that name files, as those of a table, are kept too, until one of the files is another."""
+    processor = load_processor(vlm_folder)
+    for i in range(4):
+        random_image(i, 70, 50).save(tmp_path / f"{i}.png")
+    rows = [
+        {"prompt": "p", "chosen": str(tmp_path / f"{i}.png"), "rejected": str(tmp_path / "3.png")} for i in range(3)
+    ]
+
+    def resize():
+        calls.clear()
+        return resize_images(datasets.Dataset.from_list(rows), processor)[:], len(calls) - 1
+
+    first, count = resize()
+    assert count == 3
+    assert list(cache.rglob("*.arrow"))
+    assert resize() == (first, 0)
+    random_image(9, 70, 50).save(tmp_path / "1.png")
+    second, count = resize()
+    assert count == 3
+    changed = [old != new for old, new in zip(first["chosen"], second["chosen"], strict=True)]
+    assert changed == [False, True, False]
 
 
 def test_several_processes_give_the_same(vlm_folder):

@@ -446,8 +446,9 @@ def test_streamed_rows_train_like_stored_ones(vlm_folder, dataset, tmp_path):
     assert losses[0] == pytest.approx(sum(losses[1:4]) / 3, rel=1e-5)
 
 
-def test_images_resized_beforehand_are_trained_on(vlm_folder, dataset, tmp_path):
+def test_images_resized_beforehand_are_trained_on(vlm_folder, dataset, tmp_path, monkeypatch):
     """Training and evaluation read small files, of which the judge sees the same; streams are refused."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     arguments = {"resize_images": True, "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
     large = {"chosen": random_image(0, 300, 200), "rejected": random_image(1, 200, 300), "prompt": "large"}
     rows = datasets.Dataset.from_list([large] * 4)
