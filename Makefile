@@ -87,7 +87,7 @@ test-min: .venv-min/.installed  ## run the tests at the lowest supported version
 	@touch $@
 
 test-torchvision: .venv-torchvision/.installed  ## run the tests of the models with torchvision-backed processors too
-	REWARDDANCE_TEST_TORCHVISION=1 OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -n 2 tests/models
+	REWARDDANCE_TEST_TORCHVISION=1 OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -n 2 tests/models tests/data/test_resizing.py
 
 test-families: $(VENV)/.installed  ## run the sweep over all image-text-to-text architectures (writes outputs/families.json and a table)
 	$(PYTEST) -p no:warnings tests/sweeps/test_families.py; status=$$?; $(MAKE) families-table; exit $$status

@@ -1,6 +1,7 @@
 """Images resized once: the judge is given the same numbers, bad rows are named, the result is found again."""
 
 import io
+import os
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ from rewarddance_hf.data import resizing
 
 WITHOUT_TILES = {"vlm_images_kwargs": {"crop_to_patches": False}}
 SIZES = ((300, 200), (64, 64), (40, 40), (57, 91), (1000, 30))
+BACKENDS = ("pil", "torchvision") if os.environ.get("REWARDDANCE_TEST_TORCHVISION") == "1" else ("pil",)
 FAMILIES = {"internvl": WITHOUT_TILES, "qwen2_5_vl": {}, "qwen3_vl": {}, "gemma3": {}, "glm4v": {}}
 
 
@@ -39,8 +41,8 @@ def calls(monkeypatch):
     return found
 
 
-def load_processor(vlm_folder, family="qwen3_vl"):
-    return RewardDanceProcessor.from_pretrained(vlm_folder(family), **FAMILIES.get(family, {}))
+def load_processor(vlm_folder, family="qwen3_vl", **kwargs):
+    return RewardDanceProcessor.from_pretrained(vlm_folder(family), **FAMILIES.get(family, {}), **kwargs)
 
 
 def make_rows(count):
@@ -61,10 +63,12 @@ def shown(row):
     return Image.open(io.BytesIO(media))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_judge_is_given_the_same(family, vlm_folder):
+def test_judge_is_given_the_same(family, backend, vlm_folder):
     """For images of any size, in pairs and alone, all inputs are equal bit by bit, and most images have another size."""
-    processor = load_processor(vlm_folder, family)
+    processor = load_processor(vlm_folder, family, backend=backend)
+    assert type(processor.image_processor).__name__.endswith("Pil") == (backend == "pil")
     rows = [
         {"prompt": f"p{i}", "chosen": random_image(i, *size), "rejected": random_image(50 + i, *reversed(size))}
         for i, size in enumerate(SIZES)
