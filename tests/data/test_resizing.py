@@ -1,7 +1,6 @@
 """Images resized once: the judge is given the same numbers, bad rows are named, the result is found again."""
 
 import io
-import os
 
 import datasets
 import numpy as np
@@ -16,7 +15,7 @@ from rewarddance_hf.data import resizing
 
 WITHOUT_TILES = {"vlm_images_kwargs": {"crop_to_patches": False}}
 SIZES = ((300, 200), (64, 64), (40, 40), (57, 91), (1000, 30))
-BACKENDS = ("pil", "torchvision") if os.environ.get("REWARDDANCE_TEST_TORCHVISION") == "1" else ("pil",)
+BACKENDS = ("pil", pytest.param("torchvision", marks=pytest.mark.torchvision))
 FAMILIES = {"internvl": WITHOUT_TILES, "qwen2_5_vl": {}, "qwen3_vl": {}, "gemma3": {}, "glm4v": {}}
 
 
