@@ -143,6 +143,8 @@ def _paradigms(results: Results, folder: Path) -> list[str]:
 
 
 def _sizes(results: Results, folder: Path) -> list[str]:
+    if not any("judge" in key for key in results):  # measurements that other experiments share
+        return []
     sizes = sorted({key[0] for key in results if key[0] != "base"}, key=lambda size: float(size.rstrip("m")))
     lines = [
         "## Table 2 and Figure 7: the size of the judge",
