@@ -33,7 +33,8 @@ class RewardDanceTrainingArguments(CommonTrainingArguments):
 
         resize_images (`bool`, *optional*, defaults to `False`):
             Whether to bring images to the size at which the judge sees them once, before training, and not in each epoch. See
-            [`~rewarddance_hf.resize_images`]. Datasets must be of the class `datasets.Dataset`, which keeps the result on disk.
+            [`~rewarddance_hf.resize_images`]. Datasets must be of the class `datasets.Dataset`, which keeps the result on disk. Of
+            several processes on a machine the first does it while the others wait: raise `ddp_timeout` where that takes long.
         dataset_num_proc (`int`, *optional*):
             Number of processes that do so.
 
