@@ -27,6 +27,7 @@ from .rows import keep_images_encoded
 # What the media of a row are in a question
 MEDIA_COLUMNS = {"chosen": "sample", "rejected": "reference", "condition": "condition"}
 CACHE_FOLDER = "rewarddance_resized"  # in that of `datasets`
+FORMAT = 1  # of what is kept: a higher one makes all of it anew
 
 
 def resize_images(
@@ -39,7 +40,7 @@ def resize_images(
     Bring the images of preference rows to the size at which a judge sees them, so that training reads small files in each epoch.
     The result is kept in the cache of `datasets`, without loss, and found again as long as rows, files and processor are the same.
 
-    The judge sees the same pixels: for each size of images, one is prepared before and after, and rows stay as they are if anything
+    The judge sees the same pixels: for each size of images, noise is prepared before and after, and rows stay as they are if anything
     differs. So do rows with clips.
 
     Args:
@@ -89,7 +90,7 @@ def resize_images(
             "`vlm_images_kwargs={'crop_to_patches': False}`."
         )
     # `datasets` would hash the processor as it is pickled, which changes when its tokenizer is used, and paths in place of their files.
-    fingerprint = digest_of(dataset._fingerprint, resizer.settings(), _state_of_files(dataset))
+    fingerprint = digest_of(FORMAT, dataset._fingerprint, resizer.settings(), _state_of_files(dataset))
     folder = Path(datasets.config.HF_DATASETS_CACHE, CACHE_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     return dataset.map(
@@ -138,14 +139,13 @@ class _Resizer:
         images: dict[str, Any] = {"sample": question.sample[0], "reference": question.reference[0]}
         if question.condition is not None:
             images["condition"] = question.condition
-        if not all(map(self._is_resized_once, images.values())):
+        try:
+            can_be_resized = self._can_be_resized(question, {part: image.size for part, image in images.items()})
+        except ValueError as error:  # as of a line of pixels
+            raise ValueError(f"{name}: {error}") from error
+        if not can_be_resized:
             return {}
-        resized: dict[str, Any] = {part: self._resize(image)[0] for part, image in images.items()}
-        sizes = tuple(image.size for image in images.values())
-        if sizes not in self._agrees:
-            self._agrees[sizes] = self._look_alike(replace(question, **images), replace(question, **resized))
-        if not self._agrees[sizes]:
-            return {}
+        resized = {part: self._resize(image)[0] for part, image in images.items()}
         return {
             column: {"bytes": _png(resized[part]), "path": None}
             for column, part in MEDIA_COLUMNS.items()
@@ -157,14 +157,26 @@ class _Resizer:
         kind = type(self.processor.image_processor).__name__
         return [transformers.__version__, kind, self.processor.to_json_string()]
 
-    def _is_resized_once(self, image: Image.Image) -> bool:
-        """Whether images of this size are resized once, to a size that they keep."""
-        if image.size not in self._keeps_size:
-            resized = self._resize(image, stop=False)
-            self._keeps_size[image.size] = len(resized) == 1 and self._look_alike(
-                Question(image, ""), Question(resized[0], "")
-            )
-        return self._keeps_size[image.size]
+    def _can_be_resized(self, question: Question, sizes: Mapping[str, tuple[int, int]]) -> bool:
+        """
+        Whether images of these sizes are given to a judge as before, alone and in one question, after they are resized. That is found
+        out on noise: of images of a single color nothing could be told.
+        """
+        for size in sizes.values():
+            if size not in self._keeps_size:
+                self._keeps_size[size] = self._is_resized_once(size)
+        key, is_kept = tuple(sizes.values()), all(self._keeps_size[size] for size in sizes.values())
+        if is_kept and key not in self._agrees:
+            images: dict[str, Any] = {part: _noise(size) for part, size in sizes.items()}
+            resized: dict[str, Any] = {part: self._resize(image)[0] for part, image in images.items()}
+            self._agrees[key] = self._look_alike(replace(question, **images), replace(question, **resized))
+        return is_kept and self._agrees[key]
+
+    def _is_resized_once(self, size: tuple[int, int]) -> bool:
+        """Whether images of a size are resized once, to a size that they keep."""
+        image = _noise(size)
+        resized = self._resize(image, stop=False)
+        return len(resized) == 1 and self._look_alike(Question(image, ""), Question(resized[0], ""))
 
     def _resize(self, image: Image.Image, stop: bool = True) -> list[Image.Image]:
         """Images that are made by resizing when one is prepared, with `stop` only the first; none if they have not 8 bits."""
@@ -199,6 +211,10 @@ def _equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
         return bool(a == b)
 
     return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+
+
+def _noise(size: tuple[int, int]) -> Image.Image:
+    return Image.effect_noise(size, 64).convert("RGB")
 
 
 def _is_image(array: np.ndarray) -> bool:

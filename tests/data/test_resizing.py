@@ -163,6 +163,34 @@ def test_files_of_a_table_are_read_again_when_they_change(vlm_folder, tmp_path, 
     assert changed == [False, True, False]
 
 
+def test_a_plain_image_tells_nothing(vlm_folder):
+    """Where images of a size are prepared in another way after resizing, rows stay, though a white one first looks the same."""
+    processor = load_processor(vlm_folder, "gemma3")
+    processor.image_processor.size = {"height": 28, "width": 56}  # its resizing keeps this, what follows does not
+    original = type(processor.image_processor).rescale
+
+    def by_size(self, image, scale, **kwargs):
+        rescaled = original(self, image, scale, **kwargs)
+        return rescaled if self.seen_size == (40, 40) else rescaled[:, ::-1]
+
+    def prepare(self, images, *args, **kwargs):
+        self.seen_size = images[0].shape[-2:]
+        return preprocess(self, images, *args, **kwargs)
+
+    preprocess = type(processor.image_processor)._preprocess
+    kind = type(
+        "GemmaThatTurnsImages", (type(processor.image_processor),), {"rescale": by_size, "_preprocess": prepare}
+    )
+    processor.image_processor.__class__ = kind
+    white = {
+        "prompt": "p",
+        "chosen": Image.new("RGB", (40, 40), "white"),
+        "rejected": Image.new("RGB", (40, 40), "white"),
+    }
+    with pytest.raises(ValueError, match="cannot be resized beforehand"):
+        resize_images(datasets.Dataset.from_list([white, *make_rows(2)]), processor)
+
+
 def test_several_processes_give_the_same(vlm_folder):
     """Rows come in their order, whoever resized them."""
     processor = load_processor(vlm_folder)
@@ -185,7 +213,7 @@ def test_clips_stay_as_they_are(vlm_folder):
 
 
 def test_what_cannot_be_resized_is_refused(vlm_folder):
-    """Tiles and streams are told before anything is computed; a file that cannot be read is named."""
+    """Tiles and streams are told before anything is computed; files and images that cannot be read or prepared are named."""
     dataset = datasets.Dataset.from_list(make_rows(3))
     with pytest.raises(ValueError, match=r"Images of `dataset\[0\]` cannot be resized .* cuts them into tiles"):
         resize_images(dataset, RewardDanceProcessor.from_pretrained(vlm_folder("llava_onevision")))
@@ -194,6 +222,11 @@ def test_what_cannot_be_resized_is_refused(vlm_folder):
         resize_images(dataset.to_iterable_dataset(), processor, name="pairs")
     with pytest.raises(ValueError, match=r"lacks the columns \['rejected'\]"):
         resize_images(dataset.remove_columns("rejected"), processor)
+    line = [*make_rows(2), {"prompt": "p", "chosen": random_image(0, 400, 1), "rejected": random_image(1)}]
+    with pytest.raises(
+        ValueError, match=r"^dataset\[2\]: .* cannot be prepared by `Qwen3VLProcessor` .* drop the row"
+    ):
+        resize_images(datasets.Dataset.from_list(line), processor)
     broken = make_rows(3)
     broken[2]["rejected"] = {"bytes": encoded(random_image(1))[:60], "path": None}
     features = datasets.Features({**dataset.features, "rejected": datasets.Image(decode=False)})
