@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-recipes test-all test-space test-serving test-deepspeed test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full bench-gpu shapes-base shapes-ladder shapes-generator paper release-artifacts style quality build clean
+.PHONY: help demo test test-recipes test-all test-space test-serving test-deepspeed test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full bench-gpu shapes-base shapes-generator paper release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -142,12 +142,9 @@ bench-gpu: $(VENV)/.bench  ## measure judges of 2B and 8B with random weights on
 	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("There is no GPU here: nothing was measured.")'
 	$(BENCH) --tables --only gpu/
 
-shapes-base: $(VENV)/.installed  ## train the tiny vision-language model that the demo starts from
-	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.base
-
-shapes-ladder: $(VENV)/.installed  ## train a tiny vision-language model of another size, SIZE=0.1m to 10m (writes outputs/shapes_base_SIZE/)
-	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.ladder $(if $(SIZE),--size $(SIZE))
-	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.knowledge --model outputs/shapes_base_$(or $(SIZE),0.5m)
+shapes-base: $(VENV)/.installed  ## train a tiny vision-language model, SIZE=0.1m to 10m (writes outputs/shapes_base_SIZE/); without SIZE the one that examples start from
+	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.$(if $(SIZE),ladder --size $(SIZE),base)
+	$(if $(SIZE),OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.knowledge --model outputs/shapes_base_$(SIZE))
 
 outputs/shapes_base_%/model.safetensors: | $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.ladder --size $*

@@ -30,7 +30,7 @@ PRELOAD = ("torch", "transformers", "diffusers", "peft", "datasets", "judges", "
 
 
 def find_bases(folder: Path) -> dict[str, Path]:
-    """Base models by size: those that ship, and those that `make shapes-ladder` has written to a folder."""
+    """Base models by size: those that ship, and those that `make shapes-base` has written to a folder."""
     shipped = {file.parent.name: file.parent for file in sorted(LADDER_VLMS.glob(f"*/{WEIGHTS}"))}
     found = sorted(folder.glob(f"shapes_base_*/{WEIGHTS}"))
     return shipped | {file.parent.name.rpartition("_")[2]: file.parent for file in found}
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     study = Study(find_bases(bases), find_generators(bases), args.quick, Path(args.experiments))
     for size in study.missing_sizes():
         print(
-            f"There is no base model of {size} in {args.bases}: its jobs are left out. `make shapes-ladder SIZE={size}` trains it."
+            f"There is no base model of {size} in {args.bases}: its jobs are left out. `make shapes-base SIZE={size}` trains it."
         )
     for width in study.missing_widths():
         print(

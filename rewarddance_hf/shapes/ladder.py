@@ -1,13 +1,14 @@
 """
 A ladder of tiny base models, all trained by one recipe: what a judge gains from a larger base can be measured where truth is known.
 
-They answer questions about the facts of images, and say of single images, then also of two of one prompt, whether each is right, as
-judges of the layout `"text_after_each"` see them. They never see a preference. `make shapes-ladder SIZE=1.5m` trains one into
+They answer questions about the facts of images, and say of single images, then also of two of one prompt, whether each is right and what
+is wrong with it, as judges of the layout `"text_after_each"` see them. They never see a preference. `make shapes-base SIZE=1.5m` trains one into
 `outputs/shapes_base_1.5m`; the same seed gives the same weights on the same machine. The smaller two ship.
 """
 
 import argparse
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
+from transformers import AutoModelForImageTextToText
 
 from .base import BATCH_SIZE, ChatTrainer
 from .edit_instructions import instruction_words
@@ -34,6 +36,7 @@ SIZES = {
 WEIGHT_DECAY = 0.02
 # Who has which color, what is where and which is larger: learned late.
 HARD_KIND_SHARES = {"binding": 0.34, "relation": 0.33, "size": 0.33}
+FAULTS_KIND_SHARES = {"single": 0.15, "count": 0.15, "binding": 0.2, "relation": 0.3, "size": 0.2}
 EXPLAINED_KIND_SHARES = {"binding": 0.1, "relation": 0.6, "size": 0.3}
 
 
@@ -83,6 +86,16 @@ def explained_pair_matching(num_rows: int, seed: int) -> Dataset:
     return ShapesPairMatching(num_rows, seed=seed, kind_shares=EXPLAINED_KIND_SHARES, explained=True)
 
 
+def pair_faults(num_rows: int, seed: int) -> Dataset:
+    """What is wrong with two images of a prompt."""
+    return ShapesPairMatching(num_rows, seed=seed, kind_shares=FAULTS_KIND_SHARES, faults=True)
+
+
+def hard_pair_faults(num_rows: int, seed: int) -> Dataset:
+    """The same, only of what is learned late, with what the images show."""
+    return ShapesPairMatching(num_rows, seed=seed, kind_shares=EXPLAINED_KIND_SHARES, faults=True, explained=True)
+
+
 @dataclass(frozen=True)
 class Phase:
     """A training with a learning rate of its own, which goes on from the weights of the one before."""
@@ -103,6 +116,8 @@ PHASES = (
     Phase(7e-4, (Stage(600, (lessons, hard_matching, pair_matching, hard_pair_matching)),)),
     # Where one object is from another is known by now, but not used to say whether a prompt holds.
     Phase(7e-4, (Stage(600, (lessons, explained_matching, pair_matching, explained_pair_matching)),)),
+    # Nor is it known how much is wrong with an image.
+    Phase(7e-4, (Stage(600, (lessons, explained_matching, pair_faults, hard_pair_faults)),)),
 )
 # Phases see other rows.
 SEED_STEP = 7
@@ -153,11 +168,22 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
 
 def train_rung(output_dir: str | Path, size: str = "0.5m", seed: int = 0, phases: Sequence[Phase] = PHASES) -> None:
-    """Train a base model of one of the `SIZES` from scratch and save it as a plain checkpoint."""
+    """
+    Train a base model of one of the `SIZES` from scratch and save it as a plain checkpoint.
+
+    What each phase has learned is kept in `output_dir` until the last has ended: a call after a stop goes on with the phase that was
+    stopped, and gives the weights of a run that was not.
+    """
     torch.set_num_threads(1)
+    folder = Path(output_dir)
     tokenizer = build_tokenizer([*lesson_words(), *instruction_words()])
     model, processor = build_vlm(tokenizer, seed, SIZES[size]), build_vlm_processor(tokenizer)
+    finished = [folder / f"{size}_seed_{seed}_phase_{number}" for number in range(len(phases))]
     for number, phase in enumerate(phases):
+        if finished[number].is_dir():
+            continue
+        if number > 0:
+            model = AutoModelForImageTextToText.from_pretrained(finished[number - 1], dtype=torch.float32)
         own_seed = seed + SEED_STEP * number
         steps = sum(stage.steps for stage in phase.stages)
         trainer = ChatTrainer(
@@ -177,8 +203,14 @@ def train_rung(output_dir: str | Path, size: str = "0.5m", seed: int = 0, phases
             seed=own_seed,
         )
         trainer.train()
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
+        unfinished = folder / f"{finished[number].name}.unfinished"
+        model.save_pretrained(unfinished)
+        unfinished.rename(finished[number])
+    model = AutoModelForImageTextToText.from_pretrained(finished[-1], dtype=torch.float32)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    for path in finished:
+        shutil.rmtree(path)
 
 
 def main() -> None:

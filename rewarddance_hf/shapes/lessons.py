@@ -45,6 +45,11 @@ PROMPTS_PER_IMAGE = 6
 QUALITY_SHARE = 0.3
 STATEMENT = 'Prompt: "{prompt}".\nCriteria: {criteria}.\n'
 WORDING = STATEMENT + "Is this image right?"
+# Of two images whose faults are told, so many are right, and so many of the others have another fault.
+FAULTS_RIGHT_SHARE = 0.4
+SECOND_FAULT_SHARE = 0.4
+# How facts of [`check_facts`] are told.
+FACT_WORDS = {"number": "number", "color": "color", "shape": "shape", "size": "size", "relation": "place"}
 PLACES = ("top left", "top right", "bottom left", "bottom right", "middle")
 MIDDLE = 0.15
 
@@ -150,23 +155,32 @@ class ShapesPairMatching(ShapesMatching):
     """
     Two images of one prompt, each with the prompt after it, as a pairwise judge of the layout `"text_after_each"` sees them. It is asked
     whether each is right, and never which is better; either may be right or not. Arguments are those of [`ShapesMatching`].
+
+    With `faults`, it is also asked which are right, and of each how many facts of the prompt it does not show, and which; more images
+    show several wrong ones then.
     """
 
     name = "pair matching"
+
+    def __init__(self, *args: Any, faults: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.faults = faults
 
     def make_row(self, rng: random.Random, index: int) -> dict[str, Any]:
         scene = sample_split_scene(rng, draw_key(rng, self.kind_shares), self.split)
         about_quality = rng.random() < QUALITY_SHARE
         images, right, explanations = [], [], []
         for number in (1, 2):
-            is_right = rng.random() < 0.5
+            is_right = rng.random() < (FAULTS_RIGHT_SHARE if self.faults else 0.5)
             nuisance, shown = self._nuisance, scene
             if about_quality and not is_right:
                 nuisance = replace(nuisance, **DEGRADATIONS[rng.choice(list(DEGRADATIONS))])
             elif not is_right:
-                shown = break_scene(scene, rng, 0.7, self.split)
+                shown = self._break(scene, rng)
             placed = place_objects(shown, rng, self._nuisance)
             right.append(is_right if about_quality else all(check_facts(scene, placed).values()))
+            if self.faults and not about_quality:
+                explanations += _faults(number, scene, placed)
             if self.explained and not about_quality:
                 explanations += _explanations(f"Is image {number} right?", scene, shown, placed)
             images.append(draw_objects(placed, rng, nuisance, self.size))
@@ -178,8 +192,19 @@ class ShapesPairMatching(ShapesMatching):
         questions = [
             Question(topic, f"Is image {number} right?", "yes" if is_right else "no")
             for number, is_right in enumerate(right, start=1)
-        ] + explanations
-        return _row(images, questions, f"Image 1: {{}}\n{statement}Image 2: {{}}\n{statement}")
+        ]
+        if self.faults:
+            which = " and ".join(str(number) for number, is_right in enumerate(right, start=1) if is_right)
+            questions.append(Question("which", "Which is right?", which or "nothing"))
+        return _row(images, questions + explanations, f"Image 1: {{}}\n{statement}Image 2: {{}}\n{statement}")
+
+    def _break(self, scene: Scene, rng: random.Random) -> Scene:
+        """The scene with something wrong; where faults are told, often with more than one thing."""
+        broken = break_scene(scene, rng, 0.7, self.split)
+        if self.faults and rng.random() < SECOND_FAULT_SHARE:
+            again = break_scene(broken, rng, 0.3, self.split)
+            return again if len(again.objects) == len(broken.objects) else broken
+        return broken
 
 
 def lesson_words() -> list[str]:
@@ -201,6 +226,16 @@ def _explanations(text: str, wanted: Scene, shown: Scene, placed: Sequence[Place
     if wanted.kind == "relation":
         return [Question("explain relation", text, _relation(*placed))]
     return [Question("explain size", text, str(shown.relation or shown.objects[0].size))]
+
+
+def _faults(number: int, wanted: Scene, placed: Sequence[PlacedObject]) -> list[Question]:
+    """How many facts of a prompt an image does not show, and which."""
+    faults = [FACT_WORDS[name.split()[0]] for name, holds in check_facts(wanted, placed).items() if not holds]
+    count = NUMBERS[min(len(faults), len(NUMBERS)) - 1] if faults else "nothing"
+    return [
+        Question("how many faults", f"How many differ in image {number}?", count),
+        Question("faults", f"What differs in image {number}?", " and ".join(faults) or "nothing"),
+    ]
 
 
 def _nuisance_of(split: str) -> Nuisance:

@@ -37,6 +37,24 @@ def test_training_runs_and_repeats(tmp_path):
     assert 0 < max((first[name] - before[name]).abs().max().item() for name in first) < 0.02
 
 
+def test_training_goes_on_after_a_stop(tmp_path):
+    """What a phase has learned is not lost when a later one stops, and the weights are those of a run that did not."""
+
+    def failing(num_rows, seed):
+        raise OSError("the machine is switched off")
+
+    first, second = Phase(1e-3, (Stage(2, (lessons,)),)), Phase(5e-4, (Stage(1, (matching,)),))
+    train_rung(tmp_path / "whole", "0.1m", phases=(first, second))
+    with pytest.raises(OSError, match="switched off"):
+        train_rung(tmp_path / "stopped", "0.1m", phases=(first, Phase(5e-4, (Stage(1, (failing,)),))))
+    train_rung(tmp_path / "stopped", "0.1m", phases=(Phase(1e-3, (Stage(2, (failing,)),)), second))
+    whole, stopped = (
+        RewardDanceForYesScoring.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped")
+    )
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert not [path for path in (tmp_path / "stopped").iterdir() if path.is_dir()]
+
+
 def test_stages_take_turns():
     """A batch is of one kind, kinds take turns, and no row comes twice."""
     curriculum = Curriculum((Stage(2, (lessons,)), Stage(4, (lessons, matching))), seed=0)

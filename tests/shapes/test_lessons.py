@@ -186,11 +186,9 @@ def test_pair_matching_is_true(split):
 def test_explanations_are_true(kind):
     """A question that comes a second time has what the pixels show for an answer, and is right where the prompt says that."""
     shares = {"relation": 0.5, "size": 0.5}
-    plain, explained = (kind(90, "ood", 4, kind_shares=shares, explained=explained) for explained in (False, True))
     checked = {"explain relation": [], "explain size": []}
-    for row, more in zip(plain, explained, strict=True):
+    for more in kind(90, "ood", 4, kind_shares=shares, explained=True):
         asked = list(zip(more["questions"], more["topics"], strict=True))
-        assert [pair for pair, topic in asked if "explain" not in topic] == row["questions"]
         verdicts = {question: answer for (question, answer), topic in asked if "explain" not in topic}
         for (question, said), topic in asked:
             if "explain" not in topic:
@@ -213,6 +211,41 @@ def test_explanations_are_true(kind):
     for found in checked.values():
         assert len(found) > 10
         assert sum(found) / len(found) > 0.95
+
+
+@pytest.mark.parametrize("kind", [ShapesMatching, ShapesPairMatching])
+def test_explanations_leave_matching_as_it_is(kind):
+    """The other questions about images, and the images, are the same with explanations and without."""
+    plain, explained = (kind(20, seed=2, explained=explained) for explained in (False, True))
+    for row, more in zip(plain, explained, strict=True):
+        asked = zip(more["questions"], more["topics"], strict=True)
+        assert [pair for pair, topic in asked if "explain" not in topic] == row["questions"]
+        assert more["images"] == row["images"]
+
+
+@pytest.mark.parametrize("split", ["train", "ood"])
+def test_faults_are_true(split):
+    """What is told to be wrong with each of two images is what the oracle finds, and agrees with which of them are right."""
+    agreed, counts = [], set()
+    for row in ShapesPairMatching(80, split, 1, faults=True, explained=True):
+        answers = dict(reversed(row["questions"]))  # verdicts, not what explains them
+        right = [number for number in ("1", "2") if answers[f"Is image {number} right?"] == "yes"]
+        assert answers["Which is right?"] == (" and ".join(right) or "nothing")
+        if "pair quality" in row["topics"]:
+            assert len(answers) == 3
+            continue
+        prompt = row["opening"].split('"')[1]
+        for number, image in zip(("1", "2"), row["images"], strict=True):
+            told = answers[f"What differs in image {number}?"].split(" and ")
+            told = [] if told == ["nothing"] else told
+            assert answers[f"How many differ in image {number}?"] == (NUMBERS[len(told) - 1] if told else "nothing")
+            assert (not told) == (number in right)
+            counts.add(len(told))
+            facts = check(image, prompt).facts
+            broken = [name.split()[0].replace("relation", "place") for name, holds in facts.items() if not holds]
+            agreed.append(broken == told)
+    assert sum(agreed) / len(agreed) > 0.95
+    assert counts >= {0, 1, 2}
 
 
 def test_pair_matching_is_what_a_judge_is_shown():
