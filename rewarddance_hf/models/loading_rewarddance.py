@@ -54,6 +54,10 @@ class LoadingMixin:
             reference = self.load_frames(reference, reference_name, task, keep_gradient)
         if condition is not None:
             condition = self.load_image(condition, condition_name, keep_gradient)
+        loaded = (sample, reference, condition, task)
+        given = (question.sample, question.reference, question.condition, question.task)
+        if all(now is before for now, before in zip(loaded, given, strict=True)):
+            return question
         return replace(question, sample=sample, reference=reference, condition=condition, task=task)
 
     def read_examples(

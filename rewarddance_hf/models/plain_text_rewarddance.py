@@ -74,7 +74,7 @@ class PlainTextMixin:
         return self._plain_texts([(text, name)])[text]
 
     def _plain_texts(self, named: "Iterable[tuple[str, str]]") -> "dict[str, str]":
-        """Texts with their names, each as [`plain_text`] gives it. All are tokenized in one call, equal ones once."""
+        """Texts with their names, each as [`plain_text`] gives it. What has to be tokenized is so in one call, equal texts once."""
         names: "dict[str, str]" = {}
         for text, name in named:
             if text not in names:
@@ -87,6 +87,8 @@ class PlainTextMixin:
                     ) from error
         controls, token_ids = self._control_tokens
         plain = {text: controls.split(text) for text in names}
+        if self._reads_spellings_only:
+            return plain
         for text, ids in zip(plain, self._token_ids(list(plain.values())), strict=True):
             found = token_ids.intersection(ids)
             if found:
@@ -112,6 +114,27 @@ class PlainTextMixin:
         if self.tokenizer.unk_token not in (self.tokenizer.bos_token, self.tokenizer.eos_token):
             token_ids.discard(self.tokenizer.unk_token_id)
         return ControlTokens(spellings), token_ids
+
+    @cached_property
+    def _reads_spellings_only(self) -> bool:
+        """
+        Whether the tokenizer finds control tokens where they are spelled out and nowhere else, so that texts in which spellings are
+        split hold none: each is looked for in the text as it is, before that is normalized, and is no token of the vocabulary
+        that other text is made of.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return False
+        controls, token_ids = self._control_tokens
+        added = backend.get_added_tokens_decoder()
+        vocabulary = set(backend.get_vocab(with_added_tokens=False).values())
+        return all(
+            index in added
+            and index not in vocabulary
+            and not added[index].normalized
+            and added[index].content in controls.spellings
+            for index in token_ids
+        )
 
 
 __all__ = ["ZERO_WIDTH_SPACE", "ControlTokens", "PlainTextMixin"]

@@ -1,4 +1,4 @@
-"""Splitting of special tokens: the same as splitting the first one again and again, but in linear time."""
+"""Splitting of special tokens: the same as splitting the first one again and again, but in linear time; and whether that suffices."""
 
 import random
 import re
@@ -6,7 +6,10 @@ import time
 
 import pytest
 
-from rewarddance_hf.models.plain_text_rewarddance import ZERO_WIDTH_SPACE, ControlTokens
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rewarddance_hf.models.plain_text_rewarddance import ZERO_WIDTH_SPACE, ControlTokens, PlainTextMixin
 
 
 def split_one_by_one(spellings, text):
@@ -50,3 +53,50 @@ def test_time_is_linear():
     short, long = (min(seconds(count) for _ in range(3)) for count in (500, 4000))
     assert long < 4 * 8 * short  # 64 times if it were quadratic
     assert long < 5
+
+
+class Reader(PlainTextMixin):
+    """Just what reads text, with a tokenizer of letters that normalizes text and has one special token."""
+
+    def __init__(self, is_normalized, vocabulary="abc<>|"):
+        letters = {letter: index for index, letter in enumerate([*vocabulary, "?"])}
+        backend = Tokenizer(models.WordLevel(letters, unk_token="?"))
+        backend.normalizer = normalizers.NFKC()
+        backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        backend.add_special_tokens([AddedToken("<|a|>", special=True, normalized=is_normalized)])
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
+        self.vlm_processor = None
+
+
+WIDE = "<|a|>".translate({ord(letter): ord(letter) + 0xFEE0 for letter in "<|a>"})
+
+
+def test_tokens_are_looked_at_where_text_is_normalized_first():
+    """A token that is looked for in normalized text can be spelled in other letters, which is refused."""
+    reader = Reader(is_normalized=True)
+    assert not reader._reads_spellings_only
+    with pytest.raises(ValueError, match=r"`prompt` contains the special tokens \['<\|a\|>'\]"):
+        reader.plain_text(f"b{WIDE}c", "prompt")
+    assert "a" in reader.plain_text("a<|b")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_spellings_are_all_that_counts_elsewhere(seed):
+    """Where the tokenizer looks for special tokens in the text as it is, no split text holds one, and none is tokenized to see that."""
+    reader = Reader(is_normalized=False)
+    special = reader.tokenizer.convert_tokens_to_ids("<|a|>")
+    assert reader._reads_spellings_only
+    chance = random.Random(seed)
+    pieces = ["<|a|>", "<|", "a", "|>", "<", WIDE, WIDE[:2], ZERO_WIDTH_SPACE, "b"]
+    texts = ["".join(chance.choices(pieces, k=12)) for _ in range(300)]
+    plain = [reader.plain_text(text) for text in texts]
+    assert any(special in ids for ids in reader._token_ids(texts))
+    assert not any(special in ids for ids in reader._token_ids(plain))
+    reader._token_ids = None
+    assert reader.plain_text("<|a|>") == f"<{ZERO_WIDTH_SPACE}|a|>"
+
+
+def test_tokens_are_looked_at_where_the_vocabulary_holds_special_ones():
+    """A special token that other text can be made of is no matter of spelling alone."""
+    reader = Reader(is_normalized=False, vocabulary=["a", "<|a|>"])
+    assert not reader._reads_spellings_only
