@@ -5,7 +5,6 @@ import re
 import time
 
 import pytest
-
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
