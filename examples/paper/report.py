@@ -107,16 +107,17 @@ def _paradigms(results: Results, folder: Path) -> list[str]:
         lines += [f"Accuracy {SPLITS[split]} in %, by number of pairs (0: zero-shot):", ""]
         lines += _table(["paradigm", *(f"{count:,}" for count in counts)], rows)
     largest = counts[-1]
-    lines += [f"By what is wrong with the rejected image, {largest:,} pairs, out of domain, in %:", ""]
-    categories = sorted({name for metrics in results.values() for name in metrics["ood"]["categories"]})
-    rows = []
-    for name in names:
-        at = _of(results, name, largest)
-        cells = [
-            f"{100 * estimate(_accuracy(at, 'ood', category)).value:.0f}" if at else "-" for category in categories
-        ]
-        rows.append([PARADIGMS[name], *cells])
-    lines += _table(["paradigm", *categories], rows)
+    for split in ("id", "ood"):
+        lines += [f"By what is wrong with the rejected image, {largest:,} pairs, {SPLITS[split]}, in %:", ""]
+        categories = sorted({name for metrics in results.values() for name in metrics[split]["categories"]})
+        rows = []
+        for name in names:
+            at = _of(results, name, largest)
+            cells = [
+                f"{100 * estimate(_accuracy(at, split, category)).value:.0f}" if at else "-" for category in categories
+            ]
+            rows.append([PARADIGMS[name], *cells])
+        lines += _table(["paradigm", *categories], rows)
     lines += [f"Calibration and order, {largest:,} pairs, means over seeds:", ""]
     rows = []
     for name in names:
@@ -131,15 +132,18 @@ def _paradigms(results: Results, folder: Path) -> list[str]:
         rows.append([PARADIGMS[name], *(f"{value:.3f}" for value in means)])
     header = ["ECE, in domain", "out of domain", "order consistency, in domain", "out of domain"]
     lines += _table(["paradigm", *header], rows)
-    lines += ["![Accuracy over the amount of preference data](paradigms.png)", "", "Claims, out of domain:", ""]
-    for better, worse in (("pointwise", "regressive"), ("pairwise", "pointwise"), ("pairwise", "regressive")):
-        for count in counts:
-            first, second = _of(results, better, count), _of(results, worse, count)
-            if first and second:
-                difference = estimate(_accuracy(first, "ood"), _accuracy(second, "ood"))
-                lines.append(_claim(f"{better} above {worse}, {count:,} pairs", difference))
+    lines += ["![Accuracy over the amount of preference data](paradigms.png)", ""]
+    for split in ("id", "ood"):
+        lines += [f"Claims, {SPLITS[split]}:", ""]
+        for better, worse in (("pointwise", "regressive"), ("pairwise", "pointwise"), ("pairwise", "regressive")):
+            for count in counts:
+                first, second = _of(results, better, count), _of(results, worse, count)
+                if first and second:
+                    difference = estimate(_accuracy(first, split), _accuracy(second, split))
+                    lines.append(_claim(f"{better} above {worse}, {count:,} pairs", difference))
+        lines.append("")
     draw_paradigms(results, {name: PARADIGMS[name] for name in names}, counts, folder / "paradigms.png")
-    return [*lines, ""]
+    return lines
 
 
 def _sizes(results: Results, folder: Path) -> list[str]:
