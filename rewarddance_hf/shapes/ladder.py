@@ -177,7 +177,8 @@ def train_rung(output_dir: str | Path, size: str = "0.5m", seed: int = 0, phases
     torch.set_num_threads(1)
     folder = Path(output_dir)
     tokenizer = build_tokenizer([*lesson_words(), *instruction_words()])
-    model, processor = build_vlm(tokenizer, seed, SIZES[size]), build_vlm_processor(tokenizer)
+    model: Any = build_vlm(tokenizer, seed, SIZES[size])
+    processor = build_vlm_processor(tokenizer)
     finished = [folder / f"{size}_seed_{seed}_phase_{number}" for number in range(len(phases))]
     for number, phase in enumerate(phases):
         if finished[number].is_dir():
