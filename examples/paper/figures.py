@@ -140,7 +140,8 @@ def draw_dynamics(results: Results, names: Mapping[str, str], file: Path) -> Non
             )
         axes.set(title=title, xlabel="update")
         axes.grid(alpha=0.25)
-    panels[0].legend(fontsize=7)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
     _save(figure, file)
 
 
