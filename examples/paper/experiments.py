@@ -233,7 +233,7 @@ class Study:
 
 
 # Seconds of an update, about
-COST_OF_SIZE = {"0.1m": 0.12, "0.5m": 0.2, "1.5m": 0.4, "5m": 1.2, "10m": 2.5}
+COST_OF_SIZE = {"0.12m": 0.12, "0.7m": 0.25, "2m": 0.6, "5m": 1.2, "10m": 2.5}
 
 
 def _named(name: str, width: int) -> str:

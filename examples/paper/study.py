@@ -6,7 +6,7 @@
 """
 The paper's experiments where the truth is known: judges and generators of shapes, measured by an exact oracle.
 
-    make paper                                    # trains the base models that are missing first
+    make paper                                    # with the base models that ship, and those that are in outputs/
     make paper PAPER=--quick                      # with too little of everything to conclude from
 
 Results are kept in the output folder: a call after a stop goes on, and does again only what other settings ask for. The

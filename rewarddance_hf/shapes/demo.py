@@ -14,11 +14,11 @@ from typing import Any
 from .stages import Stage, run_stages
 
 
-TRAINING_STEPS = 600
+TRAINING_STEPS = 380
 EVALUATION_ROWS = 1000
 # A judge that has only seen clean drawings reads a generator's images less well: it is trained on for some steps, with
 # pairs of those in half of the rows.
-GENERATED_STEPS = 170
+GENERATED_STEPS = 140
 GENERATED_PROMPTS = {"train": 350, "id": 150}
 CURVE_ROWS = 200
 # A weak reward is hacked within a few updates.

@@ -16,13 +16,14 @@ from ..scoring.scorer import RewardDanceScorer
 from ..trainer.rewarddance_trainer import RewardDanceTrainer
 from ..trainer.training_args import RewardDanceTrainingArguments
 from .demo import CURVE_ROWS, EVALUATION_ROWS, TRAINING_STEPS
-from .models import BASE_VLM, judge_processor
+from .models import LADDER_LAYOUT, LADDER_VLMS, judge_processor
 from .preferences import ShapesPreferences
 from .sampled_pairs import PAIRS_FILE, mixed_rows, sample_pairs
 from .stages import Report, no_report
 
 
-PARADIGM = {"untrained": "pairwise", "judge": "pairwise", "regressive": "regressive", "pointwise": "pointwise"}
+PARADIGM = {"untrained": "pointwise", "judge": "pairwise", "regressive": "regressive", "pointwise": "pointwise"}
+BASE = LADDER_VLMS / "0.7m"
 BATCH_SIZE = 48
 LEARNING_RATE = 7e-4
 GENERATED_LEARNING_RATE = 3e-4
@@ -67,7 +68,7 @@ def train(
     save it with its `log_history.json`.
     """
     arguments = _arguments(output_dir, PARADIGM[name], steps, LEARNING_RATE, 50, eval_steps)
-    history = _train(str(BASE_VLM), ShapesPreferences(steps * BATCH_SIZE), arguments, curve_rows, report)
+    history = _train(str(BASE), ShapesPreferences(steps * BATCH_SIZE), arguments, curve_rows, report)
     _write_history(output_dir, history)
 
 
@@ -108,7 +109,7 @@ def _train(
         args=arguments,
         train_dataset=rows,
         eval_dataset=curve,
-        processing_class=judge_processor(),
+        processing_class=judge_processor(model, prompt_layout=LADDER_LAYOUT),
         callbacks=[ReportSteps(report)],
     )
     trainer.train()
@@ -155,10 +156,10 @@ def evaluate(
     report: Report = no_report,
 ) -> None:
     """Measure a judge, by default the untrained one, on held-out rows, and on pairs of the generator's samples."""
-    model = model_dir or str(BASE_VLM)
+    model = model_dir or str(BASE)
     scorer = RewardDanceScorer(
         RewardDanceForYesScoring.from_pretrained(model, paradigm=PARADIGM[name]),
-        judge_processor(model),
+        judge_processor(model, prompt_layout=LADDER_LAYOUT),
         batch_size=100,
     )
     held_out: dict[str, Any] = {split: ShapesPreferences(rows, split) for split in ("id", "ood")}

@@ -1,7 +1,7 @@
 """
 What a base model of shapes knows, and how it judges before it has seen a single preference.
 
-    python -m rewarddance_hf.shapes.knowledge --model outputs/shapes_base_1.5m    # a minute or two
+    python -m rewarddance_hf.shapes.knowledge --model outputs/shapes_base_2m    # a minute or two
 """
 
 import argparse
@@ -19,7 +19,7 @@ from ..models import RewardDanceForYesScoring
 from ..models.prompting_rewarddance import PROMPT_LAYOUTS
 from ..scoring.scorer import RewardDanceScorer
 from .lessons import ShapesLessons
-from .models import BASE_VLM, judge_processor
+from .models import BASE_VLM, LADDER_LAYOUT, judge_processor
 from .preferences import ShapesPreferences
 from .questions import QuestionCollator
 
@@ -72,7 +72,7 @@ def zero_shot_accuracy(
     split: str = "id",
     paradigm: str = "pointwise",
     num_rows: int = JUDGED_ROWS,
-    prompt_layout: str = "text_after_each",
+    prompt_layout: str = LADDER_LAYOUT,
 ) -> dict[str, float]:
     """
     Metrics of [`RewardDanceEvaluator`] of a base model that judges `num_rows` preference rows without any training for it.
@@ -91,7 +91,7 @@ def measure_knowledge(
     model: str | Path = BASE_VLM,
     lesson_rows: int = LESSON_ROWS,
     judged_rows: int = JUDGED_ROWS,
-    prompt_layout: str = "text_after_each",
+    prompt_layout: str = LADDER_LAYOUT,
 ) -> dict[str, Any]:
     """Answers by topic, and zero-shot judging of either kind by category, in and out of domain."""
     knowledge: dict[str, Any] = {}
@@ -124,7 +124,7 @@ def knowledge_table(knowledge: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=BASE_VLM)
-    parser.add_argument("--prompt_layout", choices=PROMPT_LAYOUTS, default="text_after_each")
+    parser.add_argument("--prompt_layout", choices=PROMPT_LAYOUTS, default=LADDER_LAYOUT)
     parser.add_argument("--output_file", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -2,15 +2,15 @@
 A ladder of tiny base models, all trained by one recipe: what a judge gains from a larger base can be measured where truth is known.
 
 They answer questions about the facts of images, and say of single images, then also of two of one prompt, whether each is right and what
-is wrong with it, as judges of the layout `"text_after_each"` see them. They never see a preference. `make shapes-base SIZE=1.5m` trains one into
-`outputs/shapes_base_1.5m`; the same seed gives the same weights on the same machine. The smaller two ship.
+is wrong with it, as judges of the layout `"text_after_each"` see them. They never see a preference. `make shapes-base SIZE=2m` trains one into
+`outputs/shapes_base_2m`; the same seed gives the same weights on the same machine. The smaller two ship.
 """
 
 import argparse
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from .questions import QuestionCollator
 
 # By parameters. Attention heads have a width of 32, which serving engines take.
 SIZES = {
-    "0.1m": VlmSize(32, 3, 1, 32, 2, 1),
-    "0.5m": VlmSize(96, 3, 3, 64, 2, 2),
-    "1.5m": VlmSize(160, 4, 5, 96, 3, 3),
+    "0.12m": VlmSize(32, 5, 1, 32, 2, 1),
+    "0.7m": VlmSize(96, 5, 3, 64, 2, 2),
+    "2m": VlmSize(160, 6, 5, 96, 3, 3),
     "5m": VlmSize(256, 6, 8, 128, 4, 4),
     "10m": VlmSize(320, 8, 10, 192, 4, 6),
 }
@@ -98,12 +98,17 @@ def hard_pair_faults(num_rows: int, seed: int) -> Dataset:
 
 @dataclass(frozen=True)
 class Phase:
-    """A training with a learning rate of its own, which goes on from the weights of the one before."""
+    """
+    A training with a learning rate of its own, which goes on from the weights of the one before, with `added_layers` more text layers
+    ([`with_more_layers`]).
+    """
 
     learning_rate: float
     stages: tuple[Stage, ...]
+    added_layers: int = 0
 
 
+FAULTS = (lessons, explained_matching, pair_faults, hard_pair_faults)
 PHASES = (
     Phase(
         1e-3,
@@ -117,7 +122,9 @@ PHASES = (
     # Where one object is from another is known by now, but not used to say whether a prompt holds.
     Phase(7e-4, (Stage(600, (lessons, explained_matching, pair_matching, explained_pair_matching)),)),
     # Nor is it known how much is wrong with an image.
-    Phase(7e-4, (Stage(600, (lessons, explained_matching, pair_faults, hard_pair_faults)),)),
+    Phase(7e-4, (Stage(600, FAULTS),)),
+    # To compare two images takes more layers than to see what is wrong with each: they come when that is known.
+    Phase(7e-4, (Stage(600, FAULTS),), added_layers=2),
 )
 # Phases see other rows.
 SEED_STEP = 7
@@ -167,7 +174,24 @@ class MatrixOptimizer(torch.optim.Optimizer):
             part.step()
 
 
-def train_rung(output_dir: str | Path, size: str = "0.5m", seed: int = 0, phases: Sequence[Phase] = PHASES) -> None:
+def with_more_layers(model: Any, deeper: Any) -> Any:
+    """
+    `deeper`, a new model that has more text layers and is else alike, with the weights of `model`. The new layers come before the last one,
+    and write nothing until they are trained: both give the same answers.
+    """
+    last, new_last = (len(vlm.model.language_model.layers) - 1 for vlm in (model, deeper))
+    weights = {
+        name.replace(f"language_model.layers.{last}.", f"language_model.layers.{new_last}."): weight
+        for name, weight in model.state_dict().items()
+    }
+    deeper.load_state_dict(weights, strict=False)
+    for layer in deeper.model.language_model.layers[last:new_last]:
+        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            torch.nn.init.zeros_(projection.weight)
+    return deeper
+
+
+def train_rung(output_dir: str | Path, size: str = "0.7m", seed: int = 0, phases: Sequence[Phase] = PHASES) -> None:
     """
     Train a base model of one of the `SIZES` from scratch and save it as a plain checkpoint.
 
@@ -177,15 +201,20 @@ def train_rung(output_dir: str | Path, size: str = "0.5m", seed: int = 0, phases
     torch.set_num_threads(1)
     folder = Path(output_dir)
     tokenizer = build_tokenizer([*lesson_words(), *instruction_words()])
-    model: Any = build_vlm(tokenizer, seed, SIZES[size])
+    num_layers = SIZES[size].text_layers - sum(phase.added_layers for phase in phases)
+    model: Any = build_vlm(tokenizer, seed, replace(SIZES[size], text_layers=num_layers))
     processor = build_vlm_processor(tokenizer)
     finished = [folder / f"{size}_seed_{seed}_phase_{number}" for number in range(len(phases))]
     for number, phase in enumerate(phases):
+        num_layers += phase.added_layers
         if finished[number].is_dir():
             continue
+        own_seed = seed + SEED_STEP * number
         if number > 0:
             model = AutoModelForImageTextToText.from_pretrained(finished[number - 1], dtype=torch.float32)
-        own_seed = seed + SEED_STEP * number
+        if phase.added_layers:
+            deeper = build_vlm(tokenizer, own_seed, replace(SIZES[size], text_layers=num_layers))
+            model = with_more_layers(model, deeper)
         steps = sum(stage.steps for stage in phase.stages)
         trainer = ChatTrainer(
             model,
@@ -216,7 +245,7 @@ def train_rung(output_dir: str | Path, size: str = "0.5m", seed: int = 0, phases
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="0.5m")
+    parser.add_argument("--size", choices=SIZES, default="0.7m")
     parser.add_argument("--output_dir", type=Path, help="outputs/shapes_base_SIZE by default")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -27,8 +27,9 @@ RATIONALE_WORDS = [*DEGRADATIONS, SHARP, QUALITY_CRITERIA, ","]
 
 # Plain checkpoint of the tiny model, trained on captioning by `base.py`.
 BASE_VLM = Path(__file__).parent / "base_vlm"
-# Those of `ladder.py`, in folders named by their size.
+# Those of `ladder.py`, in folders named by their size, and where they were taught to read the prompt.
 LADDER_VLMS = Path(__file__).parent / "ladder_vlms"
+LADDER_LAYOUT = "text_after_each"
 
 
 @dataclass(frozen=True)
@@ -166,12 +167,16 @@ def build_vlm_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor
 
 
 def judge_processor(vlm: str | Path = BASE_VLM, **kwargs: Any) -> RewardDanceProcessor:
-    """Processor of a judge of shapes, with the short wording of this world; `kwargs` are further arguments of it."""
-    settings = {
+    """
+    Processor of a judge of shapes: of one that was saved as it was, of a base model with the short wording of this world. `kwargs` are
+    further arguments of it; base models of the ladder want `prompt_layout=LADDER_LAYOUT`.
+    """
+    saved, _ = RewardDanceProcessor.get_processor_dict(vlm)
+    of_base_model = {
         "prompt_texts": PROMPT_TEXTS,
         "criteria": CRITERIA,
         "vlm_images_kwargs": {"crop_to_patches": False},
         "prompt_layout": "text_first",
-        **kwargs,
     }
-    return RewardDanceProcessor.from_pretrained(vlm, **settings)
+    settings = {} if "vlm_processor_class" in saved else of_base_model
+    return RewardDanceProcessor.from_pretrained(vlm, **{**settings, **kwargs})

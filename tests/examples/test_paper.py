@@ -18,9 +18,9 @@ FOLDER = Path(__file__).parents[2] / "examples" / "paper"
 TUNING = {"updates": 2, "num_prompts": 4, "references": {"method": "top", "num_candidates": 2, "top_k": 1}}
 TINY = {
     "common": {"held_out_rows": 20, "measured_prompts": 6, "monitored_prompts": 4, "pairs": {"train": 12, "id": 8}},
-    "paradigms": {"size": "0.1m", "rows": {50: 1, 96: 2}, "seeds": [0]},
+    "paradigms": {"size": "0.12m", "rows": {50: 1, 96: 2}, "seeds": [0]},
     "sizes": {
-        "sizes": ["0.1m", "10m"],
+        "sizes": ["0.12m", "10m"],
         "generator_widths": [32, 48],
         "num_rows": 48,
         "updates": 1,
@@ -29,10 +29,10 @@ TINY = {
         "tuning": TUNING,
         "search": {"num_prompts": 2, "budgets": [16]},
     },
-    "references": {"size": "0.1m", "seeds": [0], "references": {"top": TUNING["references"]}},
-    "reasons": {"size": "0.1m", "seeds": [0]},
-    "dynamics": {"sizes": ["0.1m"], "seeds": [0], "paradigms": ["pointwise", "pairwise"]},
-    "attacks": {"sizes": ["0.1m"], "num_rows": 6, "radii": [0.02], "steps": 2},
+    "references": {"size": "0.12m", "seeds": [0], "references": {"top": TUNING["references"]}},
+    "reasons": {"size": "0.12m", "seeds": [0]},
+    "dynamics": {"sizes": ["0.12m"], "seeds": [0], "paradigms": ["pointwise", "pairwise"]},
+    "attacks": {"sizes": ["0.12m"], "num_rows": 6, "radii": [0.02], "steps": 2},
 }
 
 
@@ -76,7 +76,7 @@ def test_study(tmp_path):
         for file in (tmp_path / "study").rglob("result.json")
     }
     # A figure of the report, counted from the credits of rows
-    judged = [results[f"judges/0.1m_pairwise_96_{seed}"]["metrics"]["ood"] for seed in (0,)]
+    judged = [results[f"judges/0.12m_pairwise_96_{seed}"]["metrics"]["ood"] for seed in (0,)]
     assert f"{100 * np.mean([of_seed['credits'] for of_seed in judged]):.1f} (" in report
     assert judged[0]["accuracy"] == pytest.approx(np.mean(judged[0]["credits"]))
 
@@ -88,9 +88,9 @@ def test_study(tmp_path):
     write_experiments(tmp_path / "experiments", sizes={"updates": 2})
     said = run_study(tmp_path, "--only", "sizes")
     again = {line.split("started   ")[1] for line in said.splitlines() if "started   " in line}
-    judges = {f"judges/0.1m_{paradigm}_all_0" for paradigm in ("pairwise", "pointwise")}
-    tuned = {f"generators/0.1m_{paradigm}_top_1_of_2_0_w32" for paradigm in ("pairwise", "pointwise")}
-    assert again == {*judges, *tuned, "searches/0.1m_0", "generators/base_w32"}
+    judges = {f"judges/0.12m_{paradigm}_all_0" for paradigm in ("pairwise", "pointwise")}
+    tuned = {f"generators/0.12m_{paradigm}_top_1_of_2_0_w32" for paradigm in ("pairwise", "pointwise")}
+    assert again == {*judges, *tuned, "searches/0.12m_0", "generators/base_w32"}
 
 
 def test_settings_that_cannot_be(tmp_path):

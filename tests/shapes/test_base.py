@@ -81,3 +81,14 @@ def test_shipped_tokenizer_is_the_one_that_is_built():
     assert built.get_vocab() == shipped.get_vocab()
     text = "two small red circles left of a blue square, clear. yes no"
     assert built(text)["input_ids"] == shipped(text)["input_ids"]
+
+
+def test_a_saved_judge_is_asked_as_it_was_trained(tmp_path):
+    """Layout and wording of this world are for base models: those of a judge that was saved with others are kept."""
+    judge_processor(prompt_layout="text_after_each", prompt_texts={"pairwise_question": "Which one?"}).save_pretrained(
+        tmp_path
+    )
+    saved, plain = judge_processor(tmp_path), judge_processor()
+    assert (saved.prompt_layout, plain.prompt_layout) == ("text_after_each", "text_first")
+    assert saved.prompt_texts["pairwise_question"] == "Which one?"
+    assert judge_processor(tmp_path, prompt_layout="images_first").prompt_layout == "images_first"

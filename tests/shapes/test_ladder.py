@@ -14,10 +14,13 @@ from rewarddance_hf.shapes.ladder import (
     hard_pair_matching,
     lessons,
     matching,
+    pair_faults,
     train_rung,
+    with_more_layers,
 )
-from rewarddance_hf.shapes.lessons import lesson_words
-from rewarddance_hf.shapes.models import build_tokenizer, build_vlm
+from rewarddance_hf.shapes.lessons import ShapesLessons, lesson_words
+from rewarddance_hf.shapes.models import VlmSize, build_tokenizer, build_vlm, build_vlm_processor
+from rewarddance_hf.shapes.questions import QuestionCollator
 
 
 def test_training_runs_and_repeats(tmp_path):
@@ -27,7 +30,7 @@ def test_training_runs_and_repeats(tmp_path):
         Phase(5e-4, (Stage(2, (hard_pair_matching,)),)),
     )
     for name, part in {"first": phases, "second": phases, "before": phases[:1]}.items():
-        train_rung(tmp_path / name, "0.1m", seed=3, phases=part)
+        train_rung(tmp_path / name, "0.12m", seed=3, phases=part)
     first, second, before = (
         RewardDanceForYesScoring.from_pretrained(tmp_path / name).state_dict()
         for name in ("first", "second", "before")
@@ -44,15 +47,46 @@ def test_training_goes_on_after_a_stop(tmp_path):
         raise OSError("the machine is switched off")
 
     first, second = Phase(1e-3, (Stage(2, (lessons,)),)), Phase(5e-4, (Stage(1, (matching,)),))
-    train_rung(tmp_path / "whole", "0.1m", phases=(first, second))
+    train_rung(tmp_path / "whole", "0.12m", phases=(first, second))
     with pytest.raises(OSError, match="switched off"):
-        train_rung(tmp_path / "stopped", "0.1m", phases=(first, Phase(5e-4, (Stage(1, (failing,)),))))
-    train_rung(tmp_path / "stopped", "0.1m", phases=(Phase(1e-3, (Stage(2, (failing,)),)), second))
+        train_rung(tmp_path / "stopped", "0.12m", phases=(first, Phase(5e-4, (Stage(1, (failing,)),))))
+    train_rung(tmp_path / "stopped", "0.12m", phases=(Phase(1e-3, (Stage(2, (failing,)),)), second))
     whole, stopped = (
         RewardDanceForYesScoring.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped")
     )
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     assert not [path for path in (tmp_path / "stopped").iterdir() if path.is_dir()]
+
+
+def test_more_layers_change_nothing_until_they_are_trained(tmp_path):
+    """A deeper model gives the answers of the one before, with the last layer of that one at its end, and trains what is new."""
+    tokenizer = build_tokenizer([*lesson_words(), *instruction_words()])
+    model, deeper = (
+        build_vlm(tokenizer, seed, VlmSize(32, layers, 1, 32, 2, 1)) for seed, layers in enumerate((2, 4))
+    )
+    batch = QuestionCollator(build_vlm_processor(tokenizer))([ShapesLessons(3)[index] for index in range(3)])
+    batch.pop("labels")
+    before = model(**batch).logits
+    deeper = with_more_layers(model, deeper)
+    torch.testing.assert_close(deeper(**batch).logits, before)
+    last = deeper.model.language_model.layers[-1].state_dict()
+    for name, weight in model.model.language_model.layers[-1].state_dict().items():
+        assert torch.equal(last[name], weight)
+    deeper(**batch).logits.square().sum().backward()
+    for layer in deeper.model.language_model.layers:
+        assert layer.self_attn.o_proj.weight.grad.abs().max() > 0
+        assert layer.mlp.down_proj.weight.grad.abs().max() > 0
+    phases = (
+        Phase(1e-3, (Stage(2, (lessons,)),)),
+        Phase(1e-3, (Stage(3, (pair_faults,)),), added_layers=2),
+    )
+    for name in ("whole", "again"):
+        train_rung(tmp_path / name, "0.12m", phases=phases)
+    whole, again = (RewardDanceForYesScoring.from_pretrained(tmp_path / name) for name in ("whole", "again"))
+    assert whole.num_parameters() == build_vlm(tokenizer, size=SIZES["0.12m"]).num_parameters()
+    for (name, weight), other in zip(whole.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight, other)
+        assert weight.abs().max() > 0, name
 
 
 def test_stages_take_turns():
@@ -67,7 +101,7 @@ def test_stages_take_turns():
 def test_matrices_are_updated_by_muon():
     """One update is that of torch's Muon for matrices, ten times as fast, and of AdamW for all else."""
     tokenizer = build_tokenizer()
-    models = [build_vlm(tokenizer, 0, SIZES["0.1m"]) for _ in range(2)]
+    models = [build_vlm(tokenizer, 0, SIZES["0.12m"]) for _ in range(2)]
     torch.manual_seed(0)
     for weights in zip(*(model.parameters() for model in models), strict=True):
         gradient = torch.randn_like(weights[0])
