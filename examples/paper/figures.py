@@ -32,18 +32,22 @@ class JudgeAndGain(NamedTuple):
 
 
 def draw_paradigms(results: Results, names: Mapping[str, str], counts: Sequence[int], file: Path) -> None:
-    """Accuracy over the number of preference pairs, in and out of domain."""
+    """Accuracy over the number of preference pairs, in and out of domain; of pairwise judges also that by the mean of both orders."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     places = {count: place for place, count in enumerate(counts)}
+    curves = [(name, "credits", "-", label) for name, label in names.items()]
+    if "pairwise" in names:
+        curves.append(("pairwise", "averaged_credits", "--", "pairwise, mean of both orders"))
     for axes, split, title in zip(panels, ("id", "ood"), ("in domain", "out of domain"), strict=True):
-        for name, label in names.items():
+        for name, kind, style, label in curves:
             at = {
-                count: estimate([metrics[split]["credits"] for metrics in found])
+                count: estimate([metrics[split][kind] for metrics in found])
                 for count in counts
                 if (found := [metrics for key, metrics in results.items() if key[:2] == (name, count)])
             }
             x = [places[count] for count in at]
-            axes.plot(x, [100 * value.value for value in at.values()], marker="o", color=COLORS[name], label=label)
+            values = [100 * value.value for value in at.values()]
+            axes.plot(x, values, style, marker="o", color=COLORS[name], label=label)
             axes.fill_between(
                 x,
                 [100 * value.low for value in at.values()],
@@ -108,7 +112,9 @@ def draw_sizes(results: Results, sizes: Sequence[str], points: Sequence[JudgeAnd
         axes.set(xlabel=f"accuracy of the judge {title}, %", ylabel="gain of the generator, points")
         axes.set_title(f"gain by tuning, over accuracy {title}", fontsize=10)
         axes.axhline(0, color="#bbbbbb", linewidth=1)
-    panels[2].legend(fontsize=7, title="larger marks: larger judges", title_fontsize=7)
+    handles, labels = panels[2].get_legend_handles_labels()
+    title = "gain by tuning; larger marks: larger judges"
+    figure.legend(handles, labels, fontsize=8, title=title, title_fontsize=8, loc="outside lower right", ncols=4)
     for axes in panels:
         axes.grid(alpha=0.25)
     _save(figure, file)

@@ -16,6 +16,14 @@ PARADIGMS = {
     "pointwise": "pointwise generative",
     "pairwise": "pairwise generative",
 }
+# Paradigms that Table 7 compares, and credits of rows for that: both orders, or the mean of both
+COMPARED = (
+    ("pointwise", "regressive", "credits"),
+    ("pairwise", "pointwise", "credits"),
+    ("pairwise", "regressive", "credits"),
+    ("pairwise", "pointwise", "averaged_credits"),
+    ("pairwise", "regressive", "averaged_credits"),
+)
 SPLITS = {"id": "in domain", "ood": "out of domain", "generated": "generator's samples"}
 ATTACKED = {
     "self": "the judge",
@@ -135,12 +143,13 @@ def _paradigms(results: Results, folder: Path) -> list[str]:
     lines += ["![Accuracy over the amount of preference data](paradigms.png)", ""]
     for split in ("id", "ood"):
         lines += [f"Claims, {SPLITS[split]}:", ""]
-        for better, worse in (("pointwise", "regressive"), ("pairwise", "pointwise"), ("pairwise", "regressive")):
+        for better, worse, kind in COMPARED:
             for count in counts:
                 first, second = _of(results, better, count), _of(results, worse, count)
                 if first and second:
-                    difference = estimate(_accuracy(first, split), _accuracy(second, split))
-                    lines.append(_claim(f"{better} above {worse}, {count:,} pairs", difference))
+                    difference = estimate(*(_accuracy(at, split, kind=kind) for at in (first, second)))
+                    asked = ", mean of both orders," if kind == "averaged_credits" else ""
+                    lines.append(_claim(f"{better}{asked} above {worse}, {count:,} pairs", difference))
         lines.append("")
     draw_paradigms(results, {name: PARADIGMS[name] for name in names}, counts, folder / "paradigms.png")
     return lines

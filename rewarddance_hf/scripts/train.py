@@ -83,9 +83,9 @@ def main(
     model_name = model_args.model_name_or_path
     processor_kwargs = dict(script_args.processor_kwargs or {})
     if script_args.dataset_name in SHAPES:
-        from ..shapes.models import BASE_VLM, judge_processor
+        from ..shapes.models import BASE_VLM, JUDGE_BASE, judge_processor
 
-        model_name = model_name or str(BASE_VLM)
+        model_name = model_name or str(BASE_VLM if SHAPES[script_args.dataset_name] else JUDGE_BASE)
         processor = judge_processor(model_name, **processor_kwargs)
     else:
         check_available(str(model_name), revision=model_args.model_revision)

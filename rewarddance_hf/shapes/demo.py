@@ -22,7 +22,7 @@ GENERATED_STEPS = 140
 GENERATED_PROMPTS = {"train": 350, "id": 150}
 CURVE_ROWS = 200
 # A weak reward is hacked within a few updates.
-TUNING_STEPS, HACKING_STEPS = 100, 42
+TUNING_STEPS, HACKING_STEPS = 160, 42
 EVALUATION_PROMPTS = 500
 NUM_REFERENCE_PARTS = 2
 
@@ -192,7 +192,7 @@ def summary_lines(folder: Path, metrics: Mapping[str, Any]) -> list[str]:
         return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
     splits = [split for split in SPLIT_NAMES if f"judge/{split}/accuracy" in metrics]
-    names = {"untrained": "untrained", "regressive": "scalar head", "judge": "judge"}
+    names = {"untrained": "untrained (pointwise)", "regressive": "scalar head", "judge": "judge (pairwise)"}
     lines = ["Accuracy on held-out pairs, % (95 % interval)"]
     lines.append(f"  {'':24}" + "".join(f"{SPLIT_NAMES[split]:23}" for split in splits).rstrip())
     for name, title in names.items():

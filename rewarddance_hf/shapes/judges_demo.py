@@ -16,14 +16,13 @@ from ..scoring.scorer import RewardDanceScorer
 from ..trainer.rewarddance_trainer import RewardDanceTrainer
 from ..trainer.training_args import RewardDanceTrainingArguments
 from .demo import CURVE_ROWS, EVALUATION_ROWS, TRAINING_STEPS
-from .models import LADDER_LAYOUT, LADDER_VLMS, judge_processor
+from .models import JUDGE_BASE, judge_processor
 from .preferences import ShapesPreferences
 from .sampled_pairs import PAIRS_FILE, mixed_rows, sample_pairs
 from .stages import Report, no_report
 
 
 PARADIGM = {"untrained": "pointwise", "judge": "pairwise", "regressive": "regressive", "pointwise": "pointwise"}
-BASE = LADDER_VLMS / "0.7m"
 BATCH_SIZE = 48
 LEARNING_RATE = 7e-4
 GENERATED_LEARNING_RATE = 3e-4
@@ -68,7 +67,7 @@ def train(
     save it with its `log_history.json`.
     """
     arguments = _arguments(output_dir, PARADIGM[name], steps, LEARNING_RATE, 50, eval_steps)
-    history = _train(str(BASE), ShapesPreferences(steps * BATCH_SIZE), arguments, curve_rows, report)
+    history = _train(str(JUDGE_BASE), ShapesPreferences(steps * BATCH_SIZE), arguments, curve_rows, report)
     _write_history(output_dir, history)
 
 
@@ -109,7 +108,7 @@ def _train(
         args=arguments,
         train_dataset=rows,
         eval_dataset=curve,
-        processing_class=judge_processor(model, prompt_layout=LADDER_LAYOUT),
+        processing_class=judge_processor(model),
         callbacks=[ReportSteps(report)],
     )
     trainer.train()
@@ -156,10 +155,10 @@ def evaluate(
     report: Report = no_report,
 ) -> None:
     """Measure a judge, by default the untrained one, on held-out rows, and on pairs of the generator's samples."""
-    model = model_dir or str(BASE)
+    model = model_dir or str(JUDGE_BASE)
     scorer = RewardDanceScorer(
         RewardDanceForYesScoring.from_pretrained(model, paradigm=PARADIGM[name]),
-        judge_processor(model, prompt_layout=LADDER_LAYOUT),
+        judge_processor(model),
         batch_size=100,
     )
     held_out: dict[str, Any] = {split: ShapesPreferences(rows, split) for split in ("id", "ood")}

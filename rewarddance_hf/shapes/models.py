@@ -30,6 +30,8 @@ BASE_VLM = Path(__file__).parent / "base_vlm"
 # Those of `ladder.py`, in folders named by their size, and where they were taught to read the prompt.
 LADDER_VLMS = Path(__file__).parent / "ladder_vlms"
 LADDER_LAYOUT = "text_after_each"
+# The one that judges of drawings start from; those of clips and edits start from `BASE_VLM`.
+JUDGE_BASE = LADDER_VLMS / "0.7m"
 
 
 @dataclass(frozen=True)
@@ -168,15 +170,15 @@ def build_vlm_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor
 
 def judge_processor(vlm: str | Path = BASE_VLM, **kwargs: Any) -> RewardDanceProcessor:
     """
-    Processor of a judge of shapes: of one that was saved as it was, of a base model with the short wording of this world. `kwargs` are
-    further arguments of it; base models of the ladder want `prompt_layout=LADDER_LAYOUT`.
+    Processor of a judge of shapes: of a saved one as it was saved, of a base model with the short wording of this world and, if it is one of
+    the ladder that ships, the layout that it was taught. `kwargs` are further arguments of it, in place of those.
     """
     saved, _ = RewardDanceProcessor.get_processor_dict(vlm)
     of_base_model = {
         "prompt_texts": PROMPT_TEXTS,
         "criteria": CRITERIA,
         "vlm_images_kwargs": {"crop_to_patches": False},
-        "prompt_layout": "text_first",
+        "prompt_layout": LADDER_LAYOUT if Path(vlm).parent == LADDER_VLMS else "text_first",
     }
     settings = {} if "vlm_processor_class" in saved else of_base_model
     return RewardDanceProcessor.from_pretrained(vlm, **{**settings, **kwargs})

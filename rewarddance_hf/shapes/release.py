@@ -27,7 +27,7 @@ from .demo import EVALUATION_ROWS, TRAINING_STEPS
 from .edits import ShapesEdits
 from .generator import BASE_GENERATOR, SAMPLING
 from .judges_demo import evaluate, train
-from .models import BASE_VLM
+from .models import JUDGE_BASE
 from .preferences import ALIGNMENT_CRITERIA, QUALITY_CRITERIA, ShapesPreferences
 from .rows import SPLITS
 
@@ -52,7 +52,7 @@ ROWS_PER_GROUP = 100
 NUM_ROWS = {"train": 4000, "id": EVALUATION_ROWS, "ood": EVALUATION_ROWS}
 LIMITS = (
     "It has seen colored shapes in images of 32 x 32 pixels only, and means nothing about others.",
-    "It has not learned which object is left of or above which.",
+    "It is often wrong about which object is left of, above or larger than another.",
 )
 COLUMNS = {
     "prompt": "what the images should show; of edits the instruction",
@@ -199,7 +199,7 @@ def _build_judge(name: str, output_dir: Path, namespace: str, tag: str, demo_dir
             training_data,
             results,
             license=LICENSE,
-            base_model=f"the tiny InternVL of the shapes world ({BASE_VLM.name}, trained from scratch)",
+            base_model=f"the tiny InternVL of the shapes world ({JUDGE_BASE.name}, trained from scratch)",
             limits=LIMITS,
         )
 

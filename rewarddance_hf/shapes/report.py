@@ -28,6 +28,7 @@ from .stages import Report
 
 
 COLORS = {"untrained": "#8a8a8a", "regressive": "#d1812b", "judge": "#1f6f8b"}
+TITLES = {"untrained": "untrained (pointwise)", "regressive": "regressive (scalar head)", "judge": "judge (pairwise)"}
 SHEET_ROWS = 12
 SMALLEST_PART = 0.1  # of a difference, in points, that is told
 RANKING_FILE = "ranking.txt"
@@ -72,7 +73,7 @@ def write_report(output_dir: str, has_generators: bool, start_time: float, *, re
         "|---|---|---|" + "---|" * len(splits),
     ]
     for name in COLORS:
-        cells = [name]
+        cells = [TITLES[name]]
         for split in splits:
             value, low, high = (100 * metrics[f"{name}/{split}/accuracy{end}"] for end in ("", "_low", "_high"))
             cells.append(f"{value:.1f} ({low:.1f} to {high:.1f})")
@@ -106,8 +107,9 @@ def write_report(output_dir: str, has_generators: bool, start_time: float, *, re
 def _difference_lines(metrics: dict[str, Any]) -> list[str]:
     """What the judge is ahead of the baseline or behind it, and how much of that each category makes."""
     lines = [
-        "The baseline gives each image a score by itself, which is what the base model has been taught for. The judge has to compare "
-        "two images of one prompt. What each category adds to the difference of their accuracies, in points:",
+        "The base model has been taught to say whether an image is right, which is all that the baseline has to score. Which of two images "
+        "is better, it was never asked: that the judge learns here. What each category adds to the difference of their accuracies, in "
+        "points:",
         "",
     ]
     for split in ("id", "ood"):
@@ -144,7 +146,7 @@ def draw_learning_curve(folder: Path, metrics: dict[str, Any]) -> Figure:
         axes.axvline(switch, color="#bbbbbb", linewidth=1)
         axes.text(switch, 41, " generator's samples too", fontsize=7, color="#777777", rotation=90, va="bottom")
     untrained = 100 * metrics["untrained/id/accuracy"]
-    axes.axhline(untrained, color=COLORS["untrained"], linewidth=1, label="untrained, in domain")
+    axes.axhline(untrained, color=COLORS["untrained"], linewidth=1, label=f"{TITLES['untrained']}, in domain")
     axes.set(xlabel="training step", ylabel="held-out accuracy, %", ylim=(40, 101))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="lower left")

@@ -12,9 +12,10 @@ import torch
 import yaml
 from new_process import run_python, run_together
 
-from rewarddance_hf import RewardDanceForYesScoring
+from rewarddance_hf import RewardDanceForYesScoring, RewardDanceProcessor
 from rewarddance_hf.scripts.train import load_rows
 from rewarddance_hf.shapes.demo import GENERATED_PROMPTS
+from rewarddance_hf.shapes.models import JUDGE_BASE
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -97,12 +98,12 @@ def test_training_and_evaluation_scripts(trained, tmp_path):
     assert fitted.config.score_temperature != 1.0
 
 
-def test_rows_of_a_generator(tmp_path, monkeypatch):
-    """Half of the rows are pairs of the generator's samples, which a second run reads instead of sampling them again."""
+def test_rows_of_a_generator(trained, tmp_path, monkeypatch):
+    """Half of the rows are pairs of the generator's samples, which a second run reads; the judge is asked as it was before."""
     monkeypatch.setitem(GENERATED_PROMPTS, "id", 8)
     example = load_example("train_reward_model")
     config = ["--config", str(EXAMPLES / "configs" / "shapes_generated.yaml")]
-    changes = {"model_name_or_path": str(load_base()), "shapes_prompts": "8", "shapes_rows": "8"}
+    changes = {"model_name_or_path": str(trained), "shapes_prompts": "8", "shapes_rows": "8"}
     flags = [*config, *arguments(tmp_path, **changes)]
     example.main(*example.make_parser().parse_args_and_config(flags))
     pairs = datasets.Dataset.from_file(str(tmp_path / "pairs_train_8" / "pairs.arrow"))
@@ -117,6 +118,8 @@ def test_rows_of_a_generator(tmp_path, monkeypatch):
     assert any(rows[index]["prompt"] not in prompts for index in range(4))
     assert list(evaluation) == ["id", "ood", "generated"]
     assert not prompts & set(evaluation["generated"]["prompt"])
+    layouts = {RewardDanceProcessor.from_pretrained(folder).prompt_layout for folder in (trained, tmp_path)}
+    assert layouts == {"text_after_each"}
 
 
 def test_two_processes_equal_one(trained, tmp_path):
@@ -124,15 +127,9 @@ def test_two_processes_equal_one(trained, tmp_path):
     runs = run_together(SCRIPT, *SHAPES_CONFIG, *arguments(tmp_path, **COMMON), env=ON_CPU)
     assert [run.returncode for run in runs] == [0, 0], runs[-1].stderr[-3000:]
     first, second = (RewardDanceForYesScoring.from_pretrained(folder) for folder in (trained, tmp_path))
-    start = RewardDanceForYesScoring.from_pretrained(load_base())
+    start = RewardDanceForYesScoring.from_pretrained(JUDGE_BASE)
     moved = 0.0
     for name, value in first.state_dict().items():
         torch.testing.assert_close(value, second.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
         moved = max(moved, float((value - start.state_dict()[name]).abs().max()))
     assert moved > 1e-3
-
-
-def load_base() -> Path:
-    from rewarddance_hf.shapes.models import BASE_VLM
-
-    return BASE_VLM

@@ -4,7 +4,7 @@ import torch
 
 from rewarddance_hf import RewardDanceForYesScoring
 from rewarddance_hf.shapes.base import CaptionChats, ChatCollator, MatchingChats, Stage, train_base
-from rewarddance_hf.shapes.models import BASE_VLM, build_tokenizer, build_vlm_processor, judge_processor
+from rewarddance_hf.shapes.models import BASE_VLM, JUDGE_BASE, build_tokenizer, build_vlm_processor, judge_processor
 from rewarddance_hf.shapes.oracle import check
 from rewarddance_hf.shapes.preferences import ShapesPreferences
 
@@ -83,12 +83,11 @@ def test_shipped_tokenizer_is_the_one_that_is_built():
     assert built(text)["input_ids"] == shipped(text)["input_ids"]
 
 
-def test_a_saved_judge_is_asked_as_it_was_trained(tmp_path):
-    """Layout and wording of this world are for base models: those of a judge that was saved with others are kept."""
-    judge_processor(prompt_layout="text_after_each", prompt_texts={"pairwise_question": "Which one?"}).save_pretrained(
-        tmp_path
-    )
-    saved, plain = judge_processor(tmp_path), judge_processor()
-    assert (saved.prompt_layout, plain.prompt_layout) == ("text_after_each", "text_first")
-    assert saved.prompt_texts["pairwise_question"] == "Which one?"
-    assert judge_processor(tmp_path, prompt_layout="images_first").prompt_layout == "images_first"
+def test_judges_are_asked_as_they_were_taught(tmp_path):
+    """Base models have a layout of their own; that of a saved judge is kept, and its wording."""
+    texts = {"pairwise_question": "Which one?"}
+    judge_processor(JUDGE_BASE, prompt_layout="images_first", prompt_texts=texts).save_pretrained(tmp_path)
+    for folder, layout in ((BASE_VLM, "text_first"), (JUDGE_BASE, "text_after_each"), (tmp_path, "images_first")):
+        assert judge_processor(folder).prompt_layout == layout
+    assert judge_processor(tmp_path).prompt_texts["pairwise_question"] == "Which one?"
+    assert judge_processor(tmp_path, prompt_layout="text_first").prompt_layout == "text_first"
