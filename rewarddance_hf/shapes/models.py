@@ -116,7 +116,7 @@ def _words() -> set[str]:
 def build_vlm(
     tokenizer: PreTrainedTokenizerFast, seed: int = 0, size: VlmSize = SHIPPED_SIZE
 ) -> InternVLForConditionalGeneration:
-    """A tiny model with random weights, which sees an image as 4 tokens; by default with those 0.5M parameters that ship."""
+    """A tiny model with random weights, which sees an image as 4 tokens; by default of the size of `BASE_VLM`."""
     # At this size the usual 0.02 is too small to learn from.
     initializer_range = 0.05
     config = InternVLConfig(
