@@ -85,6 +85,7 @@ def main(
     if script_args.dataset_name in SHAPES:
         from ..shapes.models import BASE_VLM, JUDGE_BASE, judge_processor
 
+        # Clips and edits are those with a prefix.
         model_name = model_name or str(BASE_VLM if SHAPES[script_args.dataset_name] else JUDGE_BASE)
         processor = judge_processor(model_name, **processor_kwargs)
     else:

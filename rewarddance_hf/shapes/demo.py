@@ -28,6 +28,7 @@ NUM_REFERENCE_PARTS = 2
 
 GENERATORS = ("base", "tuned", "hacked")
 SPLIT_NAMES = {"id": "in domain", "ood": "out of domain", "generated": "generator's samples"}
+TITLES = {"untrained": "untrained (pointwise)", "regressive": "scalar head", "judge": "judge (pairwise)"}
 METRICS_FILE = "metrics.json"
 IMAGES = {
     "learning_curve.png": "accuracy during training",
@@ -192,10 +193,9 @@ def summary_lines(folder: Path, metrics: Mapping[str, Any]) -> list[str]:
         return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
     splits = [split for split in SPLIT_NAMES if f"judge/{split}/accuracy" in metrics]
-    names = {"untrained": "untrained (pointwise)", "regressive": "scalar head", "judge": "judge (pairwise)"}
     lines = ["Accuracy on held-out pairs, % (95 % interval)"]
     lines.append(f"  {'':24}" + "".join(f"{SPLIT_NAMES[split]:23}" for split in splits).rstrip())
-    for name, title in names.items():
+    for name, title in TITLES.items():
         lines.append(f"  {title:24}" + "".join(f"{cell(f'{name}/{split}/accuracy'):23}" for split in splits).rstrip())
     has_generators = "generator/base/alignment" in metrics
     if has_generators:

@@ -19,7 +19,7 @@ from ..scoring.scorer import RewardDanceScorer  # noqa: E402
 from .alignment_demo import gains  # noqa: E402
 from .alignment_report import RIGHT, WRONG, draw_generators, generator_lines  # noqa: E402
 from .captions import canonical_caption
-from .demo import METRICS_FILE, SPLIT_NAMES, metric_files  # noqa: E402
+from .demo import METRICS_FILE, SPLIT_NAMES, TITLES, metric_files  # noqa: E402
 from .drawing import OUT_OF_DOMAIN, render_scene
 from .judges_demo import read_history  # noqa: E402
 from .preferences import CATEGORIES, ShapesPreferences  # noqa: E402
@@ -28,7 +28,6 @@ from .stages import Report
 
 
 COLORS = {"untrained": "#8a8a8a", "regressive": "#d1812b", "judge": "#1f6f8b"}
-TITLES = {"untrained": "untrained (pointwise)", "regressive": "regressive (scalar head)", "judge": "judge (pairwise)"}
 SHEET_ROWS = 12
 SMALLEST_PART = 0.1  # of a difference, in points, that is told
 RANKING_FILE = "ranking.txt"

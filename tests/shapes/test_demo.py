@@ -14,7 +14,7 @@ import pytest
 from new_process import run_python
 from PIL import Image
 
-from rewarddance_hf.shapes.demo import REPORT, run_demo
+from rewarddance_hf.shapes.demo import REPORT, TITLES, run_demo
 from rewarddance_hf.shapes.display import Display
 from rewarddance_hf.shapes.stages import Stage, run_stages
 
@@ -44,7 +44,7 @@ def test_demo_writes_its_report(tmp_path):
         parts = [float(part) for part in re.findall(r"[+-][\d.]+", told[3])]
         assert sum(parts) == pytest.approx(100 * difference, abs=0.9)  # each is rounded, and the smallest are left out
     for name in ("untrained", "regressive", "judge"):
-        assert f"| {name} (" in report
+        assert f"| {TITLES[name]} |" in report
     images = (
         "learning_curve.png",
         "judged_pairs.png",
