@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspat
 IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-recipes test-all test-space test-serving test-deepspeed test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full bench-gpu shapes-base shapes-generator paper release-artifacts style quality build clean
+.PHONY: help demo test test-recipes test-all test-space test-serving test-deepspeed test-vllm test-min test-torchvision test-families test-mixins test-tokenizers families-table test-pipelines pipelines-table bench bench-full bench-gpu shapes-base shapes-clip-base shapes-generator shapes-clip-generator paper release-artifacts style quality build clean
 
 help:  ## list targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -152,6 +152,12 @@ paper: $(VENV)/.installed  ## run the paper's experiments on shapes (writes outp
 
 shapes-generator: $(VENV)/.installed  ## train the tiny generator that alignment and search start from, or with WIDTH=32 a smaller one (writes outputs/shapes_generator_32/)
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.generator_base $(if $(WIDTH),--width $(WIDTH) --output_dir outputs/shapes_generator_$(WIDTH))
+
+shapes-clip-base: $(VENV)/.installed  ## teach a tiny base model to watch clips (writes outputs/shapes_clip_base/)
+	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.clip_base
+
+shapes-clip-generator: $(VENV)/.installed  ## train a tiny generator of clips (writes outputs/shapes_clip_generator/)
+	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.clip_generator_base
 
 release-artifacts: $(VENV)/.installed  ## build what is released of the shapes world (writes outputs/release/)
 	OMP_NUM_THREADS=1 $(BIN)/python -m rewarddance_hf.shapes.release

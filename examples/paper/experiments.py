@@ -11,7 +11,7 @@ from rewarddance_hf.shapes.generator import WIDTH
 
 
 FOLDER = Path(__file__).parent / "experiments"
-NAMES = ("paradigms", "sizes", "references", "reasons", "dynamics", "attacks")
+NAMES = ("paradigms", "sizes", "references", "reasons", "dynamics", "attacks", "clips")
 WEIGHTS = "model.safetensors"
 GENERATOR_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -25,6 +25,8 @@ class Study:
             Folders of base models by size.
         generators (`Mapping[int, Path]`):
             Folders of generators by the width of their denoiser.
+        clip_models (`Mapping[str, Path]`):
+            Folders of a base model that has seen clips (`"base"`) and of a generator of clips (`"generator"`).
         quick (`bool`, *optional*, defaults to `False`):
             Whether to take the small settings that each YAML file has under `quick`.
         folder (`Path`, *optional*):
@@ -32,9 +34,14 @@ class Study:
     """
 
     def __init__(
-        self, bases: Mapping[str, Path], generators: Mapping[int, Path], quick: bool = False, folder: Path = FOLDER
+        self,
+        bases: Mapping[str, Path],
+        generators: Mapping[int, Path],
+        clip_models: Mapping[str, Path],
+        quick: bool = False,
+        folder: Path = FOLDER,
     ) -> None:
-        self.bases, self.generators = dict(bases), dict(generators)
+        self.bases, self.generators, self.clip_models = dict(bases), dict(generators), dict(clip_models)
         self.settings = {name: read_settings(folder / f"{name}.yaml", quick) for name in ("common", *NAMES)}
 
     def jobs(self, names: tuple[str, ...] = NAMES) -> list[Job]:
@@ -147,6 +154,67 @@ class Study:
             for paradigm in settings["paradigms"]
             if size in self.bases
         }
+
+    def clips(self) -> dict[tuple[Any, ...], Job]:
+        """By task: the generator of clips as it is; by paradigm and seed: judges of clips, and generators that these tune."""
+        settings = self.settings["clips"]
+        if not {"base", "generator"} <= set(self.clip_models):
+            return {}
+        base, generator = (str(self.clip_models[name]) for name in ("base", "generator"))
+        weights = (f"{generator}/{GENERATOR_WEIGHTS}",)
+        pairs = tuple(
+            Job(
+                f"clips/pairs_{split}",
+                "clips:draw_pairs",
+                {"generator": generator, "split": split, "num_prompts": num_prompts},
+                cost=num_prompts / 4,
+                inputs=weights,
+            )
+            for split, num_prompts in settings["pairs"].items()
+        )
+        measured = {"generator": generator, "num_prompts": settings["measured_prompts"]}
+        jobs: dict[tuple[Any, ...], Job] = {
+            ("base", task): Job(
+                f"clips/base_{task}", "clips:measure", {"task": task, **measured}, cost=30, inputs=weights
+            )
+            for task in settings["tasks"]
+        }
+        for paradigm in settings["paradigms"]:
+            for seed in settings["seeds"]:
+                judge = jobs["judge", paradigm, seed] = Job(
+                    f"clips/judge_{paradigm}_{seed}",
+                    "clips:train_and_measure",
+                    {
+                        "base": base,
+                        "paradigm": paradigm,
+                        "seed": seed,
+                        **{name: settings[name] for name in ("updates", "sample_updates", "held_out_rows")},
+                    },
+                    pairs,
+                    cost=settings["updates"] + settings["sample_updates"],
+                    inputs=(f"{base}/{WEIGHTS}",),
+                )
+                for task in settings["tasks"]:
+                    jobs["tuned", task, paradigm, seed] = Job(
+                        f"clips/tuned_{task}_{paradigm}_{seed}",
+                        "clips:tune",
+                        {
+                            "generator": generator,
+                            "task": task,
+                            "paradigm": paradigm,
+                            "seed": seed,
+                            "measured_prompts": settings["measured_prompts"],
+                            **settings["tuning"],
+                        },
+                        (judge,),
+                        cost=4 * settings["tuning"]["updates"],
+                        inputs=weights,
+                    )
+        return jobs
+
+    def missing_clip_models(self) -> list[str]:
+        """Models of clips that are not there."""
+        return [name for name in ("base", "generator") if name not in self.clip_models]
 
     # ---- jobs that several experiments share ----
 

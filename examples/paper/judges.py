@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 from rewarddance_hf import (
     RewardDanceEvaluator,
     RewardDanceForYesScoring,
+    RewardDanceProcessor,
     RewardDanceScorer,
     RewardDanceTrainer,
     RewardDanceTrainingArguments,
@@ -60,62 +61,53 @@ def train_and_measure(
     rows: Dataset = ShapesPreferences(num_rows, seed=100 + seed)
     rows = Subset(rows, [index % num_rows for index in range(updates * BATCH_SIZE)])
     total = updates + sample_updates
-    asked = {"paradigm": paradigm, "prompt_layout": prompt_layout}
-    _train(base, folder, rows, rationale, updates, LEARNING_RATE, seed, ReportSteps(report, 0, total), **asked)
+    settings = {"paradigm": paradigm, "rationale": rationale, "rationale_weight": 0.5}
+    processor = judge_processor(base, prompt_layout=prompt_layout)
+    train(base, processor, folder, rows, updates, LEARNING_RATE, seed, ReportSteps(report, 0, total), **settings)
     if sample_updates:
         mixed = mixed_rows(sample_updates * BATCH_SIZE, read_pairs(pairs[0]))
         callback = ReportSteps(report, updates, total)
-        _train(folder, folder, mixed, rationale, sample_updates, SAMPLES_LEARNING_RATE, seed, callback, **asked)
-    return measure(folder, *pairs[1:], report=report, model=folder, held_out_rows=held_out_rows, **asked)
+        train(folder, processor, folder, mixed, sample_updates, SAMPLES_LEARNING_RATE, seed, callback, **settings)
+    return measure(
+        folder,
+        *pairs[1:],
+        report=report,
+        model=folder,
+        paradigm=paradigm,
+        prompt_layout=prompt_layout,
+        held_out_rows=held_out_rows,
+    )
 
 
 def measure(
     folder: str, *pairs: str, report: Any, model: str, paradigm: str, prompt_layout: str, held_out_rows: int
 ) -> dict[str, Any]:
-    """
-    Metrics of a judge by split, with the credit of each row (`credits`), that for the mean of both orders (`averaged_credits`) and its
-    category (`categories`).
-    """
+    """Metrics of a judge by split, as of [`describe`]."""
     judge = RewardDanceForYesScoring.from_pretrained(model, paradigm=paradigm)
     scorer = RewardDanceScorer(judge, judge_processor(model, prompt_layout=prompt_layout), batch_size=100)
     splits: dict[str, Any] = {split: ShapesPreferences(held_out_rows, split) for split in ("id", "ood")}
     if pairs:
         splits["generated"] = read_pairs(pairs[0])
-    measured = {}
-    for split, rows in splits.items():
-        evaluator = RewardDanceEvaluator(rows)
-        metrics: dict[str, Any] = evaluator(scorer)
-        results = evaluator.results
-        assert results is not None
-        measured[split] = {
-            **metrics,
-            "credits": verdict_credits(results.log_odds).mean(axis=1).tolist(),
-            "averaged_credits": verdict_credits(results.log_odds.sum(axis=1)).tolist(),
-            "categories": list(results.categories),
-        }
-    return measured
+    return {split: describe(rows, scorer) for split, rows in splits.items()}
 
 
-def _train(
+def train(
     model: str,
+    processor: RewardDanceProcessor,
     folder: str,
     rows: Dataset,
-    rationale: str | None,
     updates: int,
     learning_rate: float,
     seed: int,
     callback: TrainerCallback,
-    *,
-    paradigm: str,
-    prompt_layout: str,
+    batch_size: int = BATCH_SIZE,
+    **settings: Any,
 ) -> None:
+    """A short training of a tiny judge, which is saved in `folder`; `settings` are further training arguments."""
     arguments = RewardDanceTrainingArguments(
         folder,
-        paradigm=paradigm,
-        rationale=rationale,
-        rationale_weight=0.5,
         max_steps=updates,
-        per_device_train_batch_size=BATCH_SIZE,
+        per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=min(50, updates // 8),
@@ -128,13 +120,27 @@ def _train(
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
+        **settings,
     )
     trainer = RewardDanceTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        processing_class=judge_processor(model, prompt_layout=prompt_layout),
-        callbacks=[callback],
+        model=model, args=arguments, train_dataset=rows, processing_class=processor, callbacks=[callback]
     )
     trainer.train()
     trainer.save_model()
+
+
+def describe(rows: Any, scorer: RewardDanceScorer) -> dict[str, Any]:
+    """
+    Metrics of a judge, with the credit of each row (`credits`), that for the mean of both orders (`averaged_credits`) and its category
+    (`categories`).
+    """
+    evaluator = RewardDanceEvaluator(rows)
+    metrics: dict[str, Any] = evaluator(scorer)
+    results = evaluator.results
+    assert results is not None
+    return {
+        **metrics,
+        "credits": verdict_credits(results.log_odds).mean(axis=1).tolist(),
+        "averaged_credits": verdict_credits(results.log_odds.sum(axis=1)).tolist(),
+        "categories": list(results.categories),
+    }

@@ -59,6 +59,7 @@ def write_report(study: Study, folder: Path) -> str:
         "reasons": _reasons,
         "dynamics": _dynamics,
         "attacks": _attacks,
+        "clips": _clips,
     }
     for name, write in sections.items():
         results = {
@@ -366,3 +367,33 @@ def _attacks(results: Results, folder: Path) -> list[str]:
             cells = [f"{100 * estimate([metrics[f'{name}/{radius}']]).value:.0f}" for name in ATTACKED]
             rows.append([size, paradigm, f"{255 * float(radius):.0f}", *cells])
     return [*lines, *_table(["size", "judge", "radius", *ATTACKED.values()], rows)]
+
+
+def _clips(results: Results, folder: Path) -> list[str]:
+    paradigms = [name for name in PARADIGMS if _of(results, "judge", name)]
+    if not paradigms:
+        return []
+    tasks = [key[1] for key in results if key[0] == "base"]
+    lines = ["## Table 3: clips", "", "Accuracy of judges in %:", ""]
+    rows = []
+    for name in paradigms:
+        judged = _of(results, "judge", name)
+        for task in tasks:
+            of_task = [metrics[task] for metrics in judged]
+            cells = [estimate(_accuracy(of_task, split)).percent() if split in of_task[0] else "-" for split in SPLITS]
+            rows.append([f"{PARADIGMS[name]}, {task}", *cells])
+    lines += _table(["judge", *SPLITS.values()], rows)
+    rows = []
+    for task in tasks:
+        base = results["base", task]["right"]
+        for name in paradigms:
+            tuned = [at["right"] for at in _of(results, "tuned", task, name)]
+            if tuned:
+                cells = (estimate([base]).percent(), estimate(tuned).percent(), estimate(tuned, [base]).points())
+                rows.append([task, PARADIGMS[name], *cells, good_same_bad(tuned, base).points()])
+    lines += [
+        "What generators gain by tuning, in % of held-out prompts that their clips show all of, and GSB of tuned against base:",
+        "",
+    ]
+    lines += _table(["task", "judge", "base", "tuned", "gain in points", "GSB"], rows)
+    return lines

@@ -26,7 +26,7 @@ from rewarddance_hf.shapes.models import LADDER_VLMS
 from rewarddance_hf.shapes.stages import run_stages
 
 
-PRELOAD = ("torch", "transformers", "diffusers", "peft", "datasets", "judges", "generators", "attacks")
+PRELOAD = ("torch", "transformers", "diffusers", "peft", "datasets", "judges", "generators", "attacks", "clips")
 
 
 def find_bases(folder: Path) -> dict[str, Path]:
@@ -42,10 +42,18 @@ def find_generators(folder: Path) -> dict[int, Path]:
     return {WIDTH: BASE_GENERATOR} | {int(file.parents[1].name.rpartition("_")[2]): file.parents[1] for file in found}
 
 
+def find_clip_models(folder: Path) -> dict[str, Path]:
+    """The base model that has seen clips and the generator of clips, where their trainings have written them to a folder."""
+    files = {"base": f"shapes_clip_base/{WEIGHTS}", "generator": f"shapes_clip_generator/{GENERATOR_WEIGHTS}"}
+    return {name: folder / Path(file).parts[0] for name, file in files.items() if (folder / file).is_file()}
+
+
 def main(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir or ("outputs/paper_quick" if args.quick else "outputs/paper"))
     bases = Path(args.bases)
-    study = Study(find_bases(bases), find_generators(bases), args.quick, Path(args.experiments))
+    study = Study(
+        find_bases(bases), find_generators(bases), find_clip_models(bases), args.quick, Path(args.experiments)
+    )
     for size in study.missing_sizes():
         print(
             f"There is no base model of {size} in {args.bases}: its jobs are left out. `make shapes-base SIZE={size}` trains it."
@@ -54,6 +62,10 @@ def main(args: argparse.Namespace) -> None:
         print(
             f"There is no generator of width {width} in {args.bases}: its jobs are left out. "
             f"`make shapes-generator WIDTH={width}` trains it."
+        )
+    for name in study.missing_clip_models():
+        print(
+            f"There is no {name} of clips in {args.bases}: jobs of clips are left out. `make shapes-clip-{name}` trains it."
         )
     jobs = with_needs(study.jobs(tuple(args.only)))
     stages = stages_of(jobs, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -107,6 +108,13 @@ def clip_paraphrases(scene: ClipScene, split: str = "train") -> tuple[str, ...]:
     if scene.kind != "order":
         fields["action"] = _ACTIONS[scene.kind][scene.manner]
     return tuple(t.format(**fields) for t in templates["order" if scene.kind == "order" else "action"])
+
+
+def clip_caption_words() -> list[str]:
+    """Every word that a caption of a clip may hold, in alphabetical order, for tokenizers in which each is one token."""
+    groups = [*_TRAINING_TEMPLATES.values(), *_OUT_OF_DOMAIN_TEMPLATES.values()]
+    texts = [re.sub(r"\{\w+\}|,", " ", template) for group in groups for template in group]
+    return sorted({word for text in [*texts, *_NOUNS, *_ACTION_MEANINGS] for word in text.split()})
 
 
 def parse_clip_caption(caption: str) -> ClipScene:

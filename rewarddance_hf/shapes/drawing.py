@@ -53,6 +53,17 @@ OUT_OF_DOMAIN = Nuisance(
     resolution=(0.9, 0.95),
 )
 
+# Of what generators are trained on: calm grounds, little jitter and no noise, so that a short training gives crisp shapes.
+GENERATOR_STYLE = Nuisance(
+    background=(0.12, 0.2),
+    tint=0.01,
+    color_jitter=0.03,
+    position_jitter=0.3,
+    noise=(0.0, 0.0),
+    blur=(0.0, 0.0),
+    resolution=(1.0, 1.0),
+)
+
 
 def place_objects(scene: Scene, rng: random.Random, nuisance: Nuisance = IN_DOMAIN) -> tuple[PlacedObject, ...]:
     """Choose a size and a place for each object so that the scene holds and no two objects touch."""

@@ -64,8 +64,12 @@ class ShapesPrompts(ShapesRows):
     def _has(self, scene: Scene, prompt: str) -> bool:
         if self.split == "ood":
             return bool(scene.compositions & HELD_OUT_COMPOSITIONS)
-        held_out = hashlib.sha256(prompt.encode()).digest()[0] < 256 * HELD_OUT_SHARE
-        return held_out == (self.split == "id")
+        return is_held_out(prompt) == (self.split == "id")
+
+
+def is_held_out(prompt: str) -> bool:
+    """Whether a prompt that is not out of domain belongs to the split `"id"`."""
+    return hashlib.sha256(prompt.encode()).digest()[0] < 256 * HELD_OUT_SHARE
 
 
 # ---- the oracle's view of generated images ----

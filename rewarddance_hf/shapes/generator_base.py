@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,22 +24,12 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from .captions import parse_caption
-from .drawing import Nuisance, render_scene
+from .drawing import GENERATOR_STYLE, render_scene
 from .generated import ShapesPrompts
 from .generator import BASE_GENERATOR, MAX_SEQUENCE_LENGTH, WIDTH, build_generator
 from .preferences import break_scene
 
 
-# The generator's own style: calm grounds, little jitter and no noise, so that a short training gives crisp shapes.
-GENERATOR_STYLE = Nuisance(
-    background=(0.12, 0.2),
-    tint=0.01,
-    color_jitter=0.03,
-    position_jitter=0.3,
-    noise=(0.0, 0.0),
-    blur=(0.0, 0.0),
-    resolution=(1.0, 1.0),
-)
 NUM_IMAGES = 16_000
 AUTOENCODER_STEPS, AUTOENCODER_BATCH, AUTOENCODER_LR = 600, 32, 2e-3
 # The decoder learns to draw from inexact latents, such as a denoiser leaves.
@@ -83,7 +74,7 @@ def train_generator(
     torch.set_flush_denormal(True)
     pipeline = build_generator(seed, width)
     images = render_prompts(num_images, seed)[1]
-    _train_autoencoder(pipeline, images, autoencoder_steps)
+    train_autoencoder(pipeline.vae, images, autoencoder_steps)
     _normalize_latents(pipeline, images)
     torch.manual_seed(seed)
     for number, stage in enumerate(denoiser_stages):
@@ -113,11 +104,12 @@ def render_prompts(
     return prompts, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def _train_autoencoder(pipeline: StableDiffusion3Pipeline, images: torch.Tensor, steps: int) -> None:
-    vae = pipeline.vae.train()
+def train_autoencoder(vae: Any, images: torch.Tensor, steps: int, batch_size: int = AUTOENCODER_BATCH) -> None:
+    """Train an autoencoder of diffusers to draw images, or clips, from their latents and a little noise."""
+    vae.train()
 
     def compute_loss(step: int) -> torch.Tensor:
-        batch = images[torch.randint(len(images), (AUTOENCODER_BATCH,))]
+        batch = images[torch.randint(len(images), (batch_size,))]
         latents = vae.encode(batch).latent_dist.mode()
         drawn = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
         loss = F.mse_loss(drawn, batch) + L1_WEIGHT * F.l1_loss(drawn, batch)
@@ -146,8 +138,6 @@ def _train_denoiser(
     pipeline: StableDiffusion3Pipeline, latents: torch.Tensor, prompts: Sequence[str], steps: int, learning_rate: float
 ) -> None:
     modules = (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2)
-    parameters = [parameter for module in modules for parameter in module.train().parameters()]
-    average = EMAModel(parameters, decay=EMA_DECAY)
 
     def compute_loss(step: int) -> torch.Tensor:
         long = step % LONG_EVERY == LONG_EVERY - 1
@@ -163,12 +153,26 @@ def _train_denoiser(
         )
         clean = latents[picked]
         noise = torch.randn_like(clean)
-        sigmas = torch.sigmoid(NOISE_MEAN + NOISE_STD * torch.randn(batch_size))
+        sigmas = draw_sigmas(batch_size)
         mixed = torch.lerp(clean, noise, sigmas[:, None, None, None])
         timesteps = pipeline.scheduler.config.num_train_timesteps * sigmas
         velocity = pipeline.transformer(mixed, embeds, pooled_embeds, timesteps, return_dict=False)[0]
         return F.mse_loss(velocity, noise - clean)
 
+    train_denoiser(modules, compute_loss, steps, learning_rate)
+
+
+def draw_sigmas(batch_size: int) -> torch.Tensor:
+    """Noise levels `(batch_size,)` between 0 and 1."""
+    return torch.sigmoid(NOISE_MEAN + NOISE_STD * torch.randn(batch_size))
+
+
+def train_denoiser(
+    modules: Sequence[torch.nn.Module], compute_loss: Callable[[int], torch.Tensor], steps: int, learning_rate: float
+) -> None:
+    """Train a denoiser and its text encoders, and leave them with the moving average of their weights."""
+    parameters = [parameter for module in modules for parameter in module.train().parameters()]
+    average = EMAModel(parameters, decay=EMA_DECAY)
     _optimize(parameters, compute_loss, steps, learning_rate, "denoiser", lambda: average.step(parameters))
     average.copy_to(parameters)
     for module in modules:

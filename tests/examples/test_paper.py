@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from new_process import run_python
 
+from rewarddance_hf.shapes.clip_generator import build_clip_generator
 from rewarddance_hf.shapes.generator import load_generator
+from rewarddance_hf.shapes.models import LADDER_VLMS
 
 
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
@@ -33,6 +36,16 @@ TINY = {
     "reasons": {"size": "0.12m", "seeds": [0]},
     "dynamics": {"sizes": ["0.12m"], "seeds": [0], "paradigms": ["pointwise", "pairwise"]},
     "attacks": {"sizes": ["0.12m"], "num_rows": 6, "radii": [0.02], "steps": 2},
+    "clips": {
+        "paradigms": ["pointwise", "pairwise"],
+        "seeds": [0],
+        "pairs": {"train": 2, "id": 2},
+        "updates": 1,
+        "sample_updates": 1,
+        "held_out_rows": 6,
+        "measured_prompts": 3,
+        "tuning": {"updates": 1, "batch_size": 2, "learning_rate": 1e-3, "num_prompts": 4, "num_candidates": 2},
+    },
 }
 
 
@@ -63,11 +76,15 @@ def test_study(tmp_path):
     """All tables are made of the sizes that there are; a second call does nothing, and a changed setting only what hangs on it."""
     write_experiments(tmp_path / "experiments")
     load_generator().save_pretrained(tmp_path / "shapes_generator_32")  # any width serves
+    shutil.copytree(LADDER_VLMS / "0.12m", tmp_path / "shapes_clip_base")
+    clip_generator = build_clip_generator()
+    torch.nn.init.normal_(clip_generator.transformer.proj_out.weight, std=0.2)  # zero would leave the LoRA no gradient
+    clip_generator.save_pretrained(tmp_path / "shapes_clip_generator")
     said = run_study(tmp_path)
     assert "There is no base model of 10m" in said
     assert "There is no generator of width 48" in said
     report = (tmp_path / "study" / "report.md").read_text()
-    for title in ("Table 7", "Table 2", "Table 8", "Table 9", "Figures 2, 5 and 6", "Not in the paper"):
+    for title in ("Table 7", "Table 2", "Table 8", "Table 9", "Table 3", "Figures 2, 5 and 6", "Not in the paper"):
         assert f"## {title}" in report
     for image in ("paradigms.png", "sizes.png", "dynamics.png"):
         assert (tmp_path / "study" / image).stat().st_size > 10_000
