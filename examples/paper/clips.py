@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+from generators import load_scorer
 from judges import ReportSteps, describe, train
 from peft import LoraConfig
 from torch.utils.data import ConcatDataset, Subset
@@ -11,22 +13,21 @@ from torch.utils.data import ConcatDataset, Subset
 from rewarddance_hf import (
     ReFLTrainer,
     ReFLTrainingArguments,
-    RewardDanceScorer,
     best_of_n_references,
 )
-from rewarddance_hf.shapes.clip_base import CLIP_TEXTS
+from rewarddance_hf.shapes.clip_base import CLIP_LAYOUT, CLIP_TEXTS
 from rewarddance_hf.shapes.clip_generator import CLIP_SAMPLING, load_clip_generator
 from rewarddance_hf.shapes.clips import CATEGORY_SHARES, ShapesClipPreferences
 from rewarddance_hf.shapes.generated_clips import ShapesClipPrompts, check_clips, clip_preferences, sample_clips
-from rewarddance_hf.shapes.models import LADDER_LAYOUT, judge_processor
+from rewarddance_hf.shapes.models import judge_processor
 
 
 TASKS = tuple(CATEGORY_SHARES)
 JUDGE_BATCH, LEARNING_RATE, SAMPLES_LEARNING_RATE = 32, 5e-4, 3e-4
-# The later half of the steps, as for images
-STEP_INDEX_RANGE = [4, 8]
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
-MEASURED_SEED = 2
+MEASURED_SEED = 4
+# Clips that the report shows
+NUM_SHOWN, SHOWN_FILE = 40, "shown.npy"
 
 
 def draw_pairs(folder: str, *, report: Any, generator: str, split: str, num_prompts: int) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def train_and_measure(
     drawn = ShapesClipPreferences((updates + sample_updates) * JUDGE_BATCH, seed=100 + seed)
     first = Subset(drawn, range(updates * JUDGE_BATCH))
     total = updates + sample_updates
-    processor = judge_processor(base, prompt_layout=LADDER_LAYOUT, prompt_texts=CLIP_TEXTS)
+    processor = judge_processor(base, prompt_layout=CLIP_LAYOUT, prompt_texts=CLIP_TEXTS)
     settings = {"batch_size": JUDGE_BATCH, "paradigm": paradigm}
     train(base, processor, folder, first, updates, LEARNING_RATE, seed, ReportSteps(report, 0, total), **settings)
     own = [row for task in TASKS for row in _read(f"{pairs[0]}/{task}")]
@@ -70,7 +71,7 @@ def train_and_measure(
     callback = ReportSteps(report, updates, total)
     train(folder, processor, folder, mixed, sample_updates, SAMPLES_LEARNING_RATE, seed, callback, **settings)
 
-    scorer = _load_scorer(folder)
+    scorer = load_scorer(folder, 100)
     measured = {}
     for task in TASKS:
         splits: dict[str, Any] = {split: ShapesClipPreferences(held_out_rows, split, task) for split in ("id", "ood")}
@@ -85,7 +86,7 @@ def _read(folder: str) -> Any:
 
 def measure(folder: str, *, report: Any, generator: str, task: str, num_prompts: int) -> dict[str, Any]:
     """Which held-out prompts a generator's clips show all of."""
-    return _measure(load_clip_generator(generator, task), task, num_prompts, report)
+    return _measure(folder, load_clip_generator(generator, task), task, num_prompts, report)
 
 
 def tune(
@@ -103,10 +104,14 @@ def tune(
     num_prompts: int,
     measured_prompts: int,
     num_candidates: int,
+    gradient: dict[str, Any],
 ) -> dict[str, Any]:
-    """Tune a generator of clips by ReFL (Section 3.3.1); a pairwise judge compares with the best of `num_candidates` clips."""
+    """
+    Tune a generator of clips by the gradient of a judge (Section 3.3.1), in the steps that `gradient` says; a pairwise judge compares with
+    the best of `num_candidates` clips.
+    """
     pipeline: Any = load_clip_generator(generator, task)
-    scorer = _load_scorer(judge, batch_size)
+    scorer = load_scorer(judge, batch_size)
     rows = datasets.Dataset.from_list(list(ShapesClipPrompts(num_prompts, "train", task, seed)))
     sampling = dict(CLIP_SAMPLING)
     if paradigm == "pairwise":
@@ -126,7 +131,6 @@ def tune(
         num_inference_steps=sampling.pop("num_inference_steps"),
         guidance_scale=sampling.pop("guidance_scale"),
         pipeline_kwargs=sampling,
-        step_index_range=STEP_INDEX_RANGE,
         reward_transform="log",
         per_device_train_batch_size=batch_size,
         max_steps=updates,
@@ -142,6 +146,7 @@ def tune(
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
+        **gradient,
     )
     trainer = ReFLTrainer(
         pipeline=pipeline,
@@ -153,20 +158,17 @@ def tune(
     )
     trainer.train()
     trainer.save_model()
-    return _measure(pipeline, task, measured_prompts, report)
+    return _measure(folder, pipeline, task, measured_prompts, report)
 
 
-def _measure(pipeline: Any, task: str, num_prompts: int, report: Any) -> dict[str, Any]:
+def _measure(folder: str, pipeline: Any, task: str, num_prompts: int, report: Any) -> dict[str, Any]:
     rows = list(ShapesClipPrompts(num_prompts, "id", task, MEASURED_SEED))
     clips = sample_clips(pipeline, rows, MEASURED_SEED, on_progress=lambda count: report(count, num_prompts))
     results = check_clips(clips, rows)
+    shown = (255 * clips[:NUM_SHOWN]).round().byte().permute(0, 1, 3, 4, 2)
+    np.save(f"{folder}/{SHOWN_FILE}", shown.numpy())
     return {
+        "prompts": [row["prompt"] for row in rows[:NUM_SHOWN]],
         "right": [float(result.all_hold) for result in results],
         "categories": [row["category"] for row in rows],
     }
-
-
-def _load_scorer(judge: str, batch_size: int = 100) -> RewardDanceScorer:
-    scorer = RewardDanceScorer.from_pretrained(judge, batch_size=batch_size)
-    scorer.model.requires_grad_(False)
-    return scorer

@@ -1,5 +1,6 @@
 """The experiments of the paper as jobs: what their YAML files mean."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ class Study:
         }
 
     def clips(self) -> dict[tuple[Any, ...], Job]:
-        """By task: the generator of clips as it is; by paradigm and seed: judges of clips, and generators that these tune."""
+        """By task: the generator of clips as it is; by paradigm and seed: judges of clips, and by gradient generators that these tune."""
         settings = self.settings["clips"]
         if not {"base", "generator"} <= set(self.clip_models):
             return {}
@@ -179,35 +180,32 @@ class Study:
             )
             for task in settings["tasks"]
         }
-        for paradigm in settings["paradigms"]:
+        trained = {name: settings[name] for name in ("updates", "sample_updates", "held_out_rows")}
+        for paradigm, gradients in settings["paradigms"].items():
             for seed in settings["seeds"]:
                 judge = jobs["judge", paradigm, seed] = Job(
                     f"clips/judge_{paradigm}_{seed}",
                     "clips:train_and_measure",
-                    {
-                        "base": base,
-                        "paradigm": paradigm,
-                        "seed": seed,
-                        **{name: settings[name] for name in ("updates", "sample_updates", "held_out_rows")},
-                    },
+                    {"base": base, "paradigm": paradigm, "seed": seed, **trained},
                     pairs,
                     cost=settings["updates"] + settings["sample_updates"],
                     inputs=(f"{base}/{WEIGHTS}",),
                 )
-                for task in settings["tasks"]:
-                    jobs["tuned", task, paradigm, seed] = Job(
-                        f"clips/tuned_{task}_{paradigm}_{seed}",
+                for task, gradient in itertools.product(settings["tasks"], gradients):
+                    jobs["tuned", task, paradigm, gradient, seed] = Job(
+                        f"clips/tuned_{task}_{paradigm}_{gradient}_{seed}",
                         "clips:tune",
                         {
                             "generator": generator,
                             "task": task,
                             "paradigm": paradigm,
                             "seed": seed,
+                            "gradient": settings["gradients"][gradient],
                             "measured_prompts": settings["measured_prompts"],
                             **settings["tuning"],
                         },
                         (judge,),
-                        cost=4 * settings["tuning"]["updates"],
+                        cost=3 * settings["tuning"]["updates"],
                         inputs=weights,
                     )
         return jobs

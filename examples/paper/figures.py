@@ -10,10 +10,12 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from intervals import estimate
 
 
 COLORS = {"regressive": "#d1812b", "pointwise": "#1f6f8b", "pairwise": "#8b1f5f"}
+RIGHT, WRONG = "#2e8b57", "#c0392b"
 MARKERS = ("o", "^", "s", "D")  # of generators
 DPI = 130
 
@@ -29,6 +31,16 @@ class JudgeAndGain(NamedTuple):
     accuracy_id: float
     accuracy_ood: float
     gain: float
+
+
+class ShownClip(NamedTuple):
+    """A prompt, and frames `(num_frames, height, width, 3)` of its clip before and after tuning, with what the oracle says of them."""
+
+    prompt: str
+    before: np.ndarray
+    after: np.ndarray
+    right_before: float
+    right_after: float
 
 
 def draw_paradigms(results: Results, names: Mapping[str, str], counts: Sequence[int], file: Path) -> None:
@@ -148,6 +160,25 @@ def draw_dynamics(results: Results, names: Mapping[str, str], file: Path) -> Non
         axes.grid(alpha=0.25)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
+    _save(figure, file)
+
+
+def draw_clips(shown: Mapping[str, Sequence[ShownClip]], file: Path) -> None:
+    """Frames of clips of the same noise before and after tuning, by task; right ones are framed in green."""
+    figure, grid = plt.subplots(
+        max(map(len, shown.values())), 2 * len(shown), figsize=(13, 6), squeeze=False, layout="constrained"
+    )
+    for number, (task, clips) in enumerate(shown.items()):
+        for line, clip in enumerate(clips):
+            for column, (title, frames, right) in enumerate(
+                (("before", clip.before, clip.right_before), ("after", clip.after, clip.right_after))
+            ):
+                axes = grid[line, 2 * number + column]
+                axes.imshow(np.concatenate(list(frames), axis=1), interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.set_title(f"{task}, {title}\n{clip.prompt}" if line == 0 else clip.prompt, fontsize=8)
+                for spine in axes.spines.values():
+                    spine.set(color=RIGHT if right else WRONG, linewidth=3)
     _save(figure, file)
 
 

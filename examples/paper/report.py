@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from clips import SHOWN_FILE
 from experiments import Study
-from figures import JudgeAndGain, draw_dynamics, draw_paradigms, draw_sizes
+from figures import JudgeAndGain, ShownClip, draw_clips, draw_dynamics, draw_paradigms, draw_sizes
 from intervals import Estimate, estimate, good_same_bad, rank_correlation, verdict
 from jobs import with_needs
 
@@ -31,6 +33,7 @@ ATTACKED = {
     "ensemble": "mean of both",
     "augmented": "with noise",
 }
+GRADIENTS = {"draft": "the last 4 steps (DRaFT-K)", "refl": "one step (ReFL)"}
 METHODS = {"best_of_n": "Best-of-N", "paths": "Search over Paths"}
 
 # Late spread of rewards over the early one, below which it has fallen
@@ -384,16 +387,46 @@ def _clips(results: Results, folder: Path) -> list[str]:
             rows.append([f"{PARADIGMS[name]}, {task}", *cells])
     lines += _table(["judge", *SPLITS.values()], rows)
     rows = []
-    for task in tasks:
+    tunings = list(dict.fromkeys(key[1:4] for key in results if key[0] == "tuned"))
+    for task, name, gradient in tunings:
         base = results["base", task]["right"]
-        for name in paradigms:
-            tuned = [at["right"] for at in _of(results, "tuned", task, name)]
-            if tuned:
-                cells = (estimate([base]).percent(), estimate(tuned).percent(), estimate(tuned, [base]).points())
-                rows.append([task, PARADIGMS[name], *cells, good_same_bad(tuned, base).points()])
+        tuned = [at["right"] for at in _of(results, "tuned", task, name, gradient)]
+        cells = (estimate([base]).percent(), estimate(tuned).percent(), estimate(tuned, [base]).points())
+        rows.append([task, PARADIGMS[name], GRADIENTS[gradient], *cells, good_same_bad(tuned, base).points()])
     lines += [
         "What generators gain by tuning, in % of held-out prompts that their clips show all of, and GSB of tuned against base:",
         "",
+        *_table(["task", "judge", "gradient in", "base", "tuned", "gain in points", "GSB"], rows),
     ]
-    lines += _table(["task", "judge", "base", "tuned", "gain in points", "GSB"], rows)
-    return lines
+    for task, name, gradient in tunings:
+        categories = results["base", task]["categories"]
+        cells = []
+        for category in sorted(set(categories)):
+            picked = [index for index, of_row in enumerate(categories) if of_row == category]
+            before, *after = (
+                100 * float(np.mean([at["right"][index] for index in picked]))
+                for at in (results["base", task], *_of(results, "tuned", task, name, gradient))
+            )
+            cells.append(f"{category} {before:.0f} to {float(np.mean(after)):.0f}")
+        lines.append(f"- {task}, {name}, {GRADIENTS[gradient]}: {', '.join(cells)}.")
+    lines.append("")
+    shown = {task: _shown_clips(results, folder / "clips", task) for task in tasks}
+    if not all(shown.values()):
+        return lines
+    draw_clips(shown, folder / "clips.png")
+    return [*lines, "![Clips before and after tuning](clips.png)", ""]
+
+
+def _shown_clips(results: Results, folder: Path, task: str) -> list[ShownClip]:
+    """Some clips before and after the first of the tunings: the first of each category."""
+    key = next((key for key in results if key[:2] == ("tuned", task)), None)
+    if key is None:
+        return []
+    base, tuned = results["base", task], results[key]
+    before, after = (np.load(folder / name / SHOWN_FILE) for name in (f"base_{task}", "_".join(map(str, key))))
+    firsts = [base["categories"].index(category) for category in sorted(set(base["categories"]))]
+    return [
+        ShownClip(base["prompts"][index], before[index], after[index], base["right"][index], tuned["right"][index])
+        for index in firsts
+        if index < len(before)
+    ]

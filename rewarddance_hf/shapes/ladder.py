@@ -133,19 +133,20 @@ SEED_STEP = 7
 class Curriculum(Dataset):
     """Rows of stages, one batch after the other; they are to be read in order."""
 
-    def __init__(self, stages: Sequence[Stage], seed: int) -> None:
+    def __init__(self, stages: Sequence[Stage], seed: int, batch_size: int = BATCH_SIZE) -> None:
         self.batches: list[tuple[Dataset, int]] = []
+        self.batch_size = batch_size
         for number, stage in enumerate(stages):
             each = -(-stage.steps // len(stage.rows))
-            parts = [rows(each * BATCH_SIZE, 100 * seed + 10 * number + k) for k, rows in enumerate(stage.rows)]
+            parts = [rows(each * batch_size, 100 * seed + 10 * number + k) for k, rows in enumerate(stage.rows)]
             self.batches += [(parts[step % len(parts)], step // len(parts)) for step in range(stage.steps)]
 
     def __len__(self) -> int:
-        return len(self.batches) * BATCH_SIZE
+        return len(self.batches) * self.batch_size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        part, batch = self.batches[index // BATCH_SIZE]
-        return part[batch * BATCH_SIZE + index % BATCH_SIZE]
+        part, batch = self.batches[index // self.batch_size]
+        return part[batch * self.batch_size + index % self.batch_size]
 
 
 class MatrixOptimizer(torch.optim.Optimizer):

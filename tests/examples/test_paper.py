@@ -37,7 +37,7 @@ TINY = {
     "dynamics": {"sizes": ["0.12m"], "seeds": [0], "paradigms": ["pointwise", "pairwise"]},
     "attacks": {"sizes": ["0.12m"], "num_rows": 6, "radii": [0.02], "steps": 2},
     "clips": {
-        "paradigms": ["pointwise", "pairwise"],
+        "paradigms": {"pointwise": ["refl"], "pairwise": ["draft"]},
         "seeds": [0],
         "pairs": {"train": 2, "id": 2},
         "updates": 1,

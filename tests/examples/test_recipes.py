@@ -249,7 +249,16 @@ def test_other_generators(hub, home):
 @pytest.mark.slow
 def test_shapes(hub, home):
     """Recipes that need no download, each with what the one before has saved."""
-    base = ["-m", "rewarddance_hf.shapes.clip_base", "--output_dir", "outputs/shapes_clip_base", "--steps", "1"]
+    base = [
+        "-m",
+        "rewarddance_hf.shapes.clip_base",
+        "--output_dir",
+        "outputs/shapes_clip_base",
+        "--steps",
+        "1",
+        "--pair_steps",
+        "1",
+    ]
     done = run_python(*base, env=environment(hub, home, "base"), cwd=home)
     assert done.returncode == 0, done.stderr[-4000:]
     run(hub, home, "shapes", *(command(recipe) for recipe in SHAPES))

@@ -4,7 +4,14 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from rewarddance_hf.shapes.clip_base import CLIP_TEXTS, ClipQuestions, train_clip_base
+from rewarddance_hf.shapes.clip_base import (
+    ADDED_LAYERS,
+    CLIP_LAYOUT,
+    CLIP_TEXTS,
+    ClipPairQuestions,
+    ClipQuestions,
+    train_clip_base,
+)
 from rewarddance_hf.shapes.clip_oracle import check_clip_facts
 from rewarddance_hf.shapes.clip_scenes import parse_clip_caption
 from rewarddance_hf.shapes.clips import NUM_FRAMES
@@ -22,7 +29,7 @@ def rows():
 @pytest.fixture(scope="module")
 def processor():
     """Processor of a judge of clips."""
-    return judge_processor(prompt_layout="images_first", prompt_texts=CLIP_TEXTS)
+    return judge_processor(prompt_layout=CLIP_LAYOUT, prompt_texts=CLIP_TEXTS)
 
 
 def test_answers_are_true(rows):
@@ -73,9 +80,49 @@ def test_questions_do_not_see_each_other(rows, processor):
     torch.testing.assert_close(logits[0][answers[0][8:10]], logits[1][answers[1]], atol=1e-4, rtol=1e-4)
 
 
+def test_answers_about_pairs_are_true():
+    """By pixels, those clips of a pair show a prompt of which the answers say so."""
+    verdicts, together = [], set()
+    for index in range(60):
+        row = ClipPairQuestions(60, seed=2)[index]
+        shown = [detect_objects(image) for image in row["images"]]
+        clips, given = (shown[-2 * NUM_FRAMES : -NUM_FRAMES], shown[-NUM_FRAMES:]), shown[: -2 * NUM_FRAMES]
+        assert row["opening"].count("{}") == len(row["images"])
+        for question, answer in row["questions"][:-1]:
+            scene = parse_clip_caption(question.split('"')[1])
+            holds = [all(check_clip_facts(scene, frames, *given).values()) for frames in clips]
+            if "Which" in question:
+                assert answer == {(1, 1): "1 and 2", (1, 0): "1", (0, 1): "2", (0, 0): "nothing"}[tuple(holds)]
+                together.add(answer)
+            else:
+                assert holds["image 2" in question] == (answer == "yes"), question
+                verdicts.append(answer)
+    assert len(together) == 4
+    assert 0.25 < verdicts.count("yes") / len(verdicts) < 0.6
+
+
+def test_pairs_are_those_of_a_judge(processor):
+    """The tokens of two clips and a prompt are those that a pairwise judge of clips gets before its question."""
+    collator = QuestionCollator(processor.vlm_processor)
+    rows = [ClipPairQuestions(20, seed=3)[index] for index in range(20)]
+    for row in (next(row for row in rows if len(row["images"]) == count) for count in (8, 9)):
+        prompt = row["questions"][0][0].split('"')[1]
+        batch = collator([{**row, "questions": [(f'"{prompt}"\nIs image 2 better than image 1?', "yes")]}])
+        asked = processor(
+            references=[row["images"][-8:-4]],
+            images=[row["images"][-4:]],
+            prompts=[prompt],
+            conditions=[row["images"][0]] if len(row["images"]) == 9 else None,
+            task="image-to-video" if len(row["images"]) == 9 else "text-to-video",
+        )
+        torch.testing.assert_close(batch["input_ids"][:, : asked["input_ids"].shape[1]], asked["input_ids"])
+        torch.testing.assert_close(batch["pixel_values"], asked["pixel_values"])
+
+
 def test_training_saves_a_plain_checkpoint(tmp_path):
-    """The result is loaded as any base model, with weights that have moved."""
-    train_clip_base(tmp_path, steps=2)
+    """The result is loaded as any base model, deeper than before, with weights that have moved."""
+    train_clip_base(tmp_path, steps=2, pair_steps=2)
     trained, base = (AutoModelForImageTextToText.from_pretrained(path) for path in (tmp_path, BASE_VLM))
     assert not torch.equal(trained.get_input_embeddings().weight, base.get_input_embeddings().weight)
-    assert judge_processor(tmp_path).tokenizer.get_vocab() == judge_processor().tokenizer.get_vocab()
+    layers = [model.config.text_config.num_hidden_layers for model in (trained, base)]
+    assert layers[0] == layers[1] + ADDED_LAYERS
