@@ -165,16 +165,17 @@ def draw_dynamics(results: Results, names: Mapping[str, str], file: Path) -> Non
 
 def draw_clips(shown: Mapping[str, Sequence[ShownClip]], file: Path) -> None:
     """Frames of clips of the same noise before and after tuning, by task; right ones are framed in green."""
-    figure, grid = plt.subplots(
-        max(map(len, shown.values())), 2 * len(shown), figsize=(13, 6), squeeze=False, layout="constrained"
-    )
+    lines = max(map(len, shown.values()))
+    figure, grid = plt.subplots(lines, 2 * len(shown), figsize=(13, 6), squeeze=False, layout="constrained")
+    for axes in grid.flat:
+        axes.axis("off")
     for number, (task, clips) in enumerate(shown.items()):
         for line, clip in enumerate(clips):
-            for column, (title, frames, right) in enumerate(
-                (("before", clip.before, clip.right_before), ("after", clip.after, clip.right_after))
-            ):
-                axes = grid[line, 2 * number + column]
-                axes.imshow(np.concatenate(list(frames), axis=1), interpolation="nearest")
+            versions = (("before", clip.before, clip.right_before), ("after", clip.after, clip.right_after))
+            for axes, (title, frames, right) in zip(grid[line, 2 * number :], versions, strict=False):
+                apart = np.pad(frames, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
+                axes.axis("on")
+                axes.imshow(np.concatenate(list(apart), axis=1)[:, :-1], interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.set_title(f"{task}, {title}\n{clip.prompt}" if line == 0 else clip.prompt, fontsize=8)
                 for spine in axes.spines.values():

@@ -414,19 +414,24 @@ def _clips(results: Results, folder: Path) -> list[str]:
     if not all(shown.values()):
         return lines
     draw_clips(shown, folder / "clips.png")
-    return [*lines, "![Clips before and after tuning](clips.png)", ""]
+    note = (
+        "Of each category the first clip that tuning has put right, or else the first; right ones are framed in green."
+    )
+    return [*lines, "![Clips before and after tuning](clips.png)", "", note, ""]
 
 
 def _shown_clips(results: Results, folder: Path, task: str) -> list[ShownClip]:
-    """Some clips before and after the first of the tunings: the first of each category."""
+    """Clips before and after the first of the tunings: of each category the first that it has put right, or else the first."""
     key = next((key for key in results if key[:2] == ("tuned", task)), None)
     if key is None:
         return []
     base, tuned = results["base", task], results[key]
     before, after = (np.load(folder / name / SHOWN_FILE) for name in (f"base_{task}", "_".join(map(str, key))))
-    firsts = [base["categories"].index(category) for category in sorted(set(base["categories"]))]
-    return [
-        ShownClip(base["prompts"][index], before[index], after[index], base["right"][index], tuned["right"][index])
-        for index in firsts
-        if index < len(before)
-    ]
+    shown = []
+    for category in sorted(set(base["categories"][: len(before)])):
+        picked = [index for index in range(len(before)) if base["categories"][index] == category]
+        index = max(picked, key=lambda index: tuned["right"][index] - base["right"][index])
+        shown.append(
+            ShownClip(base["prompts"][index], before[index], after[index], base["right"][index], tuned["right"][index])
+        )
+    return shown

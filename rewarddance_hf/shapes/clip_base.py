@@ -6,7 +6,7 @@ says which show a prompt. It never says which is better.
 
 A clip, or a pair of them, is asked about many times, which gives many verdicts for the cost of one. Each question sees the clips and
 itself: if it saw the others, the model would read its answer off theirs, and not off the frames. Pairs come with two more text
-layers, without which no judge learned to compare clips.
+layers, as for judges of images.
 """
 
 import argparse

@@ -1,8 +1,11 @@
 """
-Train the tiny generator of clips from scratch, text-to-video and image-to-video in turn: first from right captions, at last from
-captions of which most are wrong, so that a reward has something to mend.
+Train the tiny generator of clips from scratch, text-to-video and image-to-video in turn: first its autoencoder, then the denoiser from
+right captions, at last from captions of which most are wrong, so that a reward has something to mend.
 
-    make shapes-clip-generator    # half an hour of one core; the same seed gives the same weights on the same machine
+    make shapes-clip-generator    # about half an hour of one core; the same seed gives the same weights on the same machine
+
+Before the last stage the oracle finds 49 % of the clips right that are drawn from text, and 64 % of those that go on from a given
+frame, and after it 23 and 33 %. It never learns which way "turns left" is: positions are only relative for its denoiser.
 """
 
 import argparse
@@ -25,7 +28,7 @@ TASKS = tuple(CATEGORY_SHARES)
 NUM_CLIPS = 12_000
 AUTOENCODER_STEPS, AUTOENCODER_BATCH = 4000, 16
 DENOISER_BATCH = 40
-DENOISER_STAGES = (Stage(2600, 2e-3), Stage(400, 1e-3, 0.8))
+DENOISER_STAGES = (Stage(2600, 2e-3), Stage(3000, 2e-3), Stage(400, 1e-3, 0.8))
 
 
 def train_clip_generator(
