@@ -10,11 +10,7 @@ from judges import ReportSteps, describe, train
 from peft import LoraConfig
 from torch.utils.data import ConcatDataset, Subset
 
-from rewarddance_hf import (
-    ReFLTrainer,
-    ReFLTrainingArguments,
-    best_of_n_references,
-)
+from rewarddance_hf import ReFLTrainer, ReFLTrainingArguments, best_of_n_references
 from rewarddance_hf.shapes.clip_base import CLIP_LAYOUT, CLIP_TEXTS
 from rewarddance_hf.shapes.clip_generator import CLIP_SAMPLING, load_clip_generator
 from rewarddance_hf.shapes.clips import CATEGORY_SHARES, ShapesClipPreferences

@@ -91,9 +91,7 @@ class ClipQuestions(Dataset):
 
 
 class ClipPairQuestions(Dataset):
-    """
-    Pairs of clips with several prompts, and which of the two show each; rows are as those of [`ClipQuestions`].
-    """
+    """Pairs of clips with several prompts, and which of the two show each; rows are as those of [`ClipQuestions`]."""
 
     def __init__(self, num_rows: int, seed: int = 0) -> None:
         self.num_rows = num_rows

@@ -13,7 +13,9 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from ..import_utils import require_extra
 from .clip_scenes import clip_caption_words
 from .clips import NUM_FRAMES
+from .generator import require_pipeline
 from .models import IMAGE_SIZE
+from .scenes import require_member
 
 
 require_extra("diffusers", "diffusers")
@@ -26,6 +28,8 @@ from diffusers import (  # noqa: E402
     LTXVideoTransformer3DModel,
 )
 
+
+PIPELINES = {"text-to-video": LTXPipeline, "image-to-video": LTXImageToVideoPipeline}
 
 PROMPT_TOKENS = 16  # the longest caption has 13, and the end
 FRAME_RATE = 25  # the default of the pipelines
@@ -45,15 +49,12 @@ TEXT_WIDTH = 48
 WIDTH = 96
 
 
-def build_clip_generator(seed: int = 0, width: int = WIDTH) -> LTXPipeline:
-    """
-    The text-to-video pipeline with random weights, for clips of 4 frames of 32 x 32 pixels; `width`, that of the denoiser, is a
-    multiple of 24.
-    """
+def build_clip_generator(seed: int = 0) -> LTXPipeline:
+    """The text-to-video pipeline with random weights, 1.8M of them, for clips of 4 frames of 32 x 32 pixels."""
     tokenizer = build_clip_tokenizer()
     torch.manual_seed(seed)
     pipeline: Any = LTXPipeline(
-        transformer=_build_transformer(width),
+        transformer=_build_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_build_vae(),
         text_encoder=_build_text_encoder(tokenizer),
@@ -65,8 +66,9 @@ def build_clip_generator(seed: int = 0, width: int = WIDTH) -> LTXPipeline:
 
 def load_clip_generator(path: str | Path, task: str = "text-to-video") -> LTXPipeline | LTXImageToVideoPipeline:
     """Load a pipeline that draws clips of shapes for a task, `"text-to-video"` or `"image-to-video"`, without progress bar."""
-    kind = {"text-to-video": LTXPipeline, "image-to-video": LTXImageToVideoPipeline}[task]
-    pipeline = kind.from_pretrained(path)
+    require_member("task", task, PIPELINES)
+    require_pipeline(path)
+    pipeline = PIPELINES[task].from_pretrained(path)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -93,13 +95,13 @@ def _build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-def _build_transformer(width: int) -> LTXVideoTransformer3DModel:
+def _build_transformer() -> LTXVideoTransformer3DModel:
     transformer: Any = LTXVideoTransformer3DModel(
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_attention_heads=4,
-        attention_head_dim=width // 4,
-        cross_attention_dim=width,
+        attention_head_dim=WIDTH // 4,
+        cross_attention_dim=WIDTH,
         num_layers=4,
         caption_channels=TEXT_WIDTH,
     )

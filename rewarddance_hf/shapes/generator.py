@@ -54,14 +54,19 @@ WORD_END = "</w>"
 
 def load_generator(path: str | Path = BASE_GENERATOR) -> StableDiffusion3Pipeline:
     """Load a pipeline that draws shapes, without progress bar."""
-    if not (Path(path) / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"`path` is {str(path)!r}, but {str(path)!r} holds no pipeline. Pass a folder with a `model_index.json`."
-        )
+    require_pipeline(path)
     # diffusers loads Stable Diffusion 3 without its T5 encoder only when told so.
     pipeline = StableDiffusion3Pipeline.from_pretrained(path, text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def require_pipeline(path: str | Path) -> None:
+    """Check that a folder holds a pipeline."""
+    if not (Path(path) / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"`path` is {str(path)!r}, but {str(path)!r} holds no pipeline. Pass a folder with a `model_index.json`."
+        )
 
 
 def build_generator(seed: int = 0, width: int = WIDTH) -> StableDiffusion3Pipeline:

@@ -166,3 +166,10 @@ def test_diverged_clips_are_refused():
     clips = torch.full((1, NUM_FRAMES, 3, 32, 32), float("nan"))
     with pytest.raises(ValueError, match="`clips` holds NaN"):
         check_clips(clips, rows)
+
+
+def test_loading_tells_what_is_wrong(generator, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no pipeline"):
+        load_clip_generator(tmp_path)
+    with pytest.raises(ValueError, match="`task` is 'text-to-image'"):
+        load_clip_generator(generator, "text-to-image")
