@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for folder in (".", ".github", "examples", "hub_cards", "rewarddance_hf", "tests/benchmarks")
-    for path in sorted((ROOT / folder).glob("**/README.md" if folder == "rewarddance_hf" else "*.md"))
+    for path in sorted((ROOT / folder).glob("**/README.md" if folder in ("examples", "rewarddance_hf") else "*.md"))
     if folder != "hub_cards" or path.name == "README.md"  # the others are templates, which tests/hub renders
 }
 BLOCKS = [(name, block) for name, text in DOCUMENTS.items() for block in code_blocks(text)]
@@ -131,7 +131,7 @@ def test_output(code, output, capsys):
 
 def test_every_document_is_read():
     """There are commands, blocks and one with its output in what is tested here."""
-    assert {"README.md", ".github/CONTRIBUTING.md", "examples/README.md"} < set(DOCUMENTS)
+    assert {"README.md", ".github/CONTRIBUTING.md", "examples/README.md", "examples/paper/README.md"} < set(DOCUMENTS)
     assert len(BLOCKS) > 5
     assert len(SHELL) > 10
     assert printed_blocks(DOCUMENTS["README.md"])
@@ -172,7 +172,7 @@ def test_commands(name, words, monkeypatch):
             main(words[1:] + USE_CPU * training)
     elif words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-        assert set(words[1:]) <= set(targets)
+        assert {word for word in words[1:] if "=" not in word} <= set(targets)
     elif words[0] in ("accelerate", "python"):
         start = next(i for i, word in enumerate(words) if word == "-m" or word.endswith(".py"))
         program = words[start:]
@@ -182,6 +182,8 @@ def test_commands(name, words, monkeypatch):
         run = runpy.run_path
         if program[0] == "-m":
             program, run = program[1:], runpy.run_module
+        else:  # as Python does for a script
+            monkeypatch.syspath_prepend(Path(program[0]).parent)
         monkeypatch.setattr(sys, "argv", program)
         with pytest.raises(Parsed):
             run(program[0], run_name="__main__")
