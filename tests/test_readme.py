@@ -7,7 +7,7 @@ import argparse
 import re
 import runpy
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import datasets
@@ -158,6 +158,22 @@ def parse_only(monkeypatch, parser, name) -> None:
     monkeypatch.setattr(parser, name, end)
 
 
+@contextmanager
+def modules_beside(program):
+    """As Python does for a script, modules in its folder come before all others; those that tests have imported by the same names come back."""
+    folder = (ROOT / program).parent
+    names = [file.stem for file in folder.glob("*.py")] if program.endswith(".py") else []
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(others)
+
+
 @pytest.mark.parametrize(("name", "words"), SHELL, ids=title)
 def test_commands(name, words, monkeypatch):
     """Commands exist, and take their arguments. That they do what they should is tested with the commands and the examples."""
@@ -182,10 +198,8 @@ def test_commands(name, words, monkeypatch):
         run = runpy.run_path
         if program[0] == "-m":
             program, run = program[1:], runpy.run_module
-        else:  # as Python does for a script
-            monkeypatch.syspath_prepend(Path(program[0]).parent)
         monkeypatch.setattr(sys, "argv", program)
-        with pytest.raises(Parsed):
+        with modules_beside(program[0]), pytest.raises(Parsed):
             run(program[0], run_name="__main__")
     else:
         assert words[0] in ("curl", "pip", "pre-commit", "vllm")
