@@ -10,7 +10,8 @@ from judges import ReportSteps, describe, train
 from peft import LoraConfig
 from torch.utils.data import ConcatDataset, Subset
 
-from rewarddance_hf import ReFLTrainer, ReFLTrainingArguments, best_of_n_references
+from rewarddance_hf import ReFLTrainer, best_of_n_references
+from rewarddance_hf.shapes.alignment_demo import tuning_arguments
 from rewarddance_hf.shapes.clip_base import CLIP_LAYOUT, CLIP_TEXTS
 from rewarddance_hf.shapes.clip_generator import CLIP_SAMPLING, load_clip_generator
 from rewarddance_hf.shapes.clips import CATEGORY_SHARES, ShapesClipPreferences
@@ -109,7 +110,6 @@ def tune(
     pipeline: Any = load_clip_generator(generator, task)
     scorer = load_scorer(judge, batch_size)
     rows = datasets.Dataset.from_list(list(ShapesClipPrompts(num_prompts, "train", task, seed)))
-    sampling = dict(CLIP_SAMPLING)
     if paradigm == "pairwise":
         rows = best_of_n_references(
             pipeline,
@@ -120,29 +120,18 @@ def tune(
             batch_size=64,
             seed=seed,
             show_progress=False,
-            **sampling,
+            **CLIP_SAMPLING,
         )
-    arguments = ReFLTrainingArguments(
+    settings: dict[str, Any] = {"step_index_range": None, **gradient}
+    arguments = tuning_arguments(
         folder,
-        num_inference_steps=sampling.pop("num_inference_steps"),
-        guidance_scale=sampling.pop("guidance_scale"),
-        pipeline_kwargs=sampling,
-        reward_transform="log",
+        updates,
+        "log",
+        seed,
+        CLIP_SAMPLING,
         per_device_train_batch_size=batch_size,
-        max_steps=updates,
         learning_rate=learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=min(10, updates // 8),
-        adam_beta2=0.95,
-        gradient_checkpointing=False,
-        vae_checkpointing=False,
-        vae_slicing=False,
-        seed=seed,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        **gradient,
+        **settings,
     )
     trainer = ReFLTrainer(
         pipeline=pipeline,

@@ -4,7 +4,7 @@ hack, both watched by the monitor.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..evaluation.statistics import bootstrap_interval
 from ..scoring.scorer import RewardDanceScorer
 from .captions import parse_caption
 from .generated import ShapesPrompts, alignment_holds, sample_images
-from .generator import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, NUM_INFERENCE_STEPS, SAMPLING, load_generator
+from .generator import NUM_INFERENCE_STEPS, SAMPLING, load_generator
 from .judges_demo import ReportSteps
 from .scenes import COLORS
 from .stages import Report
@@ -160,32 +160,40 @@ def _read_references(folders: Sequence[str]) -> list[dict[str, Any]]:
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
-def tuning_arguments(output_dir: str, steps: int, reward_transform: str, seed: int = 42) -> ReFLTrainingArguments:
-    """Arguments of a short tuning of the tiny generator."""
-    return ReFLTrainingArguments(
-        output_dir,
-        num_inference_steps=NUM_INFERENCE_STEPS,
-        guidance_scale=GUIDANCE_SCALE,
-        pipeline_kwargs={"max_sequence_length": MAX_SEQUENCE_LENGTH},
-        step_index_range=STEP_INDEX_RANGE,
-        reward_transform=reward_transform,
-        per_device_train_batch_size=BATCH_SIZE,
-        per_device_eval_batch_size=64,
-        max_steps=steps,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=min(10, steps // 8),
-        adam_beta2=0.95,
-        gradient_checkpointing=False,
+def tuning_arguments(
+    output_dir: str,
+    steps: int,
+    reward_transform: str,
+    seed: int = 42,
+    sampling: Mapping[str, Any] = SAMPLING,
+    **settings: Any,
+) -> ReFLTrainingArguments:
+    """Arguments of a short tuning of a tiny generator, which draws as `sampling` says; `settings` take the place of the usual ones."""
+    pipeline_kwargs = {**sampling}
+    usual: dict[str, Any] = {
+        "num_inference_steps": pipeline_kwargs.pop("num_inference_steps"),
+        "guidance_scale": pipeline_kwargs.pop("guidance_scale"),
+        "pipeline_kwargs": pipeline_kwargs,
+        "step_index_range": STEP_INDEX_RANGE,
+        "reward_transform": reward_transform,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "per_device_eval_batch_size": 64,
+        "max_steps": steps,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": min(10, steps // 8),
+        "adam_beta2": 0.95,
+        "gradient_checkpointing": False,
         # So few pixels need no savings of memory, which would cost half of the time.
-        vae_checkpointing=False,
-        vae_slicing=False,
-        seed=seed,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
+        "vae_checkpointing": False,
+        "vae_slicing": False,
+        "seed": seed,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return ReFLTrainingArguments(output_dir, **{**usual, **settings})
 
 
 def tune(
