@@ -315,7 +315,8 @@ def test_sample_gives_each_prompt_its_seed(tmp_path):
         trainer.sample(PROMPTS[:3], [1])
 
 
-def test_each_row_is_sampled_from_its_own_condition(tmp_path):
+@pytest.mark.parametrize("together", [True, False])
+def test_each_row_is_sampled_from_its_own_condition(together, tmp_path):
     """
     The condition of a row reaches pipeline and reward alike, in training, evaluation and samples, and all rows of an update
     share the drawn step. All rows used to be generated from the one image of `pipeline_kwargs`.
@@ -345,9 +346,11 @@ def test_each_row_is_sampled_from_its_own_condition(tmp_path):
     assert trainer.callback_handler.callbacks[-1].conditions == frames
     draw_step = trainer.gradient_callback._draw_step
     trainer.gradient_callback._draw_step = lambda *args: steps.append(draw_step(*args)) or steps[-1]
+    trainer.condition_trial.holds = together
     trainer.train()
-    assert len(steps) == 4  # two rows before training, two in the update
-    assert steps[2] == steps[3]
+    calls = 1 if together else 2  # of an update, and as many before training
+    assert len(steps) == 2 * calls
+    assert len({*steps[calls:]}) == 1
     judged.clear()
     trainer.evaluate()
     seen = {

@@ -20,7 +20,7 @@ require_extra("train", "accelerate", "datasets")
 from ...resumable import write_atomically  # noqa: E402
 from ...rewards import as_reward  # noqa: E402
 from ..refl.callbacks import ReFLCallback  # noqa: E402
-from ..refl.drawing import check_conditions  # noqa: E402
+from ..refl.conditions import check_conditions  # noqa: E402
 from ..refl.rows import PromptRows, collate_rows, context_of, seed_of  # noqa: E402
 from ..refl.sharding import refuse_split_judges  # noqa: E402
 from .dynamics import RewardDynamics  # noqa: E402

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from ...models.media_rewarddance import load_image
 from ...scoring.engine.memory import BatchLimit
 from ..pipelines.prompts import differs_in_batches
+from .conditions import ConditionTrial, load_conditions
 from .drawing import draw
 
 
@@ -29,6 +30,7 @@ class CandidateDrawer:
         self.pipeline = pipeline
         self.pipeline_kwargs = pipeline_kwargs
         self.limit = BatchLimit(batch_size)
+        self.condition_trial = ConditionTrial(pipeline)
 
     def draw(
         self, row: Mapping[str, Any], name: str, seeds: Sequence[int], at_least: int | None = None
@@ -37,8 +39,7 @@ class CandidateDrawer:
         samples: dict[int, Any] = {}
         start = 0
         while start < len(seeds) and (at_least is None or len(samples) < at_least):
-            is_alone = "condition" in row or differs_in_batches(self.pipeline, self.pipeline_kwargs, [row["prompt"]])
-            size = 1 if is_alone else self.limit.max_rows
+            size = 1 if self._is_alone(row, seeds) else self.limit.max_rows
             if at_least is not None:
                 size = min(size, at_least - len(samples))
             batch = list(range(start, min(start + size, len(seeds))))
@@ -46,10 +47,25 @@ class CandidateDrawer:
             self.limit.run_in_halves(batch, lambda part: samples.update(self._call(row, name, seeds, part)))
         return samples
 
+    def _is_alone(self, row: Mapping[str, Any], seeds: Sequence[int]) -> bool:
+        """Whether each candidate needs a call of the pipeline of its own."""
+        if self.limit.max_rows == 1 or differs_in_batches(self.pipeline, self.pipeline_kwargs, [row["prompt"]]):
+            return True
+        if "condition" not in row:
+            return False
+
+        def draw_some(indices: Sequence[int], conditions: Any) -> torch.Tensor:
+            arguments = {**self.pipeline_kwargs, "output_type": "pt"}
+            prompts, chosen = [row["prompt"]] * len(indices), [seeds[index % len(seeds)] for index in indices]
+            return draw(self.pipeline, prompts, chosen, conditions, **arguments)[0]
+
+        return not self.condition_trial.run(row["condition"], draw_some)
+
     def _call(self, row: Mapping[str, Any], name: str, seeds: Sequence[int], batch: Sequence[int]) -> dict[int, Any]:
         prompts, chosen = [row["prompt"]] * len(batch), [seeds[candidate] for candidate in batch]
+        conditions = load_conditions([row["condition"]] * len(batch)) if "condition" in row else None
         arguments = {**self.pipeline_kwargs, "output_type": "pt"}
-        output = draw(self.pipeline, prompts, chosen, row.get("condition"), **arguments)
+        output = draw(self.pipeline, prompts, chosen, conditions, **arguments)
         images = output[0]
         if len(images) != len(batch):
             raise ValueError(

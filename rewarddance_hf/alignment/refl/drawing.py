@@ -1,38 +1,29 @@
 """Samples of a pipeline by prompt and seed."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 
-from ...models.media_rewarddance import load_image
 from ..pipelines.output import check_count
 from ..pipelines.prompts import call
 
 
-def draw(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], condition: Any = None, **arguments: Any) -> Any:
-    """Call a pipeline, with a seed for each sample."""
+def draw(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    conditions: Sequence[Image.Image] | None = None,
+    **arguments: Any,
+) -> Any:
+    """Call a pipeline, with a seed for each sample, and an image where `conditions` are given."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    if condition is not None:
-        arguments["image"] = load_image(condition, "condition")
+    if conditions is not None:
+        arguments["image"] = conditions[0] if len(prompts) == 1 else list(conditions)
     output = call(pipeline, generators, prompt=list(prompts), **arguments)
     check_count(pipeline, output[0], len(prompts))
     return output
-
-
-def check_conditions(pipeline: Any, name: str, arguments: Mapping[str, Any]) -> None:
-    """Check that a pipeline can be given the conditions of rows."""
-    if "image" not in inspect.signature(pipeline.__call__).parameters:
-        raise ValueError(
-            f"`{name}` has a column `condition`, but `{type(pipeline).__name__}` takes no `image` to give it to. Use an "
-            "image-to-video or editing pipeline, or remove the column."
-        )
-    if arguments.get("image") is not None:
-        raise ValueError(
-            f"`image` was given as an argument of the pipeline, but `{name}` has a column `condition` with one for each row. "
-            "Leave one of the two out."
-        )
 
 
 def check_range(pipeline: Any, images: torch.Tensor) -> None:

@@ -29,7 +29,7 @@ from ...rewards import as_reward
 from ...scoring.ranking import check_ranking, rank_samples
 from ..pipelines.models import describe_pipeline
 from .candidates import CandidateDrawer, candidate_seed
-from .drawing import check_conditions
+from .conditions import check_conditions
 
 
 logger = logging.get_logger(__name__)
@@ -100,8 +100,8 @@ def best_of_n_references(
         num_rounds (`int`, *optional*):
             Number of rounds of a tournament, as in [`RewardDanceScorer.rank`].
         batch_size (`int`, *optional*, defaults to `8`):
-            Number of candidates in one call of the pipeline. Halved when memory runs out. Prompts with a `condition` are
-            drawn one by one, since pipelines disagree about lists of images.
+            Number of candidates in one call of the pipeline. Halved when memory runs out. With a `condition`, one by one, unless a
+            trial at the beginning shows that the pipeline gives the same samples when it gets several images.
         seed (`int`, *optional*, defaults to `0`):
             Seed that all seeds of candidates follow from.
         output_dir (`str` or `os.PathLike`, *optional*):

@@ -22,7 +22,7 @@ from ..pipelines.models import listed  # noqa: E402
 from .arguments import ReFLTrainingArguments  # noqa: E402
 from .callbacks import TellCallbacks  # noqa: E402
 from .card import tuned_generator_card  # noqa: E402
-from .drawing import check_conditions  # noqa: E402
+from .conditions import ConditionTrial, check_conditions  # noqa: E402
 from .objective import choose_transform, objective, with_gradient_at_once  # noqa: E402
 from .offload import Offload  # noqa: E402
 from .regularizer import BaseDistance  # noqa: E402
@@ -67,8 +67,9 @@ class ReFLTrainer(SamplingTrainer):
             Arguments of the run. Defaults to those with `output_dir="refl_output"`.
         train_dataset (`datasets.Dataset`, `list[dict]` or `torch.utils.data.Dataset`, *optional*):
             Rows with `prompt` and what the rewards need, such as `references`; see [`PromptRows`]. The `condition` of a row
-            (first frame of image-to-video, source image of an edit) is given to the pipeline as `image` too. Such rows are
-            sampled one by one, since pipelines disagree about lists of images.
+            (first frame of image-to-video, source image of an edit) is given to the pipeline as `image` too. Pipelines disagree
+            about lists of images: such rows are sampled in batches where a trial at the beginning gives the samples that each row
+            gives alone, and the images of a batch have one size; else, and with `shard_denoiser`, one by one.
         eval_dataset (the same, or a `dict` of them by name, *optional*):
             Held-out rows. Each is sampled from one fixed noise, without gradient.
         callbacks (`list`, *optional*):
@@ -168,6 +169,7 @@ class ReFLTrainer(SamplingTrainer):
             vae_scale=args.vae_scale,
         )
 
+        self.condition_trial = ConditionTrial(pipeline)
         self.offload = Offload(args.device) if args.offload else None
         if self.offload is not None:
             self.offload.take(self.rewards)

@@ -1,0 +1,95 @@
+"""Conditions of rows: the image that a pipeline is given beside the prompt, and how many of them it takes at once."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageStat
+from transformers.utils import logging
+
+from ...models.media_rewarddance import load_image
+
+
+logger = logging.get_logger(__name__)
+
+# Mean difference of pixels in [0, 1] that another batch size may make, by rounding alone, in a pipeline of float32 or less
+ROUNDING = {True: 1e-4, False: 1e-2}
+
+
+def check_conditions(pipeline: Any, name: str, arguments: Mapping[str, Any]) -> None:
+    """Check that a pipeline can be given the conditions of rows."""
+    if "image" not in inspect.signature(pipeline.__call__).parameters:
+        raise ValueError(
+            f"`{name}` has a column `condition`, but `{type(pipeline).__name__}` takes no `image` to give it to. Use an "
+            "image-to-video or editing pipeline, or remove the column."
+        )
+    if arguments.get("image") is not None:
+        raise ValueError(
+            f"`image` was given as an argument of the pipeline, but `{name}` has a column `condition` with one for each row. "
+            "Leave one of the two out."
+        )
+
+
+def load_conditions(conditions: Sequence[Any]) -> list[Image.Image]:
+    """Conditions of rows as images of Pillow."""
+    return [load_image(condition, "condition") for condition in conditions]
+
+
+class ConditionTrial:
+    """
+    Whether a pipeline makes of several conditions at once what it makes of each. Pipelines disagree about lists of images: some take one
+    for each prompt, some show all of them to each prompt, some take the first or none. The first call finds out, by samples of two
+    conditions that are made alone and together.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.holds: bool | None = None  # None as long as nothing was tried
+
+    def run(self, condition: Any, draw: Callable[[Sequence[int], list[Image.Image]], torch.Tensor]) -> bool:
+        """
+        Args:
+            condition:
+                Condition of a row.
+            draw (`Callable`):
+                Makes samples, as a tensor in `[0, 1]`, of two rows or one of them, by their indices (0 and 1) and conditions.
+
+        Returns:
+            `bool`: Whether conditions can be given together.
+        """
+        if self.holds is None:
+            image = load_image(condition, "condition")
+            conditions = [image, _unlike(image)]
+            alone = torch.cat([draw([index], conditions[index : index + 1]) for index in range(2)])
+            reason = self._difference(alone, lambda: draw([0, 1], conditions))
+            self.holds = reason is None
+            how = "together" if self.holds else f"one by one, as {reason}"
+            logger.info(f"Rows with a `condition` are sampled {how}.")
+        return self.holds
+
+    def _difference(self, alone: torch.Tensor, draw_together: Callable[[], torch.Tensor]) -> str | None:
+        """What keeps conditions apart, if anything does."""
+        name = type(self.pipeline).__name__
+        try:
+            together = draw_together()
+        except Exception as error:  # whatever a pipeline says to what it is not made for
+            return f"`{name}` failed with two at once: {type(error).__name__}: {error}"
+        if together.shape != alone.shape:
+            return f"`{name}` makes samples of shape {tuple(together.shape)} of two, not {tuple(alone.shape)}"
+        difference = (together.float() - alone.float()).abs().mean().item()
+        is_whole = self.pipeline.dtype == torch.float32
+        if not difference <= ROUNDING[is_whole]:
+            return f"pixels of `{name}` differ by {difference:.2g} between one and two at once"
+        return None
+
+
+def fit_together(conditions: Sequence[Image.Image]) -> bool:
+    """Whether conditions are of one size, which decides on that of the result in some pipelines."""
+    return len({condition.size for condition in conditions}) == 1
+
+
+def _unlike(image: Image.Image) -> Image.Image:
+    """A plain image of the same size that nobody takes for `image`."""
+    brightness = ImageStat.Stat(image.convert("L")).mean[0]
+    return Image.new("RGB", image.size, "black" if brightness > 127 else "white")
