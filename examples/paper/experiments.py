@@ -58,7 +58,7 @@ class Study:
 
     def missing_widths(self) -> list[int]:
         """Widths of generators that experiments ask for and that are not there."""
-        return [width for width in self.settings["sizes"]["generator_widths"] if width not in self.generators]
+        return [width for width in self.settings["sizes"]["generators"] if width not in self.generators]
 
     def paradigms(self) -> dict[tuple[Any, ...], Job]:
         """Judges by paradigm, number of pairs and seed; 0 pairs is the base model itself."""
@@ -84,7 +84,7 @@ class Study:
         pointwise ones, by seed.
         """
         settings = self.settings["sizes"]
-        widths = [width for width in settings["generator_widths"] if width in self.generators]
+        widths = [width for width in settings["generators"] if width in self.generators]
         jobs: dict[tuple[Any, ...], Job] = {("base", width): self.base_generator(width) for width in widths}
         for size in settings["sizes"]:
             if size not in self.bases:
@@ -95,7 +95,8 @@ class Study:
                 for paradigm in settings["paradigms"]:
                     jobs[size, "judge", paradigm, seed] = self.full_judge(size, paradigm, seed)
                     for width in widths:
-                        jobs[size, "tuned", paradigm, seed, width] = self.tuned(size, paradigm, seed, width=width)
+                        if paradigm in settings["generators"][width]:
+                            jobs[size, "tuned", paradigm, seed, width] = self.tuned(size, paradigm, seed, width=width)
                 jobs[size, "search", "pointwise", seed] = Job(
                     f"searches/{size}_{seed}",
                     "generators:search",

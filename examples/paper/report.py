@@ -214,6 +214,8 @@ def _gain_lines(results: Results, sizes: Sequence[str], width: int) -> list[str]
     rows = []
     for paradigm in ("pointwise", "pairwise"):
         tuned = {size: [at["right"] for at in _tuned(results, size, paradigm, width).values()] for size in sizes}
+        if not any(tuned.values()):
+            continue
         for name, measure in measures.items():
             cells = [measure(tuned[size]).points() if tuned[size] else "-" for size in sizes]
             rows.append([f"{paradigm}, {name}", *cells])

@@ -34,6 +34,7 @@ IMAGES = {
     "learning_curve.png": "accuracy during training",
     "judged_pairs.png": "pairs, the judge's verdicts and reasons",
     "ranking.png": "four images of one prompt, ranked",
+    "paradigms.png": "accuracy by paradigm over the amount of data, from three trainings each",
     "generators.png": "samples before and after tuning",
     "tuned/reward_dynamics.png": "rewards while the judge tunes",
     "hacked/reward_dynamics.png": "rewards while a weak reward is hacked",

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import textwrap
 import time
 from pathlib import Path
@@ -31,6 +32,22 @@ COLORS = {"untrained": "#8a8a8a", "regressive": "#d1812b", "judge": "#1f6f8b"}
 SHEET_ROWS = 12
 SMALLEST_PART = 0.1  # of a difference, in points, that is told
 RANKING_FILE = "ranking.txt"
+STUDY_IMAGE = Path(__file__).parent / "images" / "paradigms.png"
+# Of `examples/paper/README.md`
+STUDY_LINES = (
+    "## More trainings and other amounts of data",
+    "",
+    "One training of each model cannot tell models apart that are a point or two from each other. The study in `examples/paper` of the "
+    "repository (`make paper`) makes three of each from the same base model, over the amount of preference data:",
+    "",
+    f"![Accuracy over the amount of preference data]({STUDY_IMAGE.name})",
+    "",
+    "The base model is right on 91.2 % of pairs in domain without any preference, if it is asked about single images; a scalar head of 100 pairs "
+    "on 89.2 %. With 100 pairs a pointwise judge is 2.8 points ahead of the scalar head in domain (0.9 to 4.8); with 14,400 neither can be told "
+    "from the other. A pairwise judge, as the one above, is 1.4 points in domain and 3.0 out of it behind a pointwise one then, and "
+    "cannot be told from it if it is asked in both orders.",
+    "",
+)
 
 
 def draw_judge(output_dir: str, *, report: Report) -> None:
@@ -57,6 +74,7 @@ def write_report(output_dir: str, has_generators: bool, start_time: float, *, re
     splits = [split for split in SPLIT_NAMES if f"judge/{split}/accuracy" in metrics]
     if has_generators:
         draw_generators(folder).savefig(folder / "generators.png", dpi=110)
+    shutil.copy(STUDY_IMAGE, folder)
     plt.close("all")
     metrics["seconds"] = time.time() - start_time
     steps = read_history(folder / "judge")[-1]["step"]
@@ -97,6 +115,7 @@ def write_report(output_dir: str, has_generators: bool, start_time: float, *, re
         "",
         "![Ranking](ranking.png)",
         "",
+        *STUDY_LINES,
         *(generator_lines(folder, metrics) if has_generators else []),
     ]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")

@@ -24,7 +24,7 @@ TINY = {
     "paradigms": {"size": "0.12m", "rows": {50: 1, 96: 2}, "seeds": [0]},
     "sizes": {
         "sizes": ["0.12m", "10m"],
-        "generator_widths": [32, 48],
+        "generators": {32: ["pairwise", "pointwise"], 48: ["pointwise"]},
         "num_rows": 48,
         "updates": 1,
         "sample_updates": 1,

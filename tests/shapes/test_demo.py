@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from new_process import run_python
@@ -16,6 +17,7 @@ from PIL import Image
 
 from rewarddance_hf.shapes.demo import REPORT, TITLES, run_demo
 from rewarddance_hf.shapes.display import Display
+from rewarddance_hf.shapes.report import STUDY_LINES
 from rewarddance_hf.shapes.stages import Stage, run_stages
 
 
@@ -49,6 +51,7 @@ def test_demo_writes_its_report(tmp_path):
         "learning_curve.png",
         "judged_pairs.png",
         "ranking.png",
+        "paradigms.png",
         "generators.png",
         "hacked/reward_dynamics.png",
     )
@@ -56,6 +59,14 @@ def test_demo_writes_its_report(tmp_path):
         assert name in report
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 200
+
+
+def test_figures_of_the_study_are_those_of_its_readme():
+    """The report tells what the study found, which is measured again from time to time."""
+    readme = (Path(__file__).parents[2] / "examples" / "paper" / "README.md").read_text()
+    figures = re.findall(r"\d+\.\d", " ".join(STUDY_LINES))
+    assert len(figures) > 5
+    assert [figure for figure in figures if figure not in readme] == []
 
 
 def test_unwritable_folder_is_noticed_before_training(tmp_path):

@@ -18,6 +18,7 @@ from accelerate.utils import AutocastKwargs  # noqa: E402
 from ..gradient import RewardGradientCallback  # noqa: E402
 from ..pipelines.output import scaled  # noqa: E402
 from ..pipelines.prompts import differs_in_batches  # noqa: E402
+from .arguments import ReFLTrainingArguments  # noqa: E402
 from .base_trainer import DenoiserTrainer  # noqa: E402
 from .conditions import ConditionTrial, fit_together, load_conditions  # noqa: E402
 from .drawing import check_range, draw  # noqa: E402
@@ -27,6 +28,7 @@ from .rows import seed_of  # noqa: E402
 class SamplingTrainer(DenoiserTrainer):
     """Trainer that samples from its pipeline, with its own settings of the call."""
 
+    args: ReFLTrainingArguments
     model: nn.Module
     gradient_callback: RewardGradientCallback
     output_fields: tuple[str, ...]
