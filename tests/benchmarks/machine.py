@@ -36,6 +36,11 @@ def name() -> str:
 
 
 def cpu() -> str:
+    """Model and vector instructions, since processors of one name may differ in these."""
+    return f"{_model()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _model() -> str:
     try:
         match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
