@@ -1,7 +1,10 @@
 """Jobs of the study: each writes one JSON file, and is not done again as long as that file fits its settings."""
 
+import gzip
 import importlib
 import json
+import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,9 +48,14 @@ class Job:
     inputs: tuple[str, ...] = field(default=(), compare=False)
 
     def fingerprint(self) -> str:
-        """Digest of what its result depends on: version, settings, contents of its input files, and what it needs."""
+        """
+        Digest of what its result depends on: version, settings, contents of its input files, wherever these are, and what it needs.
+        """
         contents = [digest_of(Path(file).read_bytes().hex()) for file in self.inputs]
-        settings = json.dumps(self.settings, sort_keys=True)
+        folders = [str(folder) for file in self.inputs for folder in Path(file).parents]
+        settings = json.dumps(
+            {name: value for name, value in self.settings.items() if value not in folders}, sort_keys=True
+        )
         return digest_of(__version__, self.function, settings, *contents, *(need.fingerprint() for need in self.needs))
 
     def result(self, folder: Path) -> dict[str, Any] | None:
@@ -76,10 +84,14 @@ def with_needs(jobs: Sequence[Job]) -> dict[str, Job]:
 
 
 def stages_of(jobs: Mapping[str, Job], folder: Path) -> dict[str, Stage]:
-    """Stages that do what is not done yet."""
-    left = {name: job for name, job in jobs.items() if job.result(folder) is None}
+    """Stages that do what is not done yet, of jobs that each come after what they need."""
+    left: dict[str, Job] = {}
+    for name, job in reversed(jobs.items()):
+        result, is_needed = job.result(folder), any(job in later.needs for later in left.values())
+        if result is None or (is_needed and result.get("is_taken")):
+            left[name] = job
     stages = {}
-    for name, job in left.items():
+    for name, job in reversed(left.items()):
         needs = [str(folder / need.name) for need in job.needs]
         arguments = (str(folder / name), job.function, job.settings, job.fingerprint(), needs)
         after = tuple(_stage_name(need.name) for need in job.needs if need.name in left)
@@ -104,6 +116,49 @@ def run(
         "settings": settings,
         "seconds": time.perf_counter() - start[0],
         "processor_seconds": time.process_time() - start[1],
+        "measured_on": _machine(),
         "metrics": metrics,
     }
     write_atomically(Path(folder) / RESULT_FILE, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def _machine() -> str:
+    import torch  # which the display does without
+
+    try:
+        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        model = None
+    name = model[1].strip() if model else platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__.partition('+')[0]}"
+
+
+def pack_results(jobs: Mapping[str, Job], folder: Path, file: Path) -> int:
+    """Write the results of all jobs that are done into one file, and give their number."""
+    lines = []
+    for name, job in jobs.items():
+        result = job.result(folder)
+        if result is not None:
+            lines.append(json.dumps({"name": name, **{key: result[key] for key in sorted(result)}}))
+    # Without a time stamp, so that equal results are equal files
+    write_atomically(file, gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+    return len(lines)
+
+
+def take_results(jobs: Mapping[str, Job], folder: Path, file: Path) -> int:
+    """
+    Write those results of a file of [`pack_results`] into a folder that fit these jobs and are not there yet, and give their number.
+    They are marked: what they came with, such as the weights of judges, is not there, so that a job is done again if another needs it.
+    """
+    num_taken = 0
+    for line in gzip.decompress(file.read_bytes()).decode().splitlines():
+        result = json.loads(line)
+        name = result.pop("name")
+        job = jobs.get(name)
+        if job is None or job.fingerprint() != result["fingerprint"] or job.result(folder) is not None:
+            continue
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        content = json.dumps({**result, "is_taken": True}, indent=1) + "\n"
+        write_atomically(folder / name / RESULT_FILE, content.encode())
+        num_taken += 1
+    return num_taken

@@ -50,7 +50,7 @@ def write_report(study: Study, folder: Path) -> str:
     lines = [
         "# The paper's experiments on shapes",
         "",
-        f"{len(done)} of {len(jobs)} jobs are done, in {seconds / 60:.0f} minutes of processor time. Figures are means over seeds, "
+        f"{len(done)} of {len(jobs)} jobs are done, in {seconds / 60:.0f} minutes of processor time ({_machines(done)}). Figures are means over seeds, "
         "with the 95 % interval of a bootstrap that draws seeds and held-out rows. A claim holds, or does not, where the interval of "
         "the difference lies on one side of zero; else it is undecided.",
         "",
@@ -73,6 +73,12 @@ def write_report(study: Study, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")
     return f"The report is {path}."
+
+
+def _machines(done: Sequence[dict[str, Any]]) -> str:
+    """Where results come from, by how many."""
+    counts = Counter(result.get("measured_on", "unknown") for result in done)
+    return "; ".join(f"{name}: {count}" for name, count in counts.most_common()) or "none yet"
 
 
 def _accuracy(
@@ -428,7 +434,10 @@ def _shown_clips(results: Results, folder: Path, task: str) -> list[ShownClip]:
     if key is None:
         return []
     base, tuned = results["base", task], results[key]
-    before, after = (np.load(folder / name / SHOWN_FILE) for name in (f"base_{task}", "_".join(map(str, key))))
+    files = [folder / name / SHOWN_FILE for name in (f"base_{task}", "_".join(map(str, key)))]
+    if not all(file.is_file() for file in files):  # results of another machine, without clips
+        return []
+    before, after = (np.load(file) for file in files)
     shown = []
     for category in sorted(set(base["categories"][: len(before)])):
         picked = [index for index in range(len(before)) if base["categories"][index] == category]

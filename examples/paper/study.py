@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from experiments import FOLDER, GENERATOR_WEIGHTS, NAMES, WEIGHTS, Study
-from jobs import stages_of, with_needs
+from jobs import pack_results, stages_of, take_results, with_needs
 from report import write_report
 
 from rewarddance_hf.shapes.generator import BASE_GENERATOR, WIDTH
@@ -68,11 +68,15 @@ def main(args: argparse.Namespace) -> None:
             f"There is no {name} of clips in {args.bases}: jobs of clips are left out. `make shapes-clip-{name}` trains it."
         )
     jobs = with_needs(study.jobs(tuple(args.only)))
+    if args.results:
+        print(f"{take_results(jobs, folder, Path(args.results))} results are taken from {args.results}.")
     stages = stages_of(jobs, folder)
     print(f"{len(jobs) - len(stages)} of {len(jobs)} jobs are done already.")
     if not args.report:
         run_stages(stages, folder / "logs", PRELOAD)
     print(write_report(study, folder))
+    if args.pack:
+        print(f"{pack_results(with_needs(study.jobs()), folder, Path(args.pack))} results are in {args.pack}.")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -80,6 +84,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small settings, to see how it goes")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of the experiments")
     parser.add_argument("--report", action="store_true", help="make the report of what is done, and do nothing more")
+    parser.add_argument("--results", help="file of --pack: jobs whose results are in it are not done again")
+    parser.add_argument("--pack", help="write all results into one file")
     parser.add_argument("--experiments", default=str(FOLDER), help="folder of YAML files, for settings of your own")
     parser.add_argument("--bases", default="outputs", help="folder of base models and generators of other sizes")
     parser.add_argument("--output_dir", help="folder for results and report (default: outputs/paper)")

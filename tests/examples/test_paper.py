@@ -101,9 +101,28 @@ def test_study(tmp_path):
     assert f"{len(results)} of {len(results)} jobs are done already." in said
     assert "started" not in said
 
+    # Results travel to another folder, but no weights do.
+    packed = tmp_path / "results.jsonl.gz"
+    assert f"{len(results)} results are in" in run_study(tmp_path, "--report", "--pack", str(packed))
+    (tmp_path / "study").rename(tmp_path / "here")
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("shapes_generator_32", "shapes_clip_base", "shapes_clip_generator"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    bases = ("--bases", str(tmp_path / "elsewhere"))
+    said = run_study(tmp_path, *bases, "--report", "--results", str(packed))
+    assert f"{len(results)} of {len(results)} jobs are done already." in said
+    again = (tmp_path / "study" / "report.md").read_text()
+    ours, theirs = ([line for line in text.splitlines() if line and "clip" not in line] for text in (again, report))
+    assert ours == theirs
+    shutil.rmtree(tmp_path / "study" / "generators")
+    said = run_study(tmp_path, *bases, "--only", "references", "reasons", "--report")
+    assert "1 of 6 jobs are done already." in said  # a judge; the one that tunes has to be trained again, from pairs
+    shutil.rmtree(tmp_path / "study")
+    (tmp_path / "here").rename(tmp_path / "study")
+
     shutil.rmtree(tmp_path / "study" / "generators")
     write_experiments(tmp_path / "experiments", sizes={"updates": 2})
-    said = run_study(tmp_path, "--only", "sizes")
+    said = run_study(tmp_path, *bases, "--only", "sizes")
     again = {line.split("started   ")[1] for line in said.splitlines() if "started   " in line}
     judges = {f"judges/0.12m_{paradigm}_all_0" for paradigm in ("pairwise", "pointwise")}
     tuned = {f"generators/0.12m_{paradigm}_top_1_of_2_0_w32" for paradigm in ("pairwise", "pointwise")}
