@@ -112,6 +112,8 @@ def draw_sizes(results: Results, sizes: Sequence[str], points: Sequence[JudgeAnd
         for paradigm in ("pointwise", "pairwise"):
             for width, marker in zip(widths, MARKERS, strict=False):
                 shown = [point for point in points if (point.paradigm, point.width) == (paradigm, width)]
+                if not shown:
+                    continue
                 axes.scatter(
                     [100 * getattr(point, accuracy) for point in shown],
                     [100 * point.gain for point in shown],

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -127,6 +128,22 @@ def test_study(tmp_path):
     judges = {f"judges/0.12m_{paradigm}_all_0" for paradigm in ("pairwise", "pointwise")}
     tuned = {f"generators/0.12m_{paradigm}_top_1_of_2_0_w32" for paradigm in ("pairwise", "pointwise")}
     assert again == {*judges, *tuned, "searches/0.12m_0", "generators/base_w32"}
+
+
+def test_figures_of_the_readme_are_those_of_the_results_that_ship(tmp_path):
+    """Of what was measured with the models that ship."""
+    packed = FOLDER / "results.jsonl.gz"
+    arguments = ["--report", "--results", str(packed), "--output_dir", str(tmp_path), "--bases", str(tmp_path)]
+    done = run_python(str(FOLDER / "study.py"), *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if f"0 results are taken from {packed}" in done.stdout:
+        pytest.skip("these are results of other settings or of another version")
+    readme, report = (path.read_text() for path in (FOLDER / "README.md", tmp_path / "report.md"))
+    section = readme.split("### Sizes, tuning and search")[1].split("\n### ")[0]
+    lines = [line for line in section.splitlines() if "width 32" not in line]  # a generator that does not ship
+    figures = re.findall(r"([+-]\d+\.\d)(?: points)? (\([+-]\d+\.\d to [+-]\d+\.\d\))", "\n".join(lines))
+    assert len(figures) > 8
+    assert [" ".join(figure) for figure in figures if " ".join(figure) not in report] == []
 
 
 def test_settings_that_cannot_be(tmp_path):
