@@ -49,14 +49,15 @@ class CandidateDrawer:
 
     def _is_alone(self, row: Mapping[str, Any], seeds: Sequence[int]) -> bool:
         """Whether each candidate needs a call of the pipeline of its own."""
-        if self.limit.max_rows == 1 or differs_in_batches(self.pipeline, self.pipeline_kwargs, [row["prompt"]]):
+        is_single = min(self.limit.max_rows, len(seeds)) == 1
+        if is_single or differs_in_batches(self.pipeline, self.pipeline_kwargs, [row["prompt"]]):
             return True
         if "condition" not in row:
             return False
 
         def draw_some(indices: Sequence[int], conditions: Any) -> torch.Tensor:
             arguments = {**self.pipeline_kwargs, "output_type": "pt"}
-            prompts, chosen = [row["prompt"]] * len(indices), [seeds[index % len(seeds)] for index in indices]
+            prompts, chosen = [row["prompt"]] * len(indices), [seeds[index] for index in indices]
             return draw(self.pipeline, prompts, chosen, conditions, **arguments)[0]
 
         return not self.condition_trial.run(row["condition"], draw_some)
