@@ -28,7 +28,7 @@ from .questions import QuestionCollator
 # By parameters. Attention heads have a width of 32, which serving engines take.
 SIZES = {
     "0.12m": VlmSize(32, 5, 1, 32, 2, 1),
-    "0.3m": VlmSize(64, 5, 2, 32, 2, 1),
+    "0.32m": VlmSize(64, 5, 2, 32, 2, 1),
     "0.7m": VlmSize(96, 5, 3, 64, 2, 2),
     "2m": VlmSize(160, 6, 5, 96, 3, 3),
     "5m": VlmSize(256, 6, 8, 128, 4, 4),
