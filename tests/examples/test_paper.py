@@ -98,13 +98,13 @@ def test_study(tmp_path):
     assert f"{100 * np.mean([of_seed['credits'] for of_seed in judged]):.1f} (" in report
     assert judged[0]["accuracy"] == pytest.approx(np.mean(judged[0]["credits"]))
 
-    said = run_study(tmp_path)
+    packed = tmp_path / "results.jsonl.gz"
+    said = run_study(tmp_path, "--pack", str(packed))
     assert f"{len(results)} of {len(results)} jobs are done already." in said
     assert "started" not in said
+    assert f"{len(results)} results are in" in said
 
     # Results travel to another folder, but no weights do.
-    packed = tmp_path / "results.jsonl.gz"
-    assert f"{len(results)} results are in" in run_study(tmp_path, "--report", "--pack", str(packed))
     (tmp_path / "study").rename(tmp_path / "here")
     (tmp_path / "elsewhere").mkdir()
     for name in ("shapes_generator_32", "shapes_clip_base", "shapes_clip_generator"):
