@@ -169,9 +169,10 @@ class ChatTrainer(Trainer):
     ) -> Any:
         inputs = dict(inputs)
         labels = inputs.pop("labels")[:, 1:]
-        logits = model(**inputs).logits[:, :-1]
         labelled = labels != -100
-        losses = torch.nn.functional.cross_entropy(logits[labelled], labels[labelled], reduction="none")
+        # Few tokens of a batch have labels: logits of the others would cost a tenth of an update.
+        states = model.model(**inputs).last_hidden_state[:, :-1]
+        losses = torch.nn.functional.cross_entropy(model.lm_head(states[labelled]), labels[labelled], reduction="none")
         is_verdict = torch.isin(labels[labelled], self.verdict_ids)
         loss = losses[~is_verdict].mean()
         if is_verdict.any():

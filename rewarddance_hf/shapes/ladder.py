@@ -7,7 +7,6 @@ is wrong with it, as judges of the layout `"text_after_each"` see them. They nev
 """
 
 import argparse
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 from .base import BATCH_SIZE, ChatTrainer
 from .edit_instructions import instruction_words
 from .lessons import ShapesLessons, ShapesMatching, ShapesPairMatching, lesson_words
+from .matrix_optimizer import MatrixOptimizer
 from .models import VlmSize, build_tokenizer, build_vlm, build_vlm_processor
 from .questions import QuestionCollator
 
@@ -30,6 +30,7 @@ SIZES = {
     "0.12m": VlmSize(32, 5, 1, 32, 2, 1),
     "0.32m": VlmSize(64, 5, 2, 32, 2, 1),
     "0.7m": VlmSize(96, 5, 3, 64, 2, 2),
+    "1.1m": VlmSize(128, 5, 4, 64, 2, 2),
     "2m": VlmSize(160, 6, 5, 96, 3, 3),
     "5m": VlmSize(256, 6, 8, 128, 4, 4),
     "10m": VlmSize(320, 8, 10, 192, 4, 6),
@@ -148,32 +149,6 @@ class Curriculum(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         part, batch = self.batches[index // self.batch_size]
         return part[batch * self.batch_size + index % self.batch_size]
-
-
-class MatrixOptimizer(torch.optim.Optimizer):
-    """
-    Muon for the matrices of a model, AdamW for its embeddings, head and vectors. It keeps no state dict: trainings with it are not
-    resumed.
-    """
-
-    def __init__(self, model: torch.nn.Module, lr: float, weight_decay: float) -> None:
-        named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        matrices = [
-            name for name, weight in named.items() if weight.ndim == 2 and not re.search("embed|lm_head", name)
-        ]
-        others = [weight for name, weight in named.items() if name not in set(matrices)]
-        self.parts = (
-            torch.optim.Muon([named[name] for name in matrices], lr=10 * lr, weight_decay=weight_decay),
-            torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98)),
-        )
-        super().__init__(named.values(), {"lr": lr})
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all weights."""
-        for part in self.parts:
-            part.step()
 
 
 def with_more_layers(model: Any, deeper: Any) -> Any:
