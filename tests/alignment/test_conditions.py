@@ -139,7 +139,7 @@ def test_candidates_of_a_condition(name):
         for batch_size in (4, 1):
             pipeline = ready(EDITORS[name]())
             calls = counted(pipeline)
-            found.append(CandidateDrawer(pipeline, settings, batch_size).draw(row, "prompts[0]", range(4)))
+            found.append(CandidateDrawer(pipeline, settings, batch_size).draw([row], ["prompts[0]"], [range(4)])[0])
             numbers.append(calls)
     assert numbers[1] == [1] * 4
     assert numbers[0][-1] == (4 if name == "sd3_img2img" else 1)

@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_refl import tiny_sd, tiny_wan
 from tiny_vlms import random_image
 
+from rewarddance_hf.alignment.refl.candidates import candidate_seed
 from rewarddance_hf.alignment.refl.references import best_of_n_references
 
 
@@ -89,6 +90,43 @@ def test_candidates_depend_on_their_prompt_only(pipeline, scorers):
     assert one["seeds"][0] == both["seeds"][1]
     assert distance(one["references"][0][0], both["references"][1][0]) <= 1
     assert references_of(pipeline, scorers["pairwise"], seed=1)["seeds"] != both["seeds"]
+
+
+@pytest.mark.parametrize("method", ["top", "random"])
+def test_prompts_share_batches(pipeline, scorers, method, caplog, tmp_path):
+    """A batch with room for several prompts takes them all, gives what each gives alone, and a broken sample is made up for."""
+    prompts, sizes, broken = [*PROMPTS, "a green star"], [], []
+
+    def hook(_, inputs, output):
+        sizes.append(len(output))
+        if len(output) > 2:
+            output[broken] = torch.nan
+        return output
+
+    settings = {"top_k": 2, "method": method, "prompts": prompts}
+    handle = pipeline.vae.decoder.register_forward_hook(hook)
+    try:
+        alone = references_of(pipeline, scorers["pairwise"], batch_size=1, **settings)
+        sizes.clear()
+        together = references_of(pipeline, scorers["pairwise"], batch_size=9, output_dir=tmp_path, **settings)
+        assert sizes == ([8, 4] if method == "top" else [6])
+        assert together["seeds"] == alone["seeds"]
+        for ours, theirs in zip(together, alone, strict=True):
+            for image, other in zip(ours["references"], theirs["references"], strict=True):
+                assert distance(image, other) <= 1
+        broken.append(2)
+        sizes.clear()
+        got = references_of(pipeline, scorers["pairwise"], batch_size=9, **settings)
+    finally:
+        handle.remove()
+    if method == "random":  # two are drawn of each prompt: the third of the batch is the first of the second prompt
+        assert "Candidate 0 of `prompts[1]" in caplog.text
+        assert sizes == [6, 1]
+        assert got["seeds"][1] == [candidate_seed(0, prompts[1], candidate) for candidate in (1, 2)]
+    else:
+        assert "Candidate 2 of `prompts[0]" in caplog.text
+        assert candidate_seed(0, prompts[0], 2) not in got["seeds"][0]
+        assert got["seeds"][1] == alone["seeds"][1]
 
 
 def test_tournament_and_reward_function(pipeline, scorers):
@@ -233,7 +271,7 @@ def test_how_long_it_takes_is_said(pipeline, scorers, tmp_path, capsys):
     pipeline.set_progress_bar_config(disable=False, leave=True)
     references_of(pipeline, scorers["pointwise"], ["a", *PROMPTS], output_dir=tmp_path, show_progress=True)
     output = "".join(capsys.readouterr())
-    said = r"References of 3 of 3 prompts, 4 candidates each, on 1 process: [0-9.]+ s for the first one, about 0:00:\d\d in all"
+    said = r"References of 3 of 3 prompts, 4 candidates each, on 1 process: [0-9.]+ s a prompt at first, about 0:00:\d\d in all"
     assert re.search(said, output)
     assert f"Each is kept in {tmp_path} when it is done." in output
     assert "3/3" in output

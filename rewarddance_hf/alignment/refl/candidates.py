@@ -1,4 +1,4 @@
-"""Candidates of a prompt, from which Best-of-N references are chosen."""
+"""Candidates of prompts, from which Best-of-N references are chosen."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,9 @@ from .drawing import draw
 
 logger = logging.get_logger(__name__)
 
+Row = Mapping[str, Any]  # `prompt`, and `condition` where there is one
+Sample = Image.Image | list[Image.Image]
+
 
 def candidate_seed(seed: int, prompt: str, candidate: int) -> int:
     """Seed of 32 bits that no other candidate is likely to have."""
@@ -24,7 +27,7 @@ def candidate_seed(seed: int, prompt: str, candidate: int) -> int:
 
 
 class CandidateDrawer:
-    """Draws candidates of a prompt in batches."""
+    """Draws candidates in batches."""
 
     def __init__(self, pipeline: Any, pipeline_kwargs: Mapping[str, Any], batch_size: int) -> None:
         self.pipeline = pipeline
@@ -33,21 +36,35 @@ class CandidateDrawer:
         self.condition_trial = ConditionTrial(pipeline)
 
     def draw(
-        self, row: Mapping[str, Any], name: str, seeds: Sequence[int], at_least: int | None = None
-    ) -> dict[int, list[Image.Image] | Image.Image]:
-        """Candidates that can be looked at, by index; no more batches once there are `at_least`."""
-        samples: dict[int, Any] = {}
-        start = 0
-        while start < len(seeds) and (at_least is None or len(samples) < at_least):
-            size = 1 if self._is_alone(row, seeds) else self.limit.max_rows
-            if at_least is not None:
-                size = min(size, at_least - len(samples))
-            batch = list(range(start, min(start + size, len(seeds))))
-            start = batch[-1] + 1
-            self.limit.run_in_halves(batch, lambda part: samples.update(self._call(row, name, seeds, part)))
+        self, rows: Sequence[Row], names: Sequence[str], seeds: Sequence[Sequence[int]], at_least: int | None = None
+    ) -> list[dict[int, Sample]]:
+        """
+        Candidates of each row that can be looked at, by index; no more batches once there are `at_least`. Rows without a `condition`
+        share batches.
+        """
+        samples: list[dict[int, Sample]] = [{} for _ in rows]
+        drawn = [0] * len(rows)
+        plain = [place for place, row in enumerate(rows) if "condition" not in row]
+        prompts = [rows[place]["prompt"] for place in plain]
+        if len(plain) > 1 and not differs_in_batches(self.pipeline, self.pipeline_kwargs, prompts):
+            for place in plain:
+                drawn[place] = len(seeds[place]) if at_least is None else min(at_least, len(seeds[place]))
+            places = [(place, candidate) for place in plain for candidate in range(drawn[place])]
+            while places:
+                batch, places = places[: self.limit.max_rows], places[self.limit.max_rows :]
+                self.limit.run_in_halves(batch, lambda part: self._call(rows, names, seeds, part, samples))
+        for place, row in enumerate(rows):
+            start, count = drawn[place], len(seeds[place])
+            while start < count and (at_least is None or len(samples[place]) < at_least):
+                size = 1 if self._is_alone(row, seeds[place]) else self.limit.max_rows
+                if at_least is not None:
+                    size = min(size, at_least - len(samples[place]))
+                alone = [(place, candidate) for candidate in range(start, min(start + size, count))]
+                start += len(alone)
+                self.limit.run_in_halves(alone, lambda part: self._call(rows, names, seeds, part, samples))
         return samples
 
-    def _is_alone(self, row: Mapping[str, Any], seeds: Sequence[int]) -> bool:
+    def _is_alone(self, row: Row, seeds: Sequence[int]) -> bool:
         """Whether each candidate needs a call of the pipeline of its own."""
         is_single = min(self.limit.max_rows, len(seeds)) == 1
         if is_single or differs_in_batches(self.pipeline, self.pipeline_kwargs, [row["prompt"]]):
@@ -62,9 +79,19 @@ class CandidateDrawer:
 
         return not self.condition_trial.run(row["condition"], draw_some)
 
-    def _call(self, row: Mapping[str, Any], name: str, seeds: Sequence[int], batch: Sequence[int]) -> dict[int, Any]:
-        prompts, chosen = [row["prompt"]] * len(batch), [seeds[candidate] for candidate in batch]
-        conditions = load_conditions([row["condition"]] * len(batch)) if "condition" in row else None
+    def _call(
+        self,
+        rows: Sequence[Row],
+        names: Sequence[str],
+        seeds: Sequence[Sequence[int]],
+        batch: Sequence[tuple[int, int]],
+        samples: list[dict[int, Sample]],
+    ) -> None:
+        """Put those of a batch of places of rows and candidates among the samples that can be looked at."""
+        prompts = [rows[place]["prompt"] for place, _ in batch]
+        chosen = [seeds[place][candidate] for place, candidate in batch]
+        has_conditions = "condition" in rows[batch[0][0]]
+        conditions = load_conditions([rows[place]["condition"] for place, _ in batch]) if has_conditions else None
         arguments = {**self.pipeline_kwargs, "output_type": "pt"}
         output = draw(self.pipeline, prompts, chosen, conditions, **arguments)
         images = output[0]
@@ -74,17 +101,15 @@ class CandidateDrawer:
                 f"what multiplies them; got the arguments {sorted(arguments)}."
             )
         blanked = output.get("nsfw_content_detected") or [False] * len(batch)
-        samples = {}
-        for candidate, image, is_blank in zip(batch, images, blanked, strict=True):
+        for (place, candidate), image, is_blank in zip(batch, images, blanked, strict=True):
             if is_blank or not image.isfinite().all():
                 reason = "was blanked by the safety checker" if is_blank else "has pixels that are NaN or infinite"
-                logger.warning(f"Candidate {candidate} of `{name}` is left out: it {reason}.")
+                logger.warning(f"Candidate {candidate} of `{names[place]}` is left out: it {reason}.")
             else:
-                samples[candidate] = _as_images(image)
-        return samples
+                samples[place][candidate] = _as_images(image)
 
 
-def _as_images(pixels: torch.Tensor) -> Image.Image | list[Image.Image]:
+def _as_images(pixels: torch.Tensor) -> Sample:
     """Image of shape `(3, height, width)`, or clip with frames first."""
     if pixels.ndim == 4:
         return [load_image(frame.float().clamp(0, 1)) for frame in pixels]

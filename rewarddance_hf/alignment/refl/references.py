@@ -100,8 +100,8 @@ def best_of_n_references(
         num_rounds (`int`, *optional*):
             Number of rounds of a tournament, as in [`RewardDanceScorer.rank`].
         batch_size (`int`, *optional*, defaults to `8`):
-            Number of candidates in one call of the pipeline. Halved when memory runs out. With a `condition`, one by one, unless a
-            trial at the beginning shows that the pipeline gives the same samples when it gets several images.
+            Number of candidates in one call of the pipeline, of several prompts where it is at least twice the number of candidates.
+            Halved when memory runs out. With a `condition`, one by one, unless a trial at the beginning shows that the pipeline gives the same samples when it gets several images.
         seed (`int`, *optional*, defaults to `0`):
             Seed that all seeds of candidates follow from.
         output_dir (`str` or `os.PathLike`, *optional*):
@@ -164,36 +164,41 @@ def best_of_n_references(
     processes.wait(group)  # all have looked before one writes
     is_quiet = not (show_progress and processes.is_main)
 
-    def make(index: int) -> bytes | None:
-        """Result of a prompt as a table of one row; None if it went into the store."""
-        row, name = _read_row(used, index)
-        seeds = [candidate_seed(seed, row["prompt"], candidate) for candidate in range(num_candidates)]
-        wins, scores = None, None
-        if method == "random":
-            samples = drawer.draw(row, name, seeds, at_least=top_k)
-            order = list(samples)[:top_k]
-        else:
-            samples = drawer.draw(row, name, seeds)
-            order, wins, scores = _rank(reward, samples, row, name, top_k, method, ranking_method, num_rounds)
-        if len(order) < top_k:
-            raise ValueError(
-                f"Only {len(order)} of {num_candidates} candidates of `{name}` are left, but `top_k` is {top_k}. Look at "
-                "the warnings above: NaN in the weights, or a type with too small a range (`torch.float16`)?"
-            )
-        table = _as_table([samples[i] for i in order], wins, scores, [seeds[i] for i in order])
-        if store is None:
-            return table
-        store.write(index, row, table)
-        return None
+    # Few candidates leave room in a batch for those of further prompts.
+    first_drawn = top_k if method == "random" else num_candidates
+    num_together = max(1, batch_size // first_drawn)
+
+    def make(indices: Sequence[int]) -> Iterator[bytes | None]:
+        """Results of some prompts, each as a table of one row, or None if it went into the store."""
+        some, names = zip(*(_read_row(used, index) for index in indices), strict=True)
+        seeds = [[candidate_seed(seed, row["prompt"], number) for number in range(num_candidates)] for row in some]
+        drawn = drawer.draw(some, names, seeds, at_least=top_k if method == "random" else None)
+        for index, row, name, own_seeds, samples in zip(indices, some, names, seeds, drawn, strict=True):
+            order, wins, scores = list(samples)[:top_k], None, None
+            if method != "random":
+                order, wins, scores = _rank(reward, samples, row, name, top_k, method, ranking_method, num_rounds)
+            if len(order) < top_k:
+                raise ValueError(
+                    f"Only {len(order)} of {num_candidates} candidates of `{name}` are left, but `top_k` is {top_k}. Look at "
+                    "the warnings above: NaN in the weights, or a type with too small a range (`torch.float16`)?"
+                )
+            table = _as_table([samples[i] for i in order], wins, scores, [own_seeds[i] for i in order])
+            if store is not None:
+                store.write(index, row, table)
+            yield table if store is None else None
 
     def work(places: Sequence[int]) -> list[bytes | None]:
-        results, start = [], time.monotonic()
+        results: list[bytes | None] = []
+        start = time.monotonic()
         with tqdm(total=len(places), desc="References", unit="prompt", disable=is_quiet) as progress:
-            for place in places:
-                results.append(make(left[place]))
-                progress.update()
-                if len(results) == 1 and not is_quiet and len(places) > 1:
-                    progress.write(_estimate(len(left), len(rows), num_candidates, start, processes.count, store))
+            while len(results) < len(places):
+                end = len(results) + num_together
+                for result in make([left[place] for place in places[len(results) : end]]):
+                    results.append(result)
+                    progress.update()
+                if len(results) <= num_together and not is_quiet and len(places) > len(results):
+                    seconds = (time.monotonic() - start) / len(results)
+                    progress.write(_estimate(len(left), len(rows), num_candidates, seconds, processes.count, store))
         return results
 
     with _without_progress_bars(pipeline):
@@ -202,14 +207,15 @@ def best_of_n_references(
     return datasets.concatenate_datasets([rows, new], axis=1)
 
 
-def _estimate(num_left: int, num_rows: int, num_candidates: int, start: float, num_processes: int, store: Any) -> str:
-    """What is to be done, and how long it takes as the first prompt tells."""
-    seconds = time.monotonic() - start
+def _estimate(
+    num_left: int, num_rows: int, num_candidates: int, seconds: float, num_processes: int, store: Any
+) -> str:
+    """What is to be done, and how long it takes if each prompt takes as long as the first."""
     total = timedelta(seconds=round(seconds * math.ceil(num_left / num_processes)))
     kept = f" Each is kept in {store.folder.parent} when it is done." if store is not None else ""
     return (
         f"References of {num_left} of {num_rows} prompts, {num_candidates} candidates each, on {num_processes} "
-        f"process{'es' * (num_processes > 1)}: {seconds:.1f} s for the first one, about {total} in all.{kept}"
+        f"process{'es' * (num_processes > 1)}: {seconds:.1f} s a prompt at first, about {total} in all.{kept}"
     )
 
 
