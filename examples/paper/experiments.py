@@ -300,7 +300,7 @@ class Study:
 
 
 # Seconds of an update, about
-COST_OF_SIZE = {"0.12m": 0.12, "0.32m": 0.18, "0.7m": 0.25, "2m": 0.6, "5m": 1.2, "10m": 2.5}
+COST_OF_SIZE = {"0.12m": 0.12, "0.32m": 0.18, "0.7m": 0.25, "1.1m": 0.35, "2m": 0.6, "5m": 1.2, "10m": 2.5}
 
 
 def _named(name: str, width: int) -> str:

@@ -64,7 +64,7 @@ def tune(
     if paradigm == "pairwise":
         settings: dict[str, Any] = {**SAMPLING, **references}
         rows = best_of_n_references(
-            pipeline, scorer, prompts, batch_size=64, seed=seed, show_progress=False, **settings
+            pipeline, load_scorer(judge, 64), prompts, batch_size=64, seed=seed, show_progress=False, **settings
         )
         kept = [(image, row["prompt"]) for row in rows for image in row["references"]]
         metrics["references"] = float(alignment_holds(*zip(*kept, strict=True)).mean())

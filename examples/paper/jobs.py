@@ -1,6 +1,5 @@
 """Jobs of the study: each writes one JSON file, and is not done again as long as that file fits its settings."""
 
-import gzip
 import importlib
 import json
 import platform
@@ -131,34 +130,3 @@ def _machine() -> str:
         model = None
     name = model[1].strip() if model else platform.machine()
     return f"{name} ({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__.partition('+')[0]}"
-
-
-def pack_results(jobs: Mapping[str, Job], folder: Path, file: Path) -> int:
-    """Write the results of all jobs that are done into one file, and give their number."""
-    lines = []
-    for name, job in jobs.items():
-        result = job.result(folder)
-        if result is not None:
-            lines.append(json.dumps({"name": name, **{key: result[key] for key in sorted(result)}}))
-    # Without a time stamp, so that equal results are equal files
-    write_atomically(file, gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
-    return len(lines)
-
-
-def take_results(jobs: Mapping[str, Job], folder: Path, file: Path) -> int:
-    """
-    Write those results of a file of [`pack_results`] into a folder that fit these jobs and are not there yet, and give their number.
-    They are marked: what they came with, such as the weights of judges, is not there, so that a job is done again if another needs it.
-    """
-    num_taken = 0
-    for line in gzip.decompress(file.read_bytes()).decode().splitlines():
-        result = json.loads(line)
-        name = result.pop("name")
-        job = jobs.get(name)
-        if job is None or job.fingerprint() != result["fingerprint"] or job.result(folder) is not None:
-            continue
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        content = json.dumps({**result, "is_taken": True}, indent=1) + "\n"
-        write_atomically(folder / name / RESULT_FILE, content.encode())
-        num_taken += 1
-    return num_taken

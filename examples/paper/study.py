@@ -18,8 +18,9 @@ import sys
 from pathlib import Path
 
 from experiments import FOLDER, GENERATOR_WEIGHTS, NAMES, WEIGHTS, Study
-from jobs import pack_results, stages_of, take_results, with_needs
+from jobs import stages_of, with_needs
 from report import write_report
+from results import pack_results, take_results
 
 from rewarddance_hf.shapes.generator import BASE_GENERATOR, WIDTH
 from rewarddance_hf.shapes.models import LADDER_VLMS
@@ -70,9 +71,9 @@ def main(args: argparse.Namespace) -> None:
     jobs = with_needs(study.jobs(tuple(args.only)))
     if args.results:
         print(f"{take_results(jobs, folder, Path(args.results))} results are taken from {args.results}.")
-    stages = stages_of(jobs, folder)
-    print(f"{len(jobs) - len(stages)} of {len(jobs)} jobs are done already.")
     if not args.report:
+        stages = stages_of(jobs, folder)
+        print(f"{len(stages)} of {len(jobs)} jobs are left to do.")
         run_stages(stages, folder / "logs", PRELOAD)
     print(write_report(study, folder))
     if args.pack:

@@ -140,7 +140,7 @@ def choose_references(
     """Let the judge choose Best-of-N references for one of several parts of the prompts, and save them."""
     prompts = tuning_prompts(steps_share)[part::num_parts]
     sampling: dict[str, Any] = SAMPLING
-    judge = RewardDanceScorer.from_pretrained(judge_dir, batch_size=BATCH_SIZE * NUM_REFERENCES)
+    judge = RewardDanceScorer.from_pretrained(judge_dir, batch_size=64)
     rows = best_of_n_references(
         load_generator(),
         judge,

@@ -1,5 +1,6 @@
 """The study of the paper's experiments runs as a user would run it, goes on where it stopped, and its statistics are right."""
 
+import gzip
 import importlib.util
 import json
 import re
@@ -100,7 +101,7 @@ def test_study(tmp_path):
 
     packed = tmp_path / "results.jsonl.gz"
     said = run_study(tmp_path, "--pack", str(packed))
-    assert f"{len(results)} of {len(results)} jobs are done already." in said
+    assert f"0 of {len(results)} jobs are left to do." in said
     assert "started" not in said
     assert f"{len(results)} results are in" in said
 
@@ -111,13 +112,10 @@ def test_study(tmp_path):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     bases = ("--bases", str(tmp_path / "elsewhere"))
     said = run_study(tmp_path, *bases, "--report", "--results", str(packed))
-    assert f"{len(results)} of {len(results)} jobs are done already." in said
+    assert f"{len(results)} results are taken from {packed}." in said
     again = (tmp_path / "study" / "report.md").read_text()
     ours, theirs = ([line for line in text.splitlines() if line and "clip" not in line] for text in (again, report))
     assert ours == theirs
-    shutil.rmtree(tmp_path / "study" / "generators")
-    said = run_study(tmp_path, *bases, "--only", "references", "reasons", "--report")
-    assert "1 of 6 jobs are done already." in said  # a judge; the one that tunes has to be trained again, from pairs
     shutil.rmtree(tmp_path / "study")
     (tmp_path / "here").rename(tmp_path / "study")
 
@@ -144,6 +142,42 @@ def test_figures_of_the_readme_are_those_of_the_results_that_ship(tmp_path):
     figures = re.findall(r"([+-]\d+\.\d)(?: points)? (\([+-]\d+\.\d to [+-]\d+\.\d\))", "\n".join(lines))
     assert len(figures) > 8
     assert [" ".join(figure) for figure in figures if " ".join(figure) not in report] == []
+
+
+def test_results_that_came_without_weights(tmp_path, monkeypatch):
+    """A job whose result was taken is done again only if one that needs it is not done; others' results are left alone."""
+    jobs = load("jobs")
+    monkeypatch.setitem(sys.modules, "jobs", jobs)
+    results = load("results")
+    judge, other = (jobs.Job(f"judges/{name}", "judges:measure", {"name": name}) for name in "ab")
+    tuned = jobs.Job("generators/a", "generators:tune", {}, (judge,))
+    everything = jobs.with_needs([tuned, other])
+    for job in everything.values():
+        jobs_file = tmp_path / "here" / job.name / "result.json"
+        jobs_file.parent.mkdir(parents=True)
+        jobs_file.write_text(json.dumps({"fingerprint": job.fingerprint(), "metrics": {"value": job.name}}))
+    packed = tmp_path / "packed.gz"
+    assert results.pack_results(everything, tmp_path / "here", packed) == 3
+    assert results.take_results(everything, tmp_path / "there", packed) == 3
+    assert results.take_results(everything, tmp_path / "there", packed) == 0
+    assert tuned.result(tmp_path / "there")["metrics"] == {"value": "generators/a"}
+    assert jobs.stages_of(everything, tmp_path / "there") == {}
+    (tmp_path / "there" / "generators" / "a" / "result.json").unlink()
+    assert [*jobs.stages_of(everything, tmp_path / "there")] == ["judges_a", "generators_a"]
+    changed = jobs.with_needs([jobs.Job("judges/b", "judges:measure", {"name": "c"})])
+    assert results.take_results(changed, tmp_path / "changed", packed) == 0
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive", gzip.compress(b"{}")[:-9], gzip.compress(b"{")])
+def test_files_that_hold_no_results(tmp_path, monkeypatch, content):
+    """A missing or broken file of results is told by name."""
+    monkeypatch.setitem(sys.modules, "jobs", load("jobs"))
+    file = tmp_path / "results.jsonl.gz"
+    if content is not None:
+        file.write_bytes(content)
+    wanted = "There is no file" if content is None else "cannot be read"
+    with pytest.raises(SystemExit, match=rf"{wanted}.*`--pack` has written"):
+        load("results").take_results({}, tmp_path, file)
 
 
 def test_settings_that_cannot_be(tmp_path):
