@@ -85,6 +85,8 @@ class Study:
         """
         settings = self.settings["sizes"]
         widths = [width for width in settings["generators"] if width in self.generators]
+        search = dict(settings["search"])
+        searching = search.pop("sizes")
         jobs: dict[tuple[Any, ...], Job] = {("base", width): self.base_generator(width) for width in widths}
         for size in settings["sizes"]:
             if size not in self.bases:
@@ -95,15 +97,16 @@ class Study:
                 for paradigm in settings["paradigms"]:
                     jobs[size, "judge", paradigm, seed] = self.full_judge(size, paradigm, seed)
                     for width in widths:
-                        if paradigm in settings["generators"][width]:
+                        if size in settings["generators"][width].get(paradigm, ()):
                             jobs[size, "tuned", paradigm, seed, width] = self.tuned(size, paradigm, seed, width=width)
-                jobs[size, "search", "pointwise", seed] = Job(
-                    f"searches/{size}_{seed}",
-                    "generators:search",
-                    {"seed": seed, **settings["search"]},
-                    (self.full_judge(size, "pointwise", seed),),
-                    cost=60,
-                )
+                if size in searching:
+                    jobs[size, "search", "pointwise", seed] = Job(
+                        f"searches/{size}_{seed}",
+                        "generators:search",
+                        {"seed": seed, **search},
+                        (self.full_judge(size, "pointwise", seed),),
+                        cost=60,
+                    )
         return jobs
 
     def references(self) -> dict[tuple[Any, ...], Job]:

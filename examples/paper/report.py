@@ -199,7 +199,8 @@ def _sizes(results: Results, folder: Path) -> list[str]:
                     f"- {name.capitalize()} accuracy and gain by tuning a generator of width {width}, over {len(of_width)} judges: "
                     f"rank correlation {found.value:.2f} ({found.low:.2f} to {found.high:.2f})."
                 )
-    for small, large in zip(sizes, sizes[1:], strict=False):
+    steps = [*zip(sizes, sizes[1:], strict=False)]
+    for small, large in steps if len(steps) < 2 else [*steps, (sizes[0], sizes[-1])]:
         for paradigm in ("pointwise", "pairwise"):
             first, second = (_of(results, size, "judge", paradigm) for size in (large, small))
             if first and second:
