@@ -80,7 +80,7 @@ def draw_paradigms(results: Results, names: Mapping[str, str], counts: Sequence[
 def draw_sizes(results: Results, sizes: Sequence[str], points: Sequence[JudgeAndGain], file: Path) -> None:
     """Accuracy by size, and what a generator gains over each accuracy of the judge that tunes it."""
     figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    places = list(range(len(sizes)))
+    places = [float(size.removesuffix("m")) for size in sizes]
     for paradigm in ("pointwise", "pairwise"):
         for split, style in (("id", "-"), ("ood", "--")):
             at = {
@@ -101,7 +101,9 @@ def draw_sizes(results: Results, sizes: Sequence[str], points: Sequence[JudgeAnd
                 color=COLORS[paradigm],
                 label=title,
             )
+    panels[0].set_xscale("log")
     panels[0].set_xticks(places, [f"{size[:-1]}M" for size in sizes])
+    panels[0].set_xticks([], minor=True)
     panels[0].set(xlabel="parameters of the judge", ylabel="accuracy, %", title="accuracy")
     panels[0].legend(fontsize=8)
     widths = list(dict.fromkeys(point.width for point in points))

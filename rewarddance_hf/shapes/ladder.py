@@ -3,7 +3,7 @@ A ladder of tiny base models, all trained by one recipe: what a judge gains from
 
 They answer questions about the facts of images, and say of single images, then also of two of one prompt, whether each is right and what
 is wrong with it, as judges of the layout `"text_after_each"` see them. They never see a preference. `make shapes-base SIZE=2m` trains one into
-`outputs/shapes_base_2m`; the same seed gives the same weights on the same machine. The smaller two ship.
+`outputs/shapes_base_2m`; the same seed gives the same weights on the same machine. `0.12m` and `0.7m` ship.
 """
 
 import argparse
