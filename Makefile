@@ -153,13 +153,10 @@ paper: $(VENV)/.installed  ## run the paper's experiments on shapes (writes outp
 # What the experiments ask for beside what ships. One that is there is not made again.
 VLM = model.safetensors
 DENOISER = transformer/diffusion_pytorch_model.safetensors
-paper-models: $(addprefix outputs/shapes_,base_0.32m/$(VLM) base_1.1m/$(VLM) generator_32/$(DENOISER) clip_base/$(VLM) clip_generator/$(DENOISER))  ## train the further models of the paper's experiments, two at a time with `make -j 2 paper-models`
+paper-models: $(addprefix outputs/shapes_,base_1.1m/$(VLM) clip_base/$(VLM) clip_generator/$(DENOISER))  ## train the further models of the paper's experiments, two at a time with `make -j 2 paper-models`
 
 outputs/shapes_base_%/$(VLM): | $(VENV)/.installed
 	$(MAKE) shapes-base SIZE=$*
-
-outputs/shapes_generator_%/$(DENOISER): | $(VENV)/.installed
-	$(MAKE) shapes-generator WIDTH=$*
 
 outputs/shapes_clip_base/$(VLM): | $(VENV)/.installed
 	$(MAKE) shapes-clip-base

@@ -105,7 +105,6 @@ def draw_sizes(results: Results, sizes: Sequence[str], points: Sequence[JudgeAnd
     panels[0].set_xticks(places, [f"{size[:-1]}M" for size in sizes])
     panels[0].set_xticks([], minor=True)
     panels[0].set(xlabel="parameters of the judge", ylabel="accuracy, %", title="accuracy")
-    panels[0].legend(fontsize=8)
     widths = list(dict.fromkeys(point.width for point in points))
     for axes, accuracy, title in (
         (panels[1], "accuracy_id", "in domain"),
@@ -128,6 +127,7 @@ def draw_sizes(results: Results, sizes: Sequence[str], points: Sequence[JudgeAnd
         axes.set(xlabel=f"accuracy of the judge {title}, %", ylabel="gain of the generator, points")
         axes.set_title(f"gain by tuning, over accuracy {title}", fontsize=10)
         axes.axhline(0, color="#bbbbbb", linewidth=1)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower left", ncols=2)
     handles, labels = panels[2].get_legend_handles_labels()
     title = "gain by tuning; larger marks: larger judges"
     figure.legend(handles, labels, fontsize=8, title=title, title_fontsize=8, loc="outside lower right", ncols=4)

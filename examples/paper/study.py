@@ -30,16 +30,22 @@ from rewarddance_hf.shapes.stages import run_stages
 PRELOAD = ("torch", "transformers", "diffusers", "peft", "datasets", "judges", "generators", "attacks", "clips")
 
 
+# Models that ship with the study, in folders named as those in outputs/
+MODELS = Path(__file__).parent / "models"
+
+
 def find_bases(folder: Path) -> dict[str, Path]:
-    """Base models by size: those that ship, and those that `make shapes-base` has written to a folder."""
+    """Base models by size: those that ship, and those that `make shapes-base` has written to a folder, which come first."""
     shipped = {file.parent.name: file.parent for file in sorted(LADDER_VLMS.glob(f"*/{WEIGHTS}"))}
-    found = sorted(folder.glob(f"shapes_base_*/{WEIGHTS}"))
+    found = [file for place in (MODELS, folder) for file in sorted(place.glob(f"shapes_base_*/{WEIGHTS}"))]
     return shipped | {file.parent.name.rpartition("_")[2]: file.parent for file in found}
 
 
 def find_generators(folder: Path) -> dict[int, Path]:
-    """Generators by width: the one that ships, and those that `make shapes-generator WIDTH=...` has written to a folder."""
-    found = sorted(folder.glob(f"shapes_generator_*/{GENERATOR_WEIGHTS}"))
+    """Generators by width: those that ship, and those that `make shapes-generator WIDTH=...` has written to a folder, which come first."""
+    found = [
+        file for place in (MODELS, folder) for file in sorted(place.glob(f"shapes_generator_*/{GENERATOR_WEIGHTS}"))
+    ]
     return {WIDTH: BASE_GENERATOR} | {int(file.parents[1].name.rpartition("_")[2]): file.parents[1] for file in found}
 
 

@@ -138,9 +138,10 @@ def test_figures_of_the_readme_are_those_of_the_results_that_ship(tmp_path):
         pytest.skip("these are results of other settings or of another version")
     readme, report = (path.read_text() for path in (FOLDER / "README.md", tmp_path / "report.md"))
     section = readme.split("### Sizes, tuning and search")[1].split("\n### ")[0]
-    lines = [line for line in section.splitlines() if "width 32" not in line]  # a generator that does not ship
-    figures = re.findall(r"([+-]\d+\.\d)(?: points)? (\([+-]\d+\.\d to [+-]\d+\.\d\))", "\n".join(lines))
-    assert len(figures) > 8
+    figures = re.findall(r"([+-]\d+\.\d)(?: points)? (\([+-]\d+\.\d to [+-]\d+\.\d\))", section)
+    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    figures += re.findall(r"(\d\.\d\d) (\(-?\d\.\d\d to \d\.\d\d\))", table)
+    assert len(figures) > 20
     assert [" ".join(figure) for figure in figures if " ".join(figure) not in report] == []
 
 
