@@ -20,6 +20,9 @@ from rewarddance_hf.alignment.refl.references import best_of_n_references
 
 
 PROMPTS = ["a red circle", "two blue square"]
+MANY_PROMPTS = [
+    f"{shape} {word}" for shape in ("circle", "square", "star", "tree") for word in ("red", "blue", "on", "under")
+]
 KWARGS = {"num_inference_steps": 3, "height": 16, "width": 16, "guidance_scale": 6.0}
 
 
@@ -94,8 +97,8 @@ def test_candidates_depend_on_their_prompt_only(pipeline, scorers):
 
 @pytest.mark.parametrize("method", ["top", "random"])
 def test_prompts_share_batches(pipeline, scorers, method, caplog, tmp_path):
-    """A batch with room for several prompts takes them all, gives what each gives alone, and a broken sample is made up for."""
-    prompts, sizes, broken = [*PROMPTS, "a green star"], [], []
+    """A batch takes the candidates of several prompts, after a trial; they are what each prompt gives alone, and broken ones are made up for."""
+    prompts, sizes, broken = MANY_PROMPTS, [], []
 
     def hook(_, inputs, output):
         sizes.append(len(output))
@@ -104,12 +107,14 @@ def test_prompts_share_batches(pipeline, scorers, method, caplog, tmp_path):
         return output
 
     settings = {"top_k": 2, "method": method, "prompts": prompts}
+    trial, batches = [1, 1, 1, 2], [8] * 8 if method == "top" else [8] * 4
     handle = pipeline.vae.decoder.register_forward_hook(hook)
     try:
         alone = references_of(pipeline, scorers["pairwise"], batch_size=1, **settings)
+        assert sizes == [1] * (64 if method == "top" else 32)
         sizes.clear()
         together = references_of(pipeline, scorers["pairwise"], batch_size=9, output_dir=tmp_path, **settings)
-        assert sizes == ([8, 4] if method == "top" else [6])
+        assert sizes == trial + batches
         assert together["seeds"] == alone["seeds"]
         for ours, theirs in zip(together, alone, strict=True):
             for image, other in zip(ours["references"], theirs["references"], strict=True):
@@ -119,14 +124,38 @@ def test_prompts_share_batches(pipeline, scorers, method, caplog, tmp_path):
         got = references_of(pipeline, scorers["pairwise"], batch_size=9, **settings)
     finally:
         handle.remove()
-    if method == "random":  # two are drawn of each prompt: the third of the batch is the first of the second prompt
+    if method == "random":  # two are drawn of each prompt: the third of a batch is the first of its second prompt
         assert "Candidate 0 of `prompts[1]" in caplog.text
-        assert sizes == [6, 1]
+        assert sizes == trial + [8, 1] * 4
         assert got["seeds"][1] == [candidate_seed(0, prompts[1], candidate) for candidate in (1, 2)]
     else:
         assert "Candidate 2 of `prompts[0]" in caplog.text
         assert candidate_seed(0, prompts[0], 2) not in got["seeds"][0]
         assert got["seeds"][1] == alone["seeds"][1]
+
+
+def test_prompts_that_do_not_go_together(pipeline, scorers):
+    """A pipeline that mixes up the prompts of a batch without a word, or takes one at a time, draws each prompt's candidates alone."""
+    prompts = MANY_PROMPTS
+    settings = {"top_k": 1, "num_candidates": 1, "method": "random", "prompts": prompts, "batch_size": 8}
+    wanted = references_of(pipeline, None, **{**settings, "batch_size": 1})
+
+    class Mixing(type(pipeline)):
+        def encode_prompt(self, prompt, *arguments, **kwargs):
+            first = [prompt[0]] * len(prompt) if isinstance(prompt, list) else prompt
+            return super().encode_prompt(first, *arguments, **kwargs)
+
+    class Single(type(pipeline)):
+        def __call__(self, prompt, **kwargs):
+            if not isinstance(prompt, str):
+                raise ValueError("Passing a list of prompts is not supported.")
+            return super().__call__(prompt, **kwargs)
+
+    for kind in (Mixing, Single):
+        got = references_of(quiet(kind(**pipeline.components, requires_safety_checker=False)), None, **settings)
+        assert got["seeds"] == wanted["seeds"]
+        for ours, theirs in zip(got["references"], wanted["references"], strict=True):
+            assert distance(ours[0], theirs[0]) <= 1
 
 
 def test_tournament_and_reward_function(pipeline, scorers):

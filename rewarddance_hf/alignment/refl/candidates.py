@@ -11,7 +11,7 @@ from transformers.utils import logging
 from ...models.media_rewarddance import load_image
 from ...scoring.engine.memory import BatchLimit
 from ..pipelines.prompts import differs_in_batches
-from .conditions import ConditionTrial, load_conditions
+from .conditions import ConditionTrial, load_conditions, reason_against
 from .drawing import draw
 
 
@@ -34,19 +34,19 @@ class CandidateDrawer:
         self.pipeline_kwargs = pipeline_kwargs
         self.limit = BatchLimit(batch_size)
         self.condition_trial = ConditionTrial(pipeline)
+        self._shares_batches: bool | None = None  # None as long as nothing was tried
 
     def draw(
         self, rows: Sequence[Row], names: Sequence[str], seeds: Sequence[Sequence[int]], at_least: int | None = None
     ) -> list[dict[int, Sample]]:
         """
         Candidates of each row that can be looked at, by index; no more batches once there are `at_least`. Rows without a `condition`
-        share batches.
+        share batches where a trial shows that the pipeline makes of two prompts at once what it makes of each.
         """
         samples: list[dict[int, Sample]] = [{} for _ in rows]
         drawn = [0] * len(rows)
         plain = [place for place, row in enumerate(rows) if "condition" not in row]
-        prompts = [rows[place]["prompt"] for place in plain]
-        if len(plain) > 1 and not differs_in_batches(self.pipeline, self.pipeline_kwargs, prompts):
+        if self._go_together([rows[place]["prompt"] for place in plain], [seeds[place] for place in plain]):
             for place in plain:
                 drawn[place] = len(seeds[place]) if at_least is None else min(at_least, len(seeds[place]))
             places = [(place, candidate) for place in plain for candidate in range(drawn[place])]
@@ -63,6 +63,25 @@ class CandidateDrawer:
                 start += len(alone)
                 self.limit.run_in_halves(alone, lambda part: self._call(rows, names, seeds, part, samples))
         return samples
+
+    def _go_together(self, prompts: Sequence[str], seeds: Sequence[Sequence[int]]) -> bool:
+        """Whether candidates of several prompts can be drawn by one call of the pipeline."""
+        other = next((place for place, prompt in enumerate(prompts) if prompt != prompts[0]), None)
+        if other is None or differs_in_batches(self.pipeline, self.pipeline_kwargs, prompts):
+            return False
+        if self._shares_batches is None:
+            first, second = (prompts[0], seeds[0][0]), (prompts[other], seeds[other][0])
+
+            def draw_some(*chosen: tuple[str, int]) -> torch.Tensor:
+                some, own_seeds = zip(*chosen, strict=True)
+                return draw(self.pipeline, some, own_seeds, **{**self.pipeline_kwargs, "output_type": "pt"})[0]
+
+            alone, exchanged = [draw_some(first), draw_some(second)], draw_some((prompts[0], second[1]))
+            reason = reason_against(self.pipeline, "prompt", alone, exchanged, lambda: draw_some(first, second))
+            self._shares_batches = reason is None
+            how = "together" if reason is None else f"one by one, as {reason}"
+            logger.info(f"Candidates of several prompts are drawn {how}.")
+        return self._shares_batches
 
     def _is_alone(self, row: Row, seeds: Sequence[int]) -> bool:
         """Whether each candidate needs a call of the pipeline of its own."""

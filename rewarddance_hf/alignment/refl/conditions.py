@@ -67,22 +67,35 @@ class ConditionTrial:
 
     def _reason_against(self, image: Image.Image, draw: Callable[..., torch.Tensor]) -> str | None:
         """What keeps conditions apart, if anything does."""
-        name, other = type(self.pipeline).__name__, _unlike(image)
-        first, second, exchanged = draw([0], [image]), draw([1], [other]), draw([1], [image])
-        alone = torch.cat([first, second])
-        try:
-            together = draw([0, 1], [image, other])
-        except Exception as error:  # whatever a pipeline says to what it is not made for
-            return f"`{name}` failed with two at once: {type(error).__name__}: {error}"
-        if together.shape != alone.shape:
-            return f"`{name}` makes samples of the shape {tuple(together.shape)} of two, not {tuple(alone.shape)}"
-        effect = _distances(second, exchanged).max().item()
-        change = _distances(together, alone).max().item()
-        if not change <= LARGEST_CHANGE * effect:  # nor if one is NaN
-            return (
-                f"samples of `{name}` change by {change:.2g} with two at once, and by {effect:.2g} with the condition"
-            )
-        return None
+        other = _unlike(image)
+        alone, exchanged = [draw([0], [image]), draw([1], [other])], draw([1], [image])
+        return reason_against(self.pipeline, "condition", alone, exchanged, lambda: draw([0, 1], [image, other]))
+
+
+def reason_against(
+    pipeline: Any,
+    what: str,
+    alone: Sequence[torch.Tensor],
+    exchanged: torch.Tensor,
+    draw_together: Callable[[], torch.Tensor],
+) -> str | None:
+    """
+    What keeps two samples of a pipeline apart, if anything does: `alone` are both, `exchanged` is the second with the condition or prompt of the
+    first, which is `what` differs.
+    """
+    name = type(pipeline).__name__
+    try:
+        together = draw_together()
+    except Exception as error:  # whatever a pipeline says to what it is not made for
+        return f"`{name}` failed with two at once: {type(error).__name__}: {error}"
+    both = torch.cat(list(alone))
+    if together.shape != both.shape:
+        return f"`{name}` makes samples of the shape {tuple(together.shape)} of two, not {tuple(both.shape)}"
+    effect = _distances(alone[1], exchanged).max().item()
+    change = _distances(together, both).max().item()
+    if not change <= LARGEST_CHANGE * effect:  # nor if one is NaN
+        return f"samples of `{name}` change by {change:.2g} with two at once, and by {effect:.2g} with the {what}"
+    return None
 
 
 def _distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:

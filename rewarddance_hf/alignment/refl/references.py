@@ -36,6 +36,8 @@ logger = logging.get_logger(__name__)
 
 METHODS = ("top", "bottom", "random")
 NEW_COLUMNS = ("references", "wins", "scores", "seeds")
+# Prompts from which on it pays to find out whether candidates of several can be drawn together
+FEWEST_TO_SHARE = 16
 CONTEXT_COLUMNS = ("task", "criteria", "condition")
 # Arguments of pipelines that are set here
 OWN_ARGUMENTS = {
@@ -100,8 +102,8 @@ def best_of_n_references(
         num_rounds (`int`, *optional*):
             Number of rounds of a tournament, as in [`RewardDanceScorer.rank`].
         batch_size (`int`, *optional*, defaults to `8`):
-            Number of candidates in one call of the pipeline, of several prompts where it is at least twice the number of candidates.
-            Halved when memory runs out. With a `condition`, one by one, unless a trial at the beginning shows that the pipeline gives the same samples when it gets several images.
+            Number of candidates in one call of the pipeline. Halved when memory runs out. From 16 prompts on, a call draws those of
+            several where there is room, if a trial at the beginning shows that the samples stay the same. With a `condition`, one by one, unless a trial at the beginning shows that the pipeline gives the same samples when it gets several images.
         seed (`int`, *optional*, defaults to `0`):
             Seed that all seeds of candidates follow from.
         output_dir (`str` or `os.PathLike`, *optional*):
@@ -166,7 +168,7 @@ def best_of_n_references(
 
     # Few candidates leave room in a batch for those of further prompts.
     first_drawn = top_k if method == "random" else num_candidates
-    num_together = max(1, batch_size // first_drawn)
+    num_together = max(1, batch_size // first_drawn) if len(left) >= FEWEST_TO_SHARE else 1
 
     def make(indices: Sequence[int]) -> Iterator[bytes | None]:
         """Results of some prompts, each as a table of one row, or None if it went into the store."""
