@@ -103,7 +103,8 @@ def best_of_n_references(
             Number of rounds of a tournament, as in [`RewardDanceScorer.rank`].
         batch_size (`int`, *optional*, defaults to `8`):
             Number of candidates in one call of the pipeline. Halved when memory runs out. From 16 prompts on, a call draws those of
-            several where there is room, if a trial at the beginning shows that the samples stay the same. With a `condition`, one by one, unless a trial at the beginning shows that the pipeline gives the same samples when it gets several images.
+            several where there is room, if a trial at the beginning shows that the samples stay the same. With a `condition`, one
+            by one, unless a trial shows that the pipeline gives the same samples when it gets several images.
         seed (`int`, *optional*, defaults to `0`):
             Seed that all seeds of candidates follow from.
         output_dir (`str` or `os.PathLike`, *optional*):
